@@ -1,0 +1,113 @@
+"""What the lab raises.
+
+Every error that leaves the package is a :class:`LabError`::
+
+    LabError
+    ├── InvalidReference       a text that is not an image reference
+    ├── StateError             the lab's own files: damaged, not writable, locked
+    ├── EngineError            the container engine
+    │   ├── EngineNotFound     no engine answers, and none could be started
+    │   └── EngineLost         it answered before, and does not any more
+    ├── RegistryError          the registry
+    │   ├── RegistryUnreachable  nothing answers at its address
+    │   ├── NotInRegistry      no such repository, tag, manifest or blob
+    │   └── DamagedContent     bytes that do not match their digest or length
+    ├── ImageError             a step of an image's journey
+    │   ├── BuildError         with the log's tail and the Dockerfile line
+    │   ├── PushError
+    │   ├── PullError
+    │   └── RunError
+    ├── BaseError              a base image or the wheels could not be had
+    ├── DeploymentError        a deployment file that can't be read or run
+    └── ExerciseError          an exercise that does not exist or can't be judged
+
+A message has four parts: what was being done, the input in quotes, the cause, and the next step.
+"""
+
+from __future__ import annotations
+
+
+class LabError(Exception):
+    """Any failure that the lab reports; its text is written for the learner."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show the message alone in a notebook: the stack is the lab's, not the learner's."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InvalidReference(LabError, ValueError):
+    """A text is not a valid image reference."""
+
+
+class StateError(LabError):
+    """The lab's state folder is damaged, not writable or in use."""
+
+
+class EngineError(LabError):
+    """The container engine failed."""
+
+
+class EngineNotFound(EngineError):
+    """No container engine answers, and none could be started."""
+
+
+class EngineLost(EngineError):
+    """The engine answered before and does not any more."""
+
+
+class RegistryError(LabError):
+    """The registry refused or failed."""
+
+
+class RegistryUnreachable(RegistryError):
+    """Nothing answers at the registry's address."""
+
+
+class NotInRegistry(RegistryError):
+    """The registry holds no such repository, tag, manifest or blob."""
+
+
+class DamagedContent(RegistryError):
+    """Bytes from the registry do not match their digest or length."""
+
+
+class ImageError(LabError):
+    """A step of an image's journey failed."""
+
+
+class BuildError(ImageError):
+    """A build failed.
+
+    Attributes:
+        log: the last lines that the build printed.
+        line: the number of the Dockerfile line that failed, from 1, if it is known.
+    """
+
+    def __init__(self, message: str, *, log: tuple[str, ...] = (), line: int | None = None) -> None:
+        super().__init__(message)
+        self.log = log
+        self.line = line
+
+
+class PushError(ImageError):
+    """A push failed, or left the image incomplete in the registry."""
+
+
+class PullError(ImageError):
+    """A pull failed."""
+
+
+class RunError(ImageError):
+    """A container could not be started, or ended with an error."""
+
+
+class BaseError(LabError):
+    """A base image, or the application's wheels, could not be had from any source."""
+
+
+class DeploymentError(LabError):
+    """A deployment file can't be read or run."""
+
+
+class ExerciseError(LabError):
+    """There is no such exercise, or it can't be judged here."""
