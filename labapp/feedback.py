@@ -1,0 +1,297 @@
+"""What the lab tells while it works: lines, the commands it runs, and progress bars.
+
+The same calls serve a notebook (HTML without scripts, which stays readable in a saved file), a
+terminal (rich), a log file (plain lines) and a test (:class:`QuietFeedback`).
+"""
+
+from __future__ import annotations
+
+import html
+import shlex
+import threading
+import time
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import rich.console
+import rich.progress
+from IPython.core.getipython import get_ipython
+from IPython.display import HTML, display
+
+Unit = Literal["bytes", "steps"]
+
+REDRAW_SECONDS = 0.1
+
+
+@dataclass
+class Bar:
+    """One line of progress; ``total`` is None while it is not known."""
+
+    done: float = 0.0
+    total: float | None = None
+    note: str = ""
+    finished: bool = False
+
+
+class Bars:
+    """Progress of one operation, a bar for each of its parts; use it in a ``with`` block."""
+
+    def __init__(self, title: str, *, unit: Unit = "bytes") -> None:
+        self.title = title
+        self.unit = unit
+        self.bars: dict[str, Bar] = {}
+        self.failed = False
+        self._began = time.monotonic()
+        self._drawn = 0.0
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> Bars:
+        self.draw()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self.failed = error is not None
+            if not self.failed:
+                for key in self.bars:
+                    self.finish(key, self.bars[key].note)
+            self.draw()
+            self.close()
+
+    @property
+    def seconds(self) -> float:
+        """How long the operation has taken so far, in seconds."""
+        return time.monotonic() - self._began
+
+    def update(self, key: str, done: float, total: float | None, note: str = "") -> None:
+        """Say how far a part is.
+
+        Args:
+            key: the part's name; an unknown one adds a bar.
+            done: bytes or steps done so far.
+            total: of how many; None when that is not known.
+            note: a word or two shown behind the bar.
+        """
+        with self._lock:
+            self.bars[key] = Bar(done, total, note)
+            if time.monotonic() - self._drawn >= REDRAW_SECONDS:
+                self._drawn = time.monotonic()
+                self.draw()
+
+    def finish(self, key: str, note: str = "done") -> None:
+        """Say that a part reached its end."""
+        with self._lock:
+            bar = self.bars.setdefault(key, Bar())
+            end = bar.total or bar.done or 1.0
+            self.bars[key] = Bar(end, end, note, finished=True)
+
+    def draw(self) -> None:
+        """Show the bars as they stand; a kind of feedback that shows none leaves this out."""
+
+    def close(self) -> None:
+        """End the display."""
+
+
+class Feedback(Protocol):
+    """Where the lab's words go."""
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+
+    def command(self, argv: Sequence[str]) -> None:
+        """Print the command line that does what the lab is about to do."""
+
+    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
+        """Return progress bars under a title, to be used in a ``with`` block."""
+
+
+class TerminalFeedback:
+    """Lines, and on a terminal moving bars; where output is a file, a line when a part ends."""
+
+    def __init__(self) -> None:
+        self.console = rich.console.Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+    def command(self, argv: Sequence[str]) -> None:
+        """Print the command line that does what the lab is about to do."""
+        self.console.print(f"$ {shlex.join(argv)}", style="bold", markup=False)
+
+    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
+        """Return progress bars under a title."""
+        if self.console.is_terminal:
+            return _TerminalBars(title, unit=unit, console=self.console)
+        return _PlainBars(title, unit=unit)
+
+
+class NotebookFeedback:
+    """Plain lines and HTML bars, updated in place, in the output of a notebook's cell."""
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        print(text, flush=True)
+
+    def command(self, argv: Sequence[str]) -> None:
+        """Print the command line that does what the lab is about to do."""
+        print(f"$ {shlex.join(argv)}", flush=True)
+
+    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
+        """Return progress bars under a title."""
+        return _NotebookBars(title, unit=unit)
+
+
+@dataclass
+class QuietFeedback:
+    """Keeps what it was told, and prints nothing."""
+
+    lines: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    shown: list[Bars] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Keep one line."""
+        self.lines.append(text)
+
+    def command(self, argv: Sequence[str]) -> None:
+        """Keep a command line, without the leading ``$``."""
+        self.commands.append(shlex.join(argv))
+
+    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
+        """Return bars that are kept in ``shown``."""
+        self.shown.append(Bars(title, unit=unit))
+        return self.shown[-1]
+
+
+def feedback_here() -> Feedback:
+    """Return the feedback that fits: a notebook's inside a Jupyter kernel, else a terminal's."""
+    shell = get_ipython()
+    if shell is not None and getattr(shell, "kernel", None) is not None:
+        return NotebookFeedback()
+    return TerminalFeedback()
+
+
+def amount(value: float, unit: Unit = "bytes") -> str:
+    """Return a number as a person reads it: ``12.3 MB`` (powers of ten), or ``4``."""
+    if unit == "steps":
+        return f"{value:.0f}"
+    for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f} {name}"
+    return f"{value:.0f} B"
+
+
+def _how_far(bar: Bar, unit: Unit) -> str:
+    if bar.total is None:
+        return amount(bar.done, unit) if bar.done else ""
+    if bar.finished:
+        return amount(bar.total, unit) if unit == "bytes" and bar.total > 1 else ""
+    return f"{amount(bar.done, unit)} of {amount(bar.total, unit)}"
+
+
+class _PlainBars(Bars):
+    """A line when the operation starts, and one for each part that ends."""
+
+    def draw(self) -> None:
+        if not self.bars and not self.failed:
+            print(self.title, flush=True)
+
+    def finish(self, key: str, note: str = "done") -> None:
+        already = key in self.bars and self.bars[key].finished
+        super().finish(key, note)
+        if not already:
+            words = " ".join(
+                filter(None, [key, _how_far(self.bars[key], self.unit), note or "done"])
+            )
+            print(f"  {words}", flush=True)
+
+
+class _TerminalBars(Bars):
+    def __init__(self, title: str, *, unit: Unit, console: rich.console.Console) -> None:
+        super().__init__(title, unit=unit)
+        self._console = console
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("  {task.description:<28}", markup=False),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.fields[words]}", markup=False),
+            rich.progress.TimeElapsedColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+        console.print(title, markup=False)
+        self._progress.start()
+
+    def draw(self) -> None:
+        for key, bar in self.bars.items():
+            if key not in self._tasks:
+                self._tasks[key] = self._progress.add_task(key[:28], total=None, words="")
+            words = " ".join(filter(None, [_how_far(bar, self.unit), bar.note]))
+            self._progress.update(
+                self._tasks[key], completed=bar.done, total=bar.total, words=words[:60]
+            )
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+_CELL = "padding:1px 10px 1px 0;border:0;text-align:left;vertical-align:middle"
+
+
+class _NotebookBars(Bars):
+    """An HTML table with a ``<progress>`` in each row, redrawn by ``display_id``."""
+
+    def __init__(self, title: str, *, unit: Unit) -> None:
+        super().__init__(title, unit=unit)
+        self._handle: Any = None
+        self._last = ""
+
+    def draw(self) -> None:
+        text = self._html()
+        if self._handle is None:
+            self._handle = display(HTML(text), display_id=True)  # type: ignore[no-untyped-call]
+        elif text != self._last:
+            self._handle.update(HTML(text))  # type: ignore[no-untyped-call]
+        self._last = text
+
+    def _html(self) -> str:
+        ended = bool(self.bars) and all(bar.finished for bar in self.bars.values())
+        state, words = "running", "…"
+        if self.failed:
+            state, words = "failed", "stopped by an error"
+        elif ended:
+            state, words = "done", f"{self.seconds:.1f} s"
+        return (
+            f'<div class="labapp-bars" data-state="{state}">'
+            f"<div>{html.escape(self.title)} <small>{words}</small></div>"
+            f'<table style="border-collapse:collapse;margin:2px 0 6px 0">{"".join(self._rows())}'
+            "</table></div>"
+        )
+
+    def _rows(self) -> Iterator[str]:
+        for key, bar in self.bars.items():
+            end = bar.total or 1
+            value = f' value="{min(bar.done, end):.0f}"' if bar.total else ""
+            words = " · ".join(filter(None, [_how_far(bar, self.unit), bar.note]))
+            yield (
+                f'<tr><td style="{_CELL}"><code>{html.escape(key)}</code></td>'
+                f'<td style="{_CELL}"><progress max="{end:.0f}"{value} '
+                f'aria-label="{html.escape(key)}" style="width:160px"></progress></td>'
+                f'<td style="{_CELL}">{html.escape(words)}</td></tr>'
+            )
+
+
+@contextmanager
+def one_bar(feedback: Feedback, title: str, key: str, *, unit: Unit = "steps") -> Iterator[Bars]:
+    """Show a single bar of unknown length while the block runs."""
+    with feedback.bars(title, unit=unit) as bars:
+        bars.update(key, 0, None)
+        yield bars
