@@ -1,0 +1,108 @@
+"""The bench: engine, registry and base images, ready to work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from labapp import bases as base_images
+from labapp import engine as engines
+from labapp.bases import Base
+from labapp.engine import Engine
+from labapp.errors import BaseError
+from labapp.feedback import Feedback
+from labapp.leftovers import remove_leftovers
+from labapp.reference import Reference
+from labapp.registry import Registry
+from labapp.registry_server import RegistryServer
+from labapp.state import State
+from labapp.wheels import fetch
+
+REPOSITORY = Path(__file__).parent.parent
+"""The clone that this package is part of."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every step of the lab works on.
+
+    Attributes:
+        state: the lab's own files.
+        engine: the container engine.
+        server: the registry's container.
+        registry: the registry over HTTP.
+        bases: the base images in the registry.
+        repository: the clone: notebooks, Dockerfiles, the application.
+    """
+
+    state: State
+    engine: Engine
+    server: RegistryServer
+    registry: Registry
+    bases: tuple[Base, ...]
+    repository: Path
+
+    def base(self, name: str) -> Reference:
+        """Return a base image pinned by digest.
+
+        Args:
+            name: its public name, ``python:3.13`` or ``python:3.13-slim``.
+
+        Raises:
+            BaseError: the lab has no such base image.
+        """
+        for base in self.bases:
+            if base.name == name:
+                return base.reference
+        known = ", ".join(f"'{base.name}'" for base in self.bases)
+        raise BaseError(f"looking up the base image '{name}': the lab has {known}.")
+
+    @property
+    def application(self) -> Path:
+        """The source of the application that every chapter builds."""
+        return self.repository / "dockerfiles" / "app"
+
+    def stop(self, *, feedback: Feedback) -> None:
+        """Stop the registry, and the engine if it is the lab's own; nothing is removed."""
+        self.server.stop(feedback=feedback)
+        engines.stop(self.state, feedback=feedback)
+
+
+def prepare(
+    state: State, *, source: str = "auto", clean: bool = False, feedback: Feedback
+) -> Bench:
+    """Make everything ready that a chapter needs; quick when it already is.
+
+    Args:
+        state: the lab's own files.
+        source: where base images come from: ``auto``, ``mirror``, ``hub`` or ``debian``.
+        clean: also remove what earlier, cut-off work left behind. Not while something builds.
+        feedback: where progress is told.
+
+    Raises:
+        EngineNotFound: no engine answers, and none can be started here.
+        RegistryError: the registry does not start.
+        BaseError: a base image or a wheel could not be had from any source.
+    """
+    with state.lock(
+        "prepare", waiting=lambda: feedback.say("Another process prepares this lab; waiting.")
+    ):
+        engine = engines.start(state, feedback=feedback)
+        if clean:
+            for line in remove_leftovers(engine, state):
+                feedback.say(f"Removed a leftover: {line}")
+        server = RegistryServer(engine=engine, state=state)
+        bases = base_images.prepare(engine, server, state, source=source, feedback=feedback)
+        fetch(
+            REPOSITORY / "dockerfiles" / "app" / "wheels",
+            platform=engine.platform,
+            feedback=feedback,
+        )
+    return Bench(
+        state=state,
+        engine=engine,
+        server=server,
+        registry=server.registry(),
+        bases=bases,
+        repository=REPOSITORY,
+    )
