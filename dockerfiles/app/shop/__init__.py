@@ -1,0 +1,3 @@
+"""A small shop that answers with prices."""
+
+__version__ = "1.0"
