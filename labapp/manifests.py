@@ -7,6 +7,7 @@ Docker's Image Manifest Version 2, Schema 2, which differs only in its media typ
 from __future__ import annotations
 
 import hashlib
+import platform as machine
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 MANIFEST_TYPES = (OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX)
 """The media types that the lab can read, to be joined into an ``Accept`` header."""
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Platform:
                 "os/architecture/variant. Write it as in 'linux/amd64' or 'linux/arm64/v8'."
             )
         return cls(*parts)
+
+    @classmethod
+    def here(cls) -> Platform:
+        """Return the platform of this machine's containers, which are Linux on every system."""
+        processor = machine.machine().lower()
+        return cls("linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(processor, processor))
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
@@ -166,7 +173,7 @@ def digest_of(data: bytes) -> str:
 
 
 def is_digest(text: str) -> bool:
-    """Tell if a text is a whole digest (OCI descriptor.md, "Digests"): sha256 or sha512."""
+    """Tell if a text is a whole digest (OCI descriptor.md, "Digests") of a known algorithm."""
     return _DIGEST.fullmatch(text) is not None
 
 
