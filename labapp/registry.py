@@ -19,6 +19,7 @@ from labapp.registry_http import Answer
 from labapp.registry_reader import RegistryReader
 
 CHECK_THREADS = 4
+PIECE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -44,42 +45,35 @@ class Registry(RegistryReader):
     def upload_blob(self, repository: str, chunks: Iterable[bytes]) -> tuple[str, int]:
         """Store a blob as its bytes come, and return its digest and its length in bytes.
 
-        An upload that fails, or whose bytes can't be had, is cancelled: nothing is left behind.
+        The bytes go in pieces of 8 MiB: CNCF Distribution can cancel an upload only as of its last
+        whole piece. If they end in an error, the upload is cancelled and leaves nothing behind.
 
         Raises:
             RegistryError: the registry did not take it, say because its disk is full.
             Exception: whatever the iterable raises.
         """
         doing = f"uploading a blob to '{self.address}/{repository}'"
-        answer = self._http.ask(
-            "POST", self._path(repository, "blobs/uploads/"), doing=doing, expected=(202,)
-        )
-        upload = _location(answer, doing)
-        body = _Body(chunks)
+        path = self._path(repository, "blobs/uploads/")
+        hasher, size = hashlib.sha256(), 0
+        upload = _location(self._http.ask("POST", path, doing=doing, expected=(202,)), doing)
         try:
-            answer = self._http.ask(
-                "PATCH",
-                upload,
-                doing=doing,
-                expected=(202, 204),
-                headers={"Content-Type": "application/octet-stream"},
-                data=iter(body),
-            )
-            upload = _location(answer, doing)
-            query = "&" if "?" in upload else "?"
-            self._http.ask(
-                "PUT",
-                f"{upload}{query}digest={quote(body.digest)}",
-                doing=doing,
-                expected=(201, 204),
-            )
-        except BaseException as error:
+            for piece in _pieces(chunks):
+                hasher.update(piece)
+                headers = {
+                    "Content-Type": "application/octet-stream",
+                    "Content-Range": f"{size}-{size + len(piece) - 1}",
+                }
+                answer = self._http.ask(
+                    "PATCH", upload, doing=doing, expected=(202, 204), headers=headers, data=piece
+                )
+                upload, size = _location(answer, doing), size + len(piece)
+            digest = f"sha256:{hasher.hexdigest()}"
+            end = f"{upload}{'&' if '?' in upload else '?'}digest={quote(digest)}"
+            self._http.ask("PUT", end, doing=doing, expected=(201, 204))
+        except BaseException:
             self._cancel(upload)
-            # The connection's library takes an error of the iterable for one of its own.
-            if body.error is not None and body.error is not error:
-                raise body.error from None
             raise
-        return body.digest, body.size
+        return digest, size
 
     def mount_blob(self, repository: str, digest: str, from_repository: str) -> bool:
         """Take a blob over from another repository of this registry, without sending it.
@@ -170,31 +164,16 @@ class Registry(RegistryReader):
             self._http.ask("DELETE", upload, doing="cancelling an upload", expected=(200, 204))
 
 
-class _Body:
-    """The bytes on their way: counted and hashed, and the error that ended them kept."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = chunks
-        self._hasher = hashlib.sha256()
-        self.size = 0
-        self.error: BaseException | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for chunk in self._chunks:
-                self._hasher.update(chunk)
-                self.size += len(chunk)
-                if chunk:
-                    yield chunk
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            self.error = error
-            raise
-
-    @property
-    def digest(self) -> str:
-        return f"sha256:{self._hasher.hexdigest()}"
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Gather chunks of any size into pieces of about PIECE_BYTES, none of them empty."""
+    piece = bytearray()
+    for chunk in chunks:
+        piece += chunk
+        if len(piece) >= PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
 
 
 def _location(answer: Answer, doing: str) -> str:
