@@ -8,6 +8,7 @@ from pathlib import Path
 from labapp import bases as base_images
 from labapp import engine as engines
 from labapp.bases import Base
+from labapp.dockerfile import instructions
 from labapp.engine import Engine
 from labapp.errors import BaseError
 from labapp.feedback import Feedback
@@ -33,6 +34,7 @@ class Bench:
         registry: the registry over HTTP.
         bases: the base images in the registry.
         repository: the clone: notebooks, Dockerfiles, the application.
+        work: the folder for a chapter's files.
     """
 
     state: State
@@ -41,6 +43,7 @@ class Bench:
     registry: Registry
     bases: tuple[Base, ...]
     repository: Path
+    work: Path
 
     def base(self, name: str) -> Reference:
         """Return a base image pinned by digest.
@@ -61,6 +64,22 @@ class Bench:
     def application(self) -> Path:
         """The source of the application that every chapter builds."""
         return self.repository / "dockerfiles" / "app"
+
+    def build_arguments(self, dockerfile: Path) -> dict[str, str]:
+        """Return the build arguments that make a Dockerfile build without the internet.
+
+        Args:
+            dockerfile: its ``ARG`` lines say which arguments it takes. Public Python images are
+                replaced by the lab's copies, and pip looks for wheels in the context only.
+        """
+        arguments = {}
+        known = {base.name: str(base.reference) for base in self.bases}
+        for name, default in declared_arguments(dockerfile).items():
+            if default in known:
+                arguments[name] = known[default]
+            elif name == "PIP_NO_INDEX":
+                arguments[name] = "1"
+        return arguments
 
     def stop(self, *, feedback: Feedback) -> None:
         """Stop the registry, and the engine if it is the lab's own; nothing is removed."""
@@ -105,4 +124,19 @@ def prepare(
         registry=server.registry(),
         bases=bases,
         repository=REPOSITORY,
+        work=REPOSITORY / "notebooks" / "work",
     )
+
+
+def declared_arguments(dockerfile: Path) -> dict[str, str]:
+    """Return the ``ARG`` names of a Dockerfile with their defaults; empty when there is no file."""
+    if not dockerfile.is_file():
+        return {}
+    text = dockerfile.read_text(encoding="utf-8", errors="replace")
+    declared: dict[str, str] = {}
+    for instruction in instructions(text):
+        if instruction.keyword == "ARG":
+            for word in instruction.words:
+                name, _, default = word.text.partition("=")
+                declared.setdefault(name, default.strip("\"'"))
+    return declared

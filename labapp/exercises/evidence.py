@@ -1,0 +1,112 @@
+"""What checks read: tags and digests in the registry, containers on the engine, files in layers."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import Any
+
+import docker.errors
+import requests
+from isal import igzip
+
+from labapp.bench import Bench
+from labapp.errors import EngineLost, NotInRegistry
+from labapp.registry import RegistryImage
+
+
+def digest(bench: Bench, repository: str, tag: str) -> str | None:
+    """Return the digest that the registry serves for a tag; None when there is no such tag."""
+    try:
+        return bench.registry.resolve(repository, tag)
+    except NotInRegistry:
+        return None
+
+
+def image(bench: Bench, repository: str, identifier: str) -> RegistryImage | None:
+    """Return an image's manifest and config from the registry; None when there is none."""
+    sign = "@" if identifier.startswith("sha256:") else ":"
+    try:
+        return bench.registry.image(f"{bench.registry.address}/{repository}{sign}{identifier}")
+    except NotInRegistry:
+        return None
+
+
+def repositories_with(bench: Bench, tag: str) -> list[str]:
+    """Return the repositories that hold a tag."""
+    return [name for name in bench.registry.repositories() if tag in bench.registry.tags(name)]
+
+
+def on_engine(bench: Bench, reference: str) -> bool:
+    """Say whether the engine has an image under a name."""
+    try:
+        bench.engine.client.api.inspect_image(reference)
+    except docker.errors.ImageNotFound:
+        return False
+    except (requests.RequestException, docker.errors.APIError) as error:
+        raise _lost(bench, error) from error
+    return True
+
+
+def containers(bench: Bench) -> list[dict[str, Any]]:
+    """Return what the engine says of each container that was started from this lab's registry.
+
+    Raises:
+        EngineLost: the engine does not answer any more.
+    """
+    api = bench.engine.client.api
+    found = []
+    try:
+        for listed in api.containers(all=True):
+            container = api.inspect_container(listed["Id"])
+            if container["Config"]["Image"].startswith(f"{bench.registry.address}/"):
+                found.append(container)
+    except (requests.RequestException, docker.errors.APIError) as error:
+        raise _lost(bench, error) from error
+    return found
+
+
+def published_port(container: dict[str, Any]) -> int | None:
+    """Return the port of this machine through which a container is reached; None without one."""
+    for bindings in (container["NetworkSettings"].get("Ports") or {}).values():
+        for binding in bindings or ():
+            return int(binding["HostPort"])
+    return None
+
+
+def answers(port: int, path: str) -> bool:
+    """Say whether a service on a port of this machine answers a path with 200."""
+    session = requests.Session()
+    session.trust_env = False
+    try:
+        return session.get(f"http://127.0.0.1:{port}{path}", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def added_files(bench: Bench, held: RegistryImage) -> set[str]:
+    """Return the paths of all files in the layers that an image adds to the lab's base images."""
+    base: set[str] = set()
+    for each in bench.bases:
+        base.update(layer.digest for layer in bench.registry.image(each.reference).manifest.layers)
+    paths: set[str] = set()
+    for layer in held.manifest.layers:
+        if layer.digest not in base:
+            blob = io.BytesIO(bench.registry.read_blob(held.reference.repository, layer.digest))
+            zipped = blob.getvalue()[:2] == b"\x1f\x8b"
+            stream: Any = igzip.IGzipFile(fileobj=blob) if zipped else blob
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                paths.update("/" + member.name.removeprefix("./") for member in archive)
+    return paths
+
+
+def short(digest: str | None) -> str:
+    """Return a digest as messages quote it: ``sha256:`` and eight digits."""
+    return digest[: len("sha256:") + 8] + "…" if digest else "nothing"
+
+
+def _lost(bench: Bench, error: Exception) -> EngineLost:
+    return EngineLost(
+        f"looking at containers and images on '{bench.engine.host}': {error}. "
+        "Run 'python3 -m labapp start' in a terminal."
+    )

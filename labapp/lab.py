@@ -1,0 +1,285 @@
+"""The lab: the one handle that notebooks hold. It only passes on; the work is done below it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from labapp import builds, deployments, images, pins, request_log
+from labapp.bench import Bench, prepare
+from labapp.builds import Build
+from labapp.charts import Chart
+from labapp.deployments import Deployment
+from labapp.errors import ExerciseError
+from labapp.exercises import Verdict, find_exercise
+from labapp.feedback import Feedback, feedback_here
+from labapp.images import Pull, Push, Running
+from labapp.manifests import ImageConfig, Manifest, layer_history
+from labapp.reference import Reference
+from labapp.state import State
+
+
+@dataclass
+class Wire:
+    """What was said to the registry while it was listened to.
+
+    Attributes:
+        rows: a row a request, in order; the columns of :func:`labapp.request_log.requests_since`.
+    """
+
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Everything that a chapter does, with the command line that does the same.
+
+    Attributes:
+        bench: engine, registry, base images, and the folder for this chapter's files.
+        feedback: where progress and commands are shown.
+    """
+
+    bench: Bench
+    feedback: Feedback
+    _hints: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """The registry's host and port; the first part of every image name in this lab."""
+        return self.bench.registry.address
+
+    @property
+    def work(self) -> Path:
+        """The folder for this chapter's files."""
+        return self.bench.work
+
+    def __repr__(self) -> str:
+        return f"Lab({self.bench.engine.describe()} · registry {self.address})"
+
+    def application(self, *, fresh: bool = False) -> Path:
+        """Return this chapter's own copy of the application's source, to change at will.
+
+        Args:
+            fresh: throw away the changes of an earlier visit and copy anew.
+        """
+        copy = self.work / "app"
+        if fresh and copy.exists():
+            shutil.rmtree(copy)
+        if not copy.exists():
+            shutil.copytree(self.bench.application, copy)
+        return copy
+
+    def build(
+        self,
+        context: str | Path,
+        *,
+        tag: str,
+        dockerfile: str | Path | None = None,
+        args: Mapping[str, str] | None = None,
+        target: str | None = None,
+        cache: bool = True,
+    ) -> Build:
+        """Build an image: ``docker build``.
+
+        A ``FROM`` that takes a public Python image by build argument gets the lab's own copy of
+        it, pinned by digest, and pip is pointed to the wheels in the context.
+
+        Args:
+            context: the folder that is sent to the engine.
+            tag: the image's name, ``registry/repository:tag``.
+            dockerfile: the Dockerfile; by default the one in the context.
+            args: further build arguments.
+            target: the stage to stop at.
+            cache: whether steps may come from the cache.
+
+        Raises:
+            BuildError: a step failed; the message ends with what it printed.
+        """
+        folder = Path(context)
+        file = Path(dockerfile) if dockerfile is not None else folder / "Dockerfile"
+        return builds.build(
+            self.bench.engine,
+            folder,
+            tag=tag,
+            dockerfile=file,
+            args={**self.bench.build_arguments(file), **(args or {})},
+            target=target,
+            cache=cache,
+            labels=self.bench.state.labels,
+            feedback=self.feedback,
+        )
+
+    def tag(self, source: str, target: str) -> None:
+        """Give an image on the engine one more name: ``docker tag``."""
+        images.tag(self.bench.engine, source, target, feedback=self.feedback)
+
+    def push(self, reference: str) -> Push:
+        """Send an image to its registry: ``docker push``; then check that it arrived whole."""
+        return images.push(
+            self.bench.engine, self.bench.server, reference, feedback=self.feedback
+        )
+
+    def pull(self, reference: str) -> Pull:
+        """Fetch an image from its registry: ``docker pull``."""
+        return images.pull(
+            self.bench.engine, self.bench.server, reference, feedback=self.feedback
+        )
+
+    def run(
+        self,
+        reference: str,
+        *,
+        name: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        wait_for: str = "/health",
+    ) -> Running:
+        """Start a container and wait until it answers: ``docker run -d``.
+
+        Args:
+            reference: the image.
+            name: the container's name; a container of this lab with that name is replaced.
+            environment: environment variables.
+            wait_for: the path that answers once the service is ready.
+        """
+        return images.run(
+            self.bench.engine,
+            reference,
+            name=name,
+            environment=environment,
+            labels=self.bench.state.labels,
+            wait_for=wait_for,
+            feedback=self.feedback,
+        )
+
+    def run_once(self, reference: str, command: Sequence[str]) -> str:
+        """Run one command in a new container, return what it printed: ``docker run --rm``."""
+        return images.run_once(
+            self.bench.engine,
+            reference,
+            command,
+            labels=self.bench.state.labels,
+            feedback=self.feedback,
+        )
+
+    def digest(self, reference: str) -> str:
+        """Return the digest that the registry serves for a reference."""
+        return str(pins.pin(self.bench.registry, reference).digest)
+
+    def manifest(self, reference: str) -> Manifest:
+        """Return an image's manifest, from the registry."""
+        return self.bench.registry.image(reference).manifest
+
+    def config(self, reference: str) -> ImageConfig:
+        """Return an image's config, from the registry."""
+        return self.bench.registry.image(reference).config
+
+    def layers(self, reference: str) -> pd.DataFrame:
+        """Return an image's layers, lowest first.
+
+        Returns:
+            Columns ``instruction``, ``digest``, ``download_bytes`` (compressed).
+        """
+        held = self.bench.registry.image(reference)
+        return pd.DataFrame(
+            [
+                {
+                    "instruction": history.instruction if history else "(not recorded)",
+                    "digest": layer.digest,
+                    "download_bytes": layer.size,
+                }
+                for layer, history in layer_history(held.manifest, held.config)
+            ]
+        )
+
+    @contextmanager
+    def listening(self) -> Iterator[Wire]:
+        """Keep what is said to the registry inside the ``with`` block; the lab's own words not."""
+        began = datetime.now(UTC)
+        wire = Wire()
+        yield wire
+        wire.rows = request_log.requests_since(self.bench.server, began)
+
+    def pin(self, reference: str) -> Reference:
+        """Return ``repository@sha256:…`` for what a tag names now."""
+        return pins.pin(self.bench.registry, reference)
+
+    def deploy(self, file: str | Path) -> Deployment:
+        """Run the services of a deployment file, as a server does: pull, then replace."""
+        return deployments.deploy(
+            self.bench.engine,
+            self.bench.server,
+            Path(file),
+            state=self.bench.state,
+            feedback=self.feedback,
+        )
+
+    def stop_registry(self) -> None:
+        """Take the registry down; what it stores stays."""
+        self.bench.server.stop(feedback=self.feedback)
+
+    def start_registry(self) -> None:
+        """Bring the registry back at the same address."""
+        self.bench.server.start(feedback=self.feedback)
+
+    def show(self, chart: Chart) -> None:
+        """Show a chart below the cell."""
+        chart.show()
+
+    def check(self, id: str, answer: object = ..., *, strict: bool = False) -> Verdict:
+        """Judge an exercise by what the engine, the registry and the chapter's files hold.
+
+        Args:
+            id: the exercise, such as ``03-pin``.
+            answer: for an exercise that asks for one.
+            strict: raise ``AssertionError`` unless the verdict is Correct.
+        """
+        verdict = find_exercise(id).check(self.bench, answer)
+        if strict and verdict.outcome != "Correct":
+            raise AssertionError(str(verdict))
+        return verdict
+
+    def hint(self, id: str) -> None:
+        """Show the next hint for an exercise."""
+        exercise = find_exercise(id)
+        number = min(self._hints.get(id, 0), len(exercise.hints) - 1)
+        self._hints[id] = number + 1
+        text = f"**Hint {number + 1} of {len(exercise.hints)}.** {exercise.hints[number]}"
+        display(Markdown(text))  # type: ignore[no-untyped-call]
+
+    def solution(self, id: str) -> None:
+        """Show a way to solve an exercise."""
+        exercise = find_exercise(id)
+        text = f"```python\n{exercise.solution.strip()}\n```\n\n{exercise.why}"
+        display(Markdown(text))  # type: ignore[no-untyped-call]
+
+    def clean_up(self) -> None:
+        """Remove the containers that this lab started; images stay, so that a return is quick."""
+        for name in images.remove_running(self.bench.engine, self.bench.state.labels):
+            self.feedback.command(["docker", "rm", "--force", name])
+
+
+def open_lab(chapter: str) -> Lab:
+    """Open the lab for a chapter: find or start engine and registry, and say where they are.
+
+    Args:
+        chapter: two digits; the chapter's files are in ``work/<chapter>`` beside the notebook.
+
+    Raises:
+        LabError: something is missing; the message says what, and what to do.
+    """
+    if not (chapter.isdigit() and len(chapter) == 2):
+        raise ExerciseError(f"opening chapter {chapter!r}: write two digits, such as '03'.")
+    feedback = feedback_here()
+    work = Path.cwd() / "work" / chapter
+    work.mkdir(parents=True, exist_ok=True)
+    bench = replace(prepare(State.open(), feedback=feedback), work=work)
+    lab = Lab(bench=bench, feedback=feedback)
+    feedback.say(f"{bench.engine.describe()} · registry {lab.address} · lab {bench.state.lab_id}")
+    return lab
