@@ -184,8 +184,6 @@ def settings(state: State, network: own_network.Network) -> dict[str, Any]:
         "default-address-pools": [{"base": network.pool, "size": 24}],
         "iptables": False,
         "ip6tables": False,
-        "containerd-namespace": network.name,
-        "containerd-plugin-namespace": f"{network.name}-plugins",
         "shutdown-timeout": 10,
     }
 
@@ -203,8 +201,14 @@ def _launch(state: State, network: own_network.Network, *, feedback: Feedback) -
     proxies = [
         f"{name}={value}" for name, value in os.environ.items() if name.lower().endswith("_proxy")
     ]
-    command = ["env", f"PATH={search_path()}", *proxies, dockerd, f"--config-file={config}"]
-    feedback.command(as_root(["dockerd", f"--config-file={config}"]))
+    # These two have no working name in the settings file of every version.
+    options = [
+        f"--config-file={config}",
+        f"--containerd-namespace={network.name}",
+        f"--containerd-plugins-namespace={network.name}-plugins",
+    ]
+    command = ["env", f"PATH={search_path()}", *proxies, dockerd, *options]
+    feedback.command(as_root(["dockerd", *options]))
     with log(state).open("wb") as output:
         process = subprocess.Popen(
             as_root(command),
