@@ -1,0 +1,43 @@
+"""Ports of this machine: which are free."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+
+PORTS = range(20000, 30000)
+"""Where a free one is looked for: below what systems hand out to outgoing connections."""
+
+
+_TAKEN = re.compile(
+    r"address already in use|port is already allocated|ports are not available|"
+    r"only one usage of each socket address",
+    re.IGNORECASE,
+)
+
+
+def says_taken(message: str) -> bool:
+    """Tell whether an engine's error says that a port it should publish is taken."""
+    return _TAKEN.search(message) is not None
+
+
+def is_listening(port: int) -> bool:
+    """Tell whether a program of this machine listens on a loopback port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    """Return a loopback port that no program listens on just now."""
+    return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
