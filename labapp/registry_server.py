@@ -46,11 +46,7 @@ class RegistryServer:
 
     @property
     def address(self) -> str:
-        """``localhost`` and the port, the same from start to start where that is free.
-
-        Raises:
-            RegistryUnreachable: the registry has never been started.
-        """
+        """``localhost`` and the port; RegistryUnreachable if it has never been started."""
         port = self._state.read("registry").get("port")
         if not isinstance(port, int):
             raise RegistryUnreachable(_NEVER_STARTED)
@@ -126,6 +122,8 @@ class RegistryServer:
                     contextlib.suppress(docker.errors.NotFound),
                 ):
                     self._engine.client.api.remove_volume(self.name)
+                port = self._state.read("registry").get("port")
+                self._state.write("registry", {"port": port})
 
     def logs(self, *, since: datetime | None = None) -> bytes:
         """Return what the registry's container has logged, from a moment on."""
