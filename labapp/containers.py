@@ -1,0 +1,300 @@
+"""Containers that the lab runs: services that answer on a port, and single commands."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import docker.errors
+import requests
+from docker.models.containers import Container
+
+from labapp.engine import Engine
+from labapp.errors import RunError
+from labapp.feedback import Feedback
+from labapp.leftovers import OWNER_LABEL, owner
+from labapp.pulls import pull
+from labapp.reference import Reference
+from labapp.state import ROLE_LABEL
+from labapp.transfer import with_tag
+
+READY_SECONDS = 30.0
+"""How long a service may take until it answers."""
+
+LOG_LINES = 15
+"""How many of the last lines of a container's log a message shows."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running container.
+
+    Attributes:
+        name: of the container.
+        reference: of the image, as it was given.
+        url: where the first of its published ports is reached; None if it publishes none.
+    """
+
+    name: str
+    reference: str
+    url: str | None
+    _container: Container = field(repr=False, compare=False)
+    _engine: Engine = field(repr=False, compare=False)
+
+    def get(self, path: str = "/") -> str:
+        """Ask the service for a path, and return the text it answers.
+
+        Raises:
+            RunError: it publishes no port, does not answer, or answers with an error.
+        """
+        doing = f"asking '{self.name}' for '{path}'"
+        if self.url is None:
+            raise RunError(f"{doing}: it publishes no port. Run it with 'ports'.")
+        try:
+            answer = _ask(self.url + path, seconds=10)
+        except requests.RequestException as error:
+            raise RunError(
+                f"{doing}: nothing answers at '{self.url}'. Its log ends:\n{_tail(self._container)}"
+            ) from error
+        if not answer.ok:
+            raise RunError(f"{doing}: it answers with status {answer.status_code}: {answer.text}")
+        return answer.text
+
+    def logs(self) -> str:
+        """Return what the container has printed."""
+        with self._engine.doing(f"reading the log of '{self.name}'", RunError):
+            return self._container.logs().decode("utf-8", "replace")
+
+    def stop(self) -> None:
+        """Stop the container and remove it."""
+        with self._engine.doing(f"stopping '{self.name}'", RunError):
+            discard(self._container)
+
+
+def run(
+    engine: Engine,
+    reference: Reference | str,
+    *,
+    name: str | None = None,
+    ports: Sequence[int] = (8000,),
+    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] | None = None,
+    labels: Mapping[str, str],
+    wait_for: str | None = "/health",
+    feedback: Feedback,
+) -> Running:
+    """Start a container in the background, and wait until its service answers.
+
+    The engine publishes its ports on free ones of 127.0.0.1, and pulls an image it has not got.
+
+    Args:
+        engine: where to run it.
+        reference: the image.
+        name: the container's name; a container of this lab that has it is replaced.
+        ports: the ports inside the container to publish.
+        environment: environment variables.
+        command: what to run instead of the image's own command.
+        labels: the lab's labels, not shown in the command that is printed.
+        wait_for: the path that answers with success once the service is ready, on the first
+            port; None to not wait.
+        feedback: where the command is told.
+
+    Raises:
+        InvalidReference: it is no reference.
+        RunError: the container ended, its service does not answer, or its name is taken.
+        PullError: the image is neither on the engine nor in its registry.
+        EngineLost: the engine went away.
+    """
+    reference = with_tag(reference)
+    doing = f"running '{reference}'"
+    shown = ["docker", "run", "-d", *(["--name", name] if name else [])]
+    shown += [word for port in ports for word in ("-p", f"127.0.0.1::{port}")]
+    shown += [word for pair in (environment or {}).items() for word in ("-e", "=".join(pair))]
+    feedback.command([*shown, str(reference), *(command or ())])
+    _have(engine, reference, feedback)
+    with engine.doing(doing, RunError):
+        if name is not None:
+            _make_room(engine, name, labels, doing)
+        container = engine.client.containers.create(
+            str(reference),
+            command=list(command) if command is not None else None,
+            name=name,
+            environment=dict(environment or {}),
+            ports={f"{port}/tcp": ("127.0.0.1", 0) for port in ports},
+            labels={**labels, ROLE_LABEL: "run"},
+        )
+        try:
+            container.start()
+            url = wait_until_ready(container, ports, wait_for, doing=doing)
+        except BaseException:
+            with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
+                discard(container)
+            raise
+    if url is not None:
+        feedback.say(f"{container.name} answers at {url}")
+    return Running(str(container.name), str(reference), url, container, engine)
+
+
+def run_once(
+    engine: Engine,
+    reference: Reference | str,
+    command: Sequence[str],
+    *,
+    labels: Mapping[str, str],
+    seconds: float = 120.0,
+    feedback: Feedback,
+) -> str:
+    """Run one command in a new container, and remove the container.
+
+    Args:
+        engine: where to run it.
+        reference: the image; pulled if the engine has not got it.
+        command: the program and its arguments.
+        labels: the lab's labels, not shown in the command that is printed.
+        seconds: how long it may take.
+        feedback: where the command is told.
+
+    Returns:
+        What it printed to its standard output.
+
+    Raises:
+        InvalidReference: it is no reference.
+        RunError: it can't be started, failed, or took too long; the message has its log's end.
+        PullError: the image is neither on the engine nor in its registry.
+        EngineLost: the engine went away.
+    """
+    reference = with_tag(reference)
+    doing = f"running {' '.join(command)[:60]!r} in '{reference}'"
+    feedback.command(["docker", "run", "--rm", str(reference), *command])
+    _have(engine, reference, feedback)
+    with engine.doing(doing, RunError):
+        container = engine.client.containers.create(
+            str(reference),
+            command=list(command),
+            # Should this process die, the next start knows by the owner that nobody waits any more.
+            labels={**labels, ROLE_LABEL: "oneshot", OWNER_LABEL: owner()},
+        )
+        try:
+            container.start()
+            try:
+                status = container.wait(timeout=seconds)["StatusCode"]
+            except requests.RequestException as error:
+                if not engine.is_alive():
+                    raise
+                raise RunError(
+                    f"{doing}: it did not end within {seconds:.0f} s. Its log ends:\n"
+                    f"{_tail(container)}"
+                ) from error
+            if status != 0:
+                raise RunError(
+                    f"{doing}: it ended with status {status}. Its log ends:\n{_tail(container)}"
+                )
+            return container.logs(stdout=True, stderr=False).decode("utf-8", "replace")
+        finally:
+            with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
+                discard(container)
+
+
+def remove_running(engine: Engine, labels: Mapping[str, str]) -> list[str]:
+    """Remove the containers that ``run`` and ``deploy`` of this lab started; return their names."""
+    wanted = [f"{name}={value}" for name, value in labels.items()]
+    removed = []
+    with engine.doing("removing this lab's containers", RunError):
+        for container in engine.client.containers.list(all=True, filters={"label": wanted}):
+            if container.labels.get(ROLE_LABEL) in {"run", "service"}:
+                discard(container)
+                removed.append(str(container.name))
+    return removed
+
+
+def wait_until_ready(
+    container: Container, ports: Sequence[int], path: str | None, *, doing: str
+) -> str | None:
+    """Wait until a container's service answers.
+
+    Args:
+        container: it has been started.
+        ports: the ports inside the container that it publishes; the first one is asked.
+        path: the path that answers with success; None to wait for the port's number only.
+        doing: the work in words, for messages.
+
+    Returns:
+        The address of the first port; None without ports.
+
+    Raises:
+        RunError: the container ended, or does not answer in time.
+    """
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        container.reload()
+        if container.status in {"exited", "dead"}:
+            status = container.attrs["State"].get("ExitCode")
+            raise RunError(
+                f"{doing}: the container ended with status {status}. Its log ends:\n"
+                f"{_tail(container)}"
+            )
+        if not ports:
+            return None
+        url = _address(container, ports[0])
+        if url is not None and (path is None or _answers(url + path)):
+            return url
+        time.sleep(0.05)
+    raise RunError(
+        f"{doing}: it has not answered on port {ports[0]}{path or ''} for {READY_SECONDS:.0f} s. "
+        f"Does its program listen there, on 0.0.0.0? Its log ends:\n{_tail(container)}"
+    )
+
+
+def discard(container: Container) -> None:
+    """Remove a container, running or not; one that is gone already is fine."""
+    with contextlib.suppress(docker.errors.NotFound):
+        container.remove(force=True, v=True)
+
+
+def _have(engine: Engine, reference: Reference, feedback: Feedback) -> None:
+    """Pull an image if the engine has not got it, as ``docker run`` does."""
+    name = reference.pinned(reference.digest) if reference.digest else reference
+    with engine.doing(f"looking for the image '{reference}'", RunError):
+        try:
+            engine.client.images.get(str(name))
+            return
+        except docker.errors.ImageNotFound:
+            pass
+    pull(engine, None, reference, feedback=feedback)
+
+
+def _make_room(engine: Engine, name: str, labels: Mapping[str, str], doing: str) -> None:
+    """Remove this lab's container of that name, if there is one."""
+    for container in engine.client.containers.list(all=True, filters={"name": f"^/?{name}$"}):
+        if any(container.labels.get(label) != value for label, value in labels.items()):
+            raise RunError(
+                f"{doing}: the name '{name}' belongs to a container that is not this lab's. "
+                "Choose another name."
+            )
+        discard(container)
+
+
+def _address(container: Container, port: int) -> str | None:
+    bindings = container.ports.get(f"{port}/tcp")
+    return f"http://127.0.0.1:{bindings[0]['HostPort']}" if bindings else None
+
+
+def _answers(url: str) -> bool:
+    try:
+        return _ask(url, seconds=2).ok
+    except requests.RequestException:
+        return False
+
+
+def _ask(url: str, *, seconds: float) -> requests.Response:
+    with requests.Session() as session:
+        # A proxy that is set for the internet does not lead to this machine.
+        session.trust_env = False
+        return session.get(url, timeout=seconds)
+
+
+def _tail(container: Container) -> str:
+    lines = container.logs(tail=LOG_LINES).decode("utf-8", "replace").rstrip()
+    return lines or "(it printed nothing)"
