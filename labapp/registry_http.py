@@ -147,14 +147,17 @@ class RegistryHTTP:
             headers=headers,
             data=data,
         ) as response:
+            body = bytearray()
             with self.translated(doing):
-                body = response.raw.read(limit + 1) or b""
+                # Only the read after the last one notices that the connection broke.
+                while chunk := response.raw.read(limit + 1 - len(body)):
+                    body += chunk
             if len(body) > limit:
                 raise RegistryError(
                     f"{doing}: the answer is longer than {limit // MEBIBYTE} MiB, which no honest "
                     "one is. Check what is stored there."
                 )
-            return Answer(response.status_code, response.headers, body)
+            return Answer(response.status_code, response.headers, bytes(body))
 
     def pages(self, path: str, field: str, *, doing: str, missing: str = "") -> Iterator[str]:
         """Yield a list of texts that the registry serves page by page (``Link`` headers).
