@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket as sockets
 import subprocess
 import time
 from pathlib import Path
-from socket import AF_UNIX
-from socket import socket as new_socket
 from typing import Any
 
 from labapp import apt_packages, own_network, processes
@@ -266,7 +265,7 @@ def _answers(path: Path) -> bool:
     Source: Docker Engine API, ``GET /_ping``.
     """
     try:
-        with new_socket(AF_UNIX) as connection:
+        with sockets.socket(sockets.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(str(path))
             connection.sendall(b"GET /_ping HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
