@@ -19,7 +19,8 @@ Every error that leaves the package is a :class:`LabError`::
     │   └── RunError
     ├── BaseError              a base image or the wheels could not be had
     ├── DeploymentError        a deployment file that can't be read or run
-    └── ExerciseError          an exercise that does not exist or can't be judged
+    ├── ExerciseError          an exercise or chapter that does not exist or can't be judged
+    └── ChapterError           a cell of a chapter failed in a run without a browser
 
 A message has four parts: what was being done, the input in quotes, the cause, and the next step.
 """
@@ -111,3 +112,7 @@ class DeploymentError(LabError):
 
 class ExerciseError(LabError):
     """There is no such exercise, or it can't be judged here."""
+
+
+class ChapterError(LabError):
+    """A cell of a chapter failed in a run without a browser; the message quotes the cell."""
