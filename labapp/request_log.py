@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import pandas as pd
 
@@ -56,7 +56,7 @@ class Request:
     @property
     def path(self) -> str:
         """The path without the query, which in an upload is a long token."""
-        return urlsplit(self.uri).path
+        return self.uri.partition("?")[0]
 
     @property
     def meaning(self) -> str:
@@ -141,9 +141,13 @@ def _request(fields: Fields) -> Request | None:
     if end is None or not method or not uri:
         return None
     milliseconds = _duration(fields.text("http.response.duration"))
-    return Request(
+    try:
         # The line is written at the end; the order of a conversation is that of the questions.
-        time=end - timedelta(milliseconds=milliseconds),
+        begin = end - timedelta(milliseconds=milliseconds)
+    except OverflowError as error:
+        raise FieldError("its time is before all times") from error
+    return Request(
+        time=begin,
         client=_client(fields.text("http.request.useragent")),
         method=method,
         uri=uri,
@@ -170,7 +174,7 @@ def _client(agent: str) -> str:
 
 
 def _query(uri: str, name: str) -> str:
-    return parse_qs(urlsplit(uri).query).get(name, [""])[0]
+    return parse_qs(uri.partition("?")[2]).get(name, [""])[0]
 
 
 def _upload_sizes(
@@ -186,7 +190,7 @@ def _upload_sizes(
 
 
 def _meaning(method: str, uri: str) -> str:
-    path = urlsplit(uri).path
+    path = uri.partition("?")[0]
     if path.rstrip("/") == "/v2":
         return _MEANINGS.get((method, "base"), _UNKNOWN)
     if path == "/v2/_catalog":

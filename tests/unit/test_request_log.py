@@ -1,0 +1,178 @@
+"""The registry's log as rows: lines as CNCF Distribution writes them, and any other bytes."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labapp.request_log import Request, parse_log
+
+DIGEST = "sha256:" + "ab" * 32
+UPLOAD = "/v2/shop/web/blobs/uploads/b0f31722-dd59-4467-9629-ee5a29160a9b"
+DOCKER = (
+    "docker/20.10.24+dfsg1 go/go1.19.8 kernel/6.18 os/linux arch/amd64 "
+    "UpstreamClient(Docker-Client/28.2.2 \\(linux\\))"
+)
+
+
+def line(**changes: Any) -> bytes:
+    """A line of the log, as CNCF Distribution 2.8 writes it for an answered request."""
+    fields = {
+        "go.version": "go1.24.4",
+        "http.request.host": "localhost:41000",
+        "http.request.method": "GET",
+        "http.request.uri": "/v2/",
+        "http.request.useragent": DOCKER,
+        "http.response.duration": "1.5ms",
+        "http.response.status": 200,
+        "http.response.written": 2,
+        "level": "info",
+        "msg": "response completed",
+        "time": "2026-11-23T06:12:20.060316855Z",
+    }
+    for name, value in changes.items():
+        short = {"status": "http.response.status", "written": "http.response.written"}
+        short |= {"duration": "http.response.duration", "agent": "http.request.useragent"}
+        short |= {"method": "http.request.method", "uri": "http.request.uri"}
+        fields[short.get(name, name)] = value
+    return json.dumps(fields).encode() + b"\n"
+
+
+def only(log: bytes) -> Request:
+    (request,) = parse_log(log)
+    return request
+
+
+def test_a_request_is_timed_by_its_beginning() -> None:
+    request = only(line())
+    assert request.time == datetime(2026, 11, 23, 6, 12, 20, 58816, tzinfo=UTC)
+    assert request.milliseconds == 1.5
+    assert (request.client, request.status, request.response_bytes) == ("docker", 200, 2)
+
+
+def test_lines_of_other_kinds_are_passed_over() -> None:
+    log = (
+        b'{"level":"info","msg":"listening on [::]:5000","time":"2026-11-23T06:12:18Z"}\n'
+        b'172.31.250.1 - - [23/Nov/2026:06:12:20 +0000] "GET /v2/ HTTP/1.1" 200 2 "" "curl/7"\n'
+        + line(uri="/v2/_catalog")
+        + b'{"http.response.status": 200, "cut off\n'
+        + line()[:-30]
+    )
+    assert only(log).uri == "/v2/_catalog"
+
+
+@pytest.mark.parametrize(
+    ("duration", "milliseconds"),
+    [
+        ("340.5µs", 0.3405),
+        ("12ns", 12e-6),
+        ("10.516673844s", 10516.673844),
+        ("1m2.5s", 62_500),
+        ("2h0m1s", 7_201_000),
+    ],
+)
+def test_durations_as_go_prints_them(duration: str, milliseconds: float) -> None:
+    assert only(line(duration=duration)).milliseconds == pytest.approx(milliseconds)
+
+
+@pytest.mark.parametrize("duration", ["", "fast", "1", "1.2.3s", "-1s", "1s later"])
+def test_a_line_without_a_duration_is_passed_over(duration: str) -> None:
+    assert list(parse_log(line(duration=duration))) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "uri", "meaning"),
+    [
+        ("GET", "/v2/", "do you speak v2?"),
+        ("GET", "/v2/_catalog?n=500", "which repositories have you?"),
+        ("GET", "/v2/shop/web/tags/list", "which tags has shop/web?"),
+        ("HEAD", "/v2/shop/web/manifests/1.0", "which digest has the tag 1.0?"),
+        ("GET", "/v2/shop/web/manifests/1.0", "give me the manifest of tag 1.0"),
+        ("PUT", "/v2/shop/web/manifests/1.0", "store the manifest under tag 1.0"),
+        ("GET", f"/v2/shop/web/manifests/{DIGEST}", "give me this manifest"),
+        ("PUT", f"/v2/shop/web/manifests/{DIGEST}", "store this manifest"),
+        ("DELETE", f"/v2/shop/web/manifests/{DIGEST}", "delete this manifest"),
+        ("HEAD", f"/v2/shop/web/blobs/{DIGEST}", "have you this blob?"),
+        ("GET", f"/v2/shop/web/blobs/{DIGEST}", "give me this blob"),
+        ("POST", "/v2/shop/web/blobs/uploads/", "start an upload"),
+        (
+            "POST",
+            f"/v2/shop/web/blobs/uploads/?mount={DIGEST}&from=shop%2Fold",
+            "take this blob over from shop/old",
+        ),
+        ("PATCH", f"{UPLOAD}?_state=abc", "take these bytes"),
+        ("PUT", f"{UPLOAD}?_state=abc&digest={DIGEST}", "finish the upload"),
+        ("GET", UPLOAD, "how far is the upload?"),
+        ("DELETE", UPLOAD, "cancel the upload"),
+        ("GET", f"/v2/shop/web/referrers/{DIGEST}", "what refers to this manifest?"),
+        ("GET", "/v2/tags/blobs/manifests/tags/list", "which tags has tags/blobs/manifests?"),
+        ("GET", "/v2/a/manifests/{tag}", "give me the manifest of tag {tag}"),
+        ("BREW", "/v2/", "a request outside the protocol"),
+        ("GET", "/favicon.ico", "a request outside the protocol"),
+    ],
+)
+def test_the_meaning_of_a_request(method: str, uri: str, meaning: str) -> None:
+    assert only(line(method=method, uri=uri)).meaning == meaning
+
+
+@pytest.mark.parametrize(
+    ("agent", "client"),
+    [
+        (DOCKER, "docker"),
+        ("labapp/0.1.0", "lab"),
+        ("containers/5.24.1 (github.com/containers/image)", "podman"),
+        ("buildkit/v0.12", "docker build"),
+        ("curl/7.88.1", "curl"),
+        ("Mozilla/5.0 (X11; Linux x86_64)", "browser"),
+        ("", "unknown"),
+    ],
+)
+def test_who_asked(agent: str, client: str) -> None:
+    assert only(line(agent=agent)).client == client
+
+
+@pytest.mark.parametrize(
+    ("method", "uri", "status", "uploaded"),
+    [
+        ("PUT", f"{UPLOAD}?_state=a&digest=sha256%3A{'ab' * 32}", 201, ("shop/web", DIGEST)),
+        ("PUT", f"{UPLOAD}?_state=a&digest={DIGEST}", 400, None),
+        ("PATCH", f"{UPLOAD}?_state=a&digest={DIGEST}", 201, None),
+        ("PUT", f"{UPLOAD}?_state=a&digest=sha256:12", 201, None),
+        ("PUT", f"/v2/shop/web/manifests/1?digest={DIGEST}", 201, None),
+    ],
+)
+def test_which_blob_an_upload_was(
+    method: str, uri: str, status: int, uploaded: tuple[str, str] | None
+) -> None:
+    assert only(line(method=method, uri=uri, status=status)).uploaded == uploaded
+
+
+def test_the_path_leaves_out_the_upload_token() -> None:
+    assert only(line(method="PATCH", uri=f"{UPLOAD}?_state=abc")).path == UPLOAD
+
+
+@given(
+    st.binary(max_size=300)
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "method": st.text() | st.integers(),
+            "uri": st.text() | st.none() | st.sampled_from([UPLOAD, "//[", "/v2/a/tags/{x}"]),
+            "status": st.integers() | st.floats() | st.text(),
+            "written": st.integers() | st.none(),
+            "duration": st.text() | st.from_regex(r"\A[0-9.hmsuµn]{1,12}\Z"),
+            "agent": st.text(),
+            "time": st.text() | st.sampled_from(["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"]),
+        },
+    ).map(lambda changes: line(**changes))
+)
+def test_any_bytes_are_requests_or_passed_over(log: bytes) -> None:
+    for request in parse_log(log):
+        assert request.meaning
+        assert request.path is not None
+        assert request.uploaded is None or len(request.uploaded) == 2
