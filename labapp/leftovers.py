@@ -9,10 +9,8 @@ from typing import Any
 
 import docker.errors
 import psutil
-import requests
 
 from labapp.engine import Engine
-from labapp.errors import EngineLost
 from labapp.state import LABEL, ROLE_LABEL, State
 
 OWNER_LABEL = "labapp.owner"
@@ -35,7 +33,7 @@ def remove_leftovers(engine: Engine, state: State) -> list[str]:
     label = f"{LABEL}={state.lab_id}"
     removed = []
     api = engine.client.api
-    try:
+    with engine.doing("looking for what earlier work left behind"):
         for found in api.containers(all=True, filters={"label": label}):
             with contextlib.suppress(docker.errors.NotFound):
                 why = _why_left_over(api.inspect_container(found["Id"]))
@@ -47,10 +45,6 @@ def remove_leftovers(engine: Engine, state: State) -> list[str]:
             with contextlib.suppress(docker.errors.APIError):
                 api.remove_image(image["Id"], noprune=True)
                 removed.append(f"image {image['Id'][7:19]}: no tag names it")
-    except (requests.ConnectionError, docker.errors.APIError) as error:
-        raise EngineLost(
-            f"looking for leftovers on '{engine.host}': {error}. Run 'python3 -m labapp start'."
-        ) from error
     return removed
 
 

@@ -42,7 +42,9 @@ def _check_run(bench: Bench, answer: object) -> Verdict:
     if not ours:
         others = sorted({c["Config"]["Image"] for c in found if c["State"]["Running"]})
         if others and evidence.digest(bench, "hello/web", "mine"):
-            return not_yet(f"A container runs from '{others[0]}'. None was started from '{wanted}'.")
+            return not_yet(
+                f"A container runs from '{others[0]}'. None was started from '{wanted}'."
+            )
         return not_yet(f"No container was started from '{wanted}' yet.")
     if not running:
         code = ours[0]["State"].get("ExitCode")

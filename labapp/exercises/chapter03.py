@@ -31,9 +31,7 @@ def _check_digest(bench: Bench, answer: object) -> Verdict:
     if answer == evidence.digest(bench, "shop/web", "1.4"):
         return wrong(f"That is what the tag '1.4' names now. Expected: '{_TESTED}'.")
     if not is_digest(answer):
-        return wrong(
-            f"'{answer[:24]}' is no digest: expected 'sha256:' and 64 hexadecimal digits."
-        )
+        return wrong(f"'{answer[:24]}' is no digest: expected 'sha256:' and 64 hexadecimal digits.")
     return wrong(
         f"The registry serves no manifest {evidence.short(answer)} for this image. Did you use the "
         "bytes as they came, before any parsing or printing?"

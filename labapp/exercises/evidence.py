@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from typing import Any
@@ -11,7 +12,7 @@ import requests
 from isal import igzip
 
 from labapp.bench import Bench
-from labapp.errors import EngineLost, NotInRegistry
+from labapp.errors import NotInRegistry
 from labapp.registry import RegistryImage
 
 
@@ -39,13 +40,12 @@ def repositories_with(bench: Bench, tag: str) -> list[str]:
 
 def on_engine(bench: Bench, reference: str) -> bool:
     """Say whether the engine has an image under a name."""
-    try:
-        bench.engine.client.api.inspect_image(reference)
-    except docker.errors.ImageNotFound:
-        return False
-    except (requests.RequestException, docker.errors.APIError) as error:
-        raise _lost(bench, error) from error
-    return True
+    with bench.engine.doing(f"looking for the image '{reference}'"):
+        try:
+            bench.engine.client.api.inspect_image(reference)
+        except docker.errors.ImageNotFound:
+            return False
+        return True
 
 
 def containers(bench: Bench) -> list[dict[str, Any]]:
@@ -56,13 +56,12 @@ def containers(bench: Bench) -> list[dict[str, Any]]:
     """
     api = bench.engine.client.api
     found = []
-    try:
+    with bench.engine.doing("looking for containers"):
         for listed in api.containers(all=True):
-            container = api.inspect_container(listed["Id"])
-            if container["Config"]["Image"].startswith(f"{bench.registry.address}/"):
-                found.append(container)
-    except (requests.RequestException, docker.errors.APIError) as error:
-        raise _lost(bench, error) from error
+            with contextlib.suppress(docker.errors.NotFound):
+                container = api.inspect_container(listed["Id"])
+                if container["Config"]["Image"].startswith(f"{bench.registry.address}/"):
+                    found.append(container)
     return found
 
 
@@ -103,10 +102,3 @@ def added_files(bench: Bench, held: RegistryImage) -> set[str]:
 def short(digest: str | None) -> str:
     """Return a digest as messages quote it: ``sha256:`` and eight digits."""
     return digest[: len("sha256:") + 8] + "…" if digest else "nothing"
-
-
-def _lost(bench: Bench, error: Exception) -> EngineLost:
-    return EngineLost(
-        f"looking at containers and images on '{bench.engine.host}': {error}. "
-        "Run 'python3 -m labapp start' in a terminal."
-    )

@@ -36,7 +36,8 @@ class Verdict:
         return (
             f'<div class="labapp-verdict" data-outcome="{self.outcome}" role="status" '
             f'style="border-left:4px solid {colour};padding:4px 10px;margin:4px 0">'
-            f'<b style="color:{colour}">{_SIGNS[self.outcome]}</b> {html.escape(self.message)}</div>'
+            f'<b style="color:{colour}">{_SIGNS[self.outcome]}</b> '
+            f"{html.escape(self.message)}</div>"
         )
 
 

@@ -1,0 +1,136 @@
+"""JupyterLab as a learner sees it: started by the command, a chapter run in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from labapp import apt_packages
+from labapp.bench import Bench
+from labapp.feedback import QuietFeedback
+
+CHAPTER = "02_registry"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET_BROWSER = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser_path() -> str:
+    """The browser; installed where the lab may install packages."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None and apt_packages.why_not() is None:
+        quiet = QuietFeedback()
+        apt_packages.refresh(feedback=quiet)
+        apt_packages.install(["chromium", "fonts-dejavu-core"], feedback=quiet)
+        found = shutil.which("chromium")
+    assert found, f"no browser: install one of {', '.join(BROWSERS)}"
+    return found
+
+
+@pytest.fixture(scope="module")
+def address(
+    bench: Bench, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address that `start --no-browser` prints; it serves a copy of the notebooks."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    for file in (repository / "notebooks").glob("*.ipynb"):
+        shutil.copy(file, folder)
+    shutil.copytree(repository / "notebooks" / "quiz", folder / "quiz")
+    command = [sys.executable, "-m", "labapp", "start", "--no-browser", "--notebooks", str(folder)]
+    variables = {
+        **os.environ,
+        "LABAPP_STATE": str(bench.state.folder),
+        "DOCKER_HOST": bench.engine.host,
+    }
+    with subprocess.Popen(
+        command, cwd=repository, env=variables, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                found = re.search(r"http://\S+token=\w+", line)
+                if found:
+                    yield found[0]
+                    break
+            else:
+                pytest.fail("start ended without an address")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def page(address: str, browser_path: str) -> Iterator[Page]:
+    """The chapter, opened in JupyterLab and run from top to bottom."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=[*QUIET_BROWSER])
+        # Tall enough for the whole notebook: JupyterLab draws only the cells that are in view.
+        page = browser.new_page(viewport={"width": 1300, "height": 16000})
+        base, _, token = address.partition("lab?")
+        page.goto(f"{base}lab/tree/{CHAPTER}.ipynb?{token}&reset")
+        page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=120_000)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
+        page.click(".lm-MenuBar-item:has-text('Run')")
+        page.click(".lm-Menu-item[data-command='runmenu:run-all']")
+        # The clean-up cell is the last one with code.
+        last = page.locator(".jp-CodeCell", has_text="lab.clean_up()")
+        last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]")).wait_for(timeout=420_000)
+        yield page
+        browser.close()
+
+
+def test_no_cell_failed(page: Page) -> None:
+    assert page.locator(".jp-OutputArea-output[data-mime-type*='stderr']").count() == 0
+    assert page.locator(".jp-Cell").count() >= 25
+
+
+def test_checks_give_a_verdict(page: Page) -> None:
+    verdicts = page.locator(".labapp-verdict[data-outcome='NotYet']")
+    assert verdicts.count() == 2
+    assert verdicts.first.is_visible()
+
+
+def test_progress_bars_reached_their_end(page: Page) -> None:
+    bars = page.locator(".labapp-bars[data-state='done'] progress")
+    assert bars.count() >= 3
+    for bar in bars.all():
+        assert bar.get_attribute("value") == bar.get_attribute("max")
+
+
+def test_the_diagram_is_drawn(page: Page) -> None:
+    diagram = page.locator(".jp-RenderedMermaid img, .jp-RenderedMermaid svg").first
+    diagram.wait_for(timeout=30_000)
+    box = diagram.bounding_box()
+    assert box and box["width"] > 150 and box["height"] > 30
+
+
+def test_charts_are_drawn_and_described(page: Page) -> None:
+    charts = page.locator("img.labapp-chart")
+    assert charts.count() >= 2
+    for chart in charts.all():
+        assert len(chart.get_attribute("alt") or "") > 40
+        assert chart.evaluate("image => image.complete && image.naturalWidth") > 400
+
+
+def test_a_terminal_reaches_the_same_engine(page: Page, bench: Bench) -> None:
+    """The kernel's `!docker` cells spoke to the engine that the lab uses."""
+    cell = page.locator(".jp-CodeCell", has_text="docker image rm")
+    text = cell.locator(".jp-OutputArea").inner_text()
+    assert f"Untagged: {bench.registry.address}/shop/web:1.0" in text
