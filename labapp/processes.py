@@ -75,7 +75,7 @@ def end(pids: Iterable[int], *, at_once: bool = False) -> None:
 
 
 def unmount(folders: Collection[Path]) -> None:
-    """Unmount everything that is mounted inside folders.
+    """Unmount everything that is mounted on folders or inside them.
 
     Source: proc_pid_mountinfo(5), the fifth field.
     """
@@ -83,7 +83,7 @@ def unmount(folders: Collection[Path]) -> None:
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         escaped = line.split(" ")[4]
         mount = Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), escaped))
-        if any(folder in mount.parents for folder in folders):
+        if any(mount.is_relative_to(folder) for folder in folders):
             inside.append(str(mount))
     if inside:
         run_as_root(["umount", "--lazy", *reversed(inside)])
