@@ -167,7 +167,7 @@ class Root:
             if re.search(pattern, text):
                 cause, step = known, next_step
                 break
-        tail = "\n  ".join(said[-8:])
+        tail = "\n  ".join(said[-5:])
         return BaseError(
             f"making '{self.recipe.name}' from Debian packages: {cause}. {step}, then try again. "
             f"The log ends:\n  {tail}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ Later file times become this one, so that the same packages make the same bytes,
 digest, on every machine.
 """
 
-# Engines put their own over these; this machine's have no place in an image.
-_TIDY = 'rm -f "$1/etc/resolv.conf" "$1/etc/hostname"'
+# Engines put their own over the first two; this machine's have no place in an image.
+_TIDY = (
+    'rm -f "$1/etc/resolv.conf" "$1/etc/hostname";'
+    ' chmod 644 "$1/etc/apt/apt.conf.d/90-as-in-public-images"'
+)
 
 _NOT_IN_REGISTRY = re.compile(
     r"\./(dev|run|var/cache|var/lib/(apt|dpkg)|usr/share/(doc/(?!.*copyright)|lintian|man))/.+"
@@ -84,13 +88,15 @@ def recipe(name: str) -> Recipe:
             entrypoint=("/usr/bin/docker-registry",),
             command=("serve", "/etc/docker/registry/config.yml"),
         )
+    settings_file = shlex.quote(str(FOLDER / "apt.conf"))
     kind = "slim" if name.endswith("-slim") else "full"
     settings = ["dpkg.conf"] + ["slim.dpkg.conf"] * (kind == "slim")
     options = (
         "--variant=apt",
-        f"--aptopt={FOLDER / 'apt.conf'}",
         *(f"--dpkgopt={FOLDER / file}" for file in settings),
         "--dpkgopt=force-unsafe-io",
+        # Only at the end: mmdebstrap itself needs the packages that this has apt throw away.
+        f"--customize-hook=upload {settings_file} /etc/apt/apt.conf.d/90-as-in-public-images",
         f"--customize-hook={_TIDY}",
     )
     return Recipe(name, _listed(f"{kind}.packages"), options, command=("python3",))

@@ -94,7 +94,7 @@ class LayoutWriter:
         self.add_blob(manifest.digest, len(manifest.raw), [manifest.raw])
         annotations = {_REF_NAME: name}
         if load_as is not None:
-            annotations[_ENGINE_NAME] = load_as
+            annotations[_ENGINE_NAME] = load_as  # a full name, as containerd wants
             layers = [_blob_path(layer.digest) for layer in manifest.layers]
             config = _blob_path(manifest.config.digest)
             self._loadable.append({"Config": config, "RepoTags": [load_as], "Layers": layers})
