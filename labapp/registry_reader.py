@@ -92,12 +92,12 @@ class RegistryReader:
             raise not_a_registry(doing, self.address, f"it serves {answer.media_type}")
 
     def repositories(self) -> list[str]:
-        """Return the names of all repositories."""
+        """Return the names of all repositories, sorted."""
         doing = f"listing the repositories of '{self.address}'"
-        return list(self._http.pages(f"/v2/_catalog?n={PAGE}", "repositories", doing=doing))
+        return sorted(self._http.pages(f"/v2/_catalog?n={PAGE}", "repositories", doing=doing))
 
     def tags(self, repository: str) -> list[str]:
-        """Return a repository's tags; empty when all were deleted.
+        """Return a repository's tags, sorted; empty when all were deleted.
 
         Raises:
             NotInRegistry: there is no such repository.
@@ -105,7 +105,7 @@ class RegistryReader:
         path = self._path(repository, f"tags/list?n={PAGE}")
         doing = f"listing the tags of '{self.address}/{repository}'"
         missing = f"there is no repository '{repository}'"
-        return list(self._http.pages(path, "tags", doing=doing, missing=missing))
+        return sorted(self._http.pages(path, "tags", doing=doing, missing=missing))
 
     def resolve(self, repository: str, tag: str) -> str:
         """Return the digest that a tag stands for just now.
@@ -262,7 +262,7 @@ class RegistryReader:
             )
         if is_digest(identifier):
             return "the repository has no manifest with that digest. Copy all of a digest it has."
-        there = f"the tags {', '.join(sorted(tags)[-12:])}" if tags else "no tag at all"
+        there = f"the tags {', '.join(tags[-12:])}" if tags else "no tag at all"
         return f"there is no tag '{identifier}', the repository has {there}. Take one, or push it."
 
     def _path(self, repository: str, rest: str) -> str:

@@ -274,7 +274,7 @@ class RegistryServer:
                     if container.status == "running" and time.monotonic() < end:
                         time.sleep(0.05)
                         continue
-                    log = container.logs(tail=5).decode("utf-8", "replace").strip()
+                    log = container.logs(tail=12).decode("utf-8", "replace").strip()
                 raise RegistryError(
                     f"starting the registry '{registry.address}': it does not answer. Its log "
                     f"ends with:\n{log}\n'docker logs {self.name}' shows all of it."
