@@ -29,7 +29,7 @@ digest, on every machine.
 
 # Engines put their own over the first two; this machine's have no place in an image.
 _TIDY = (
-    'rm -f "$1/etc/resolv.conf" "$1/etc/hostname";'
+    'rm -f "$1/etc/resolv.conf" "$1/etc/hostname" "$1/var/cache/apt/"*.bin;'
     ' chmod 644 "$1/etc/apt/apt.conf.d/90-as-in-public-images"'
 )
 
@@ -93,7 +93,8 @@ def recipe(name: str) -> Recipe:
     settings = ["dpkg.conf"] + ["slim.dpkg.conf"] * (kind == "slim")
     options = (
         "--variant=apt",
-        *(f"--dpkgopt={FOLDER / file}" for file in settings),
+        # One by one: mmdebstrap heeds them for the essential packages only outside of a file.
+        *(f"--dpkgopt={line}" for file in settings for line in _listed(file)),
         "--dpkgopt=force-unsafe-io",
         # Only at the end: mmdebstrap itself needs the packages that this has apt throw away.
         f"--customize-hook=upload {settings_file} /etc/apt/apt.conf.d/90-as-in-public-images",
