@@ -48,8 +48,12 @@ def candidates(names: Iterable[str]) -> dict[str, str]:
     Args:
         names: names of packages, known to the distribution or not.
     """
-    answer = _run(["env", "LC_ALL=C", "apt-cache", "policy", *names])
-    found = re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (\S+)", answer.stdout, re.MULTILINE)
+    return parse_policy(_run(["env", "LC_ALL=C", "apt-cache", "policy", *names]).stdout)
+
+
+def parse_policy(text: str) -> dict[str, str]:
+    """Return the packages with a candidate, and its version, from ``apt-cache policy``."""
+    found = re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (\S+)", text, re.MULTILINE)
     return {name: version for name, version in found if version != "(none)"}
 
 

@@ -24,7 +24,7 @@ import docker.errors
 import requests
 import urllib3
 
-from labapp import own_engine
+from labapp import engine_packages, own_engine
 from labapp.engine_places import Place, advice, how_it_fails, is_loopback, places
 from labapp.errors import EngineError, EngineLost, EngineNotFound, LabError
 from labapp.feedback import Feedback
@@ -32,6 +32,9 @@ from labapp.state import State
 
 PROBE_SECONDS = 10
 """How long an engine may take to answer the first question."""
+
+UNANSWERED = (docker.errors.DockerException, requests.RequestException, OSError, ValueError)
+"""What an attempt to reach an engine raises; a ValueError is for an address that is none."""
 
 CALL_SECONDS = 900
 """How long an engine may be silent in one call: an import of a large image says nothing."""
@@ -126,7 +129,7 @@ def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     for place in places(environ, own=own_engine.host(state)):
         try:
             return _connect(place)
-        except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+        except UNANSWERED as error:
             cause = how_it_fails(place, error, environ)
             tried.append(f"  - {place.source} '{place.host}': {cause}")
             first = error
@@ -159,7 +162,7 @@ def start(state: State, *, feedback: Feedback, environ: Mapping[str, str] = os.e
                 f"{error}\nThe lab starts none itself: {reason}\n{advice()}"
             ) from error
     if not own_engine.is_installed():
-        own_engine.install(feedback=feedback)
+        engine_packages.install(feedback=feedback)
         # The package may have started the system's engine.
         with contextlib.suppress(EngineNotFound):
             return find(state, environ=environ)

@@ -1,4 +1,4 @@
-"""The lab's own engine on Debian and Ubuntu: installed, started, found again and stopped.
+"""The lab's own engine on Debian and Ubuntu: started, found again, mended and stopped.
 
 Everything it has lies in ``engine/`` under the lab's state folder: its data, its socket, its pid
 file, its settings and its log. It shares with another engine on this machine nothing but the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket as sockets
 import subprocess
 import time
@@ -32,7 +31,7 @@ from labapp.state import State
 RECORD = "own_engine"
 """The state's file about this engine: its addresses, and whether it has run."""
 
-LONGEST_FOLDER = 70
+LONGEST_FOLDER = 69
 """How long the path of the run folder may be, in bytes: a socket's path ends at 107, and the
 longest one inside is ``exec/containerd/containerd.sock.ttrpc``."""
 
@@ -60,41 +59,9 @@ def is_installed() -> bool:
     return all(program(name) for name in ("dockerd", "ip"))
 
 
-def install(*, feedback: Feedback) -> None:
-    """Install the distribution's engine, and what the lab needs to build base images.
-
-    Args:
-        feedback: where progress is told.
-
-    Raises:
-        EngineError: apt failed.
-    """
-    feedback.say("No container engine answers: installing the distribution's docker.io.")
-    apt_packages.refresh(feedback=feedback)
-    apt_packages.install(wanted_packages(), feedback=feedback)
-
-
-def wanted_packages() -> list[str]:
-    """Return the packages to install, of those that this distribution has."""
-    needed = ["iproute2", "mmdebstrap"]
-    if "ubuntu" in apt_packages.distribution():
-        needed.append("debian-archive-keyring")
-    if program("dockerd") is None:
-        needed.append("docker.io")
-    welcome = ["docker-cli", "docker-buildx", "docker-compose", "docker-compose-v2"]
-    if program("docker") is not None:
-        welcome.remove("docker-cli")
-    found = apt_packages.candidates([*needed, *welcome, "iptables", "ca-certificates"])
-    # Before version 2, docker-compose is a program of its own and no plugin of docker.
-    compose = re.match(r"(?:\d+:)?(\d+)", found.get("docker-compose", ""))
-    if compose is not None and int(compose[1]) < 2:
-        del found["docker-compose"]
-    return [*needed, *(name for name in found if name not in needed)]
-
-
 def socket(state: State) -> Path:
     """Return the path of the engine's socket, whether or not it runs."""
-    return _run_folder(state) / "docker.sock"
+    return run_folder(state) / "docker.sock"
 
 
 def host(state: State) -> str | None:
@@ -161,7 +128,7 @@ def stop(state: State, *, feedback: Feedback) -> None:
 def remove(state: State, *, feedback: Feedback) -> None:
     """Stop the engine and delete all its data: every image, container and volume in it."""
     stop(state, feedback=feedback)
-    for folder in {_run_folder(state), _data(state).parent}:
+    for folder in {run_folder(state), _data(state).parent}:
         run_as_root(["rm", "-rf", "--one-file-system", str(folder)])
     state.path(f"{RECORD}.json").unlink(missing_ok=True)
 
@@ -171,7 +138,7 @@ def settings(state: State, network: own_network.Network) -> dict[str, Any]:
 
     Source: dockerd's reference, "Daemon configuration file".
     """
-    run = _run_folder(state)
+    run = run_folder(state)
     return {
         **_system_settings(),
         "hosts": [f"unix://{socket(state)}"],
@@ -191,7 +158,7 @@ def _launch(state: State, network: own_network.Network, *, feedback: Feedback) -
     dockerd = program("dockerd")
     if dockerd is None:
         raise EngineError("starting the lab's own engine: there is no 'dockerd' on this machine.")
-    run = _run_folder(state)
+    run = run_folder(state)
     if not run.exists():
         # Only the learner and root may reach the engine through it.
         run_as_root(["install", "-d", "-m", "0700", "-o", str(os.getuid()), str(run)])
@@ -241,7 +208,7 @@ def _why_it_failed(state: State, status: int | None) -> str:
 
 def _clear(state: State) -> None:
     """End every process of this engine, and remove what a crash leaves: mounts, stale files."""
-    run = _run_folder(state)
+    run = run_folder(state)
     processes.end(_running(state))
     # dockerd takes its containers and its containerd with it, unless it was killed.
     for shim in processes.running("containerd-shim", f"labapp-{state.lab_id}"):
@@ -274,9 +241,9 @@ def _answers(path: Path) -> bool:
         return False
 
 
-def _run_folder(state: State) -> Path:
-    """Return the folder of sockets and pid file: the state's, unless its path is too long."""
-    folder = state.path("engine", "docker.sock").parent
+def run_folder(state: State) -> Path:
+    """Return the folder of socket and pid file: the state's, unless its path is too long."""
+    folder = state.folder / "engine"
     if len(os.fsencode(folder)) <= LONGEST_FOLDER:
         return folder
     return Path("/run", f"labapp-{state.lab_id}")
