@@ -68,11 +68,23 @@ def is_ready(venv: Path, extras: Sequence[str]) -> bool:
         extras: names of optional dependencies that are needed.
     """
     try:
-        stamp = json.loads((venv / STAMP).read_text(encoding="utf-8"))
-        known = set(stamp.pop("extras"))
-    except (OSError, ValueError, KeyError, AttributeError):
+        found = json.loads((venv / STAMP).read_text(encoding="utf-8"))
+        known = set(found.pop("extras"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return stamp == _stamp(venv) and known >= set(extras)
+    return found == _marks(venv) and known >= set(extras)
+
+
+def stamp(venv: Path, extras: Sequence[str]) -> None:
+    """Put the stamp into an environment that has everything.
+
+    Args:
+        venv: the environment's folder.
+        extras: names of the optional dependencies that it has.
+    """
+    draft = venv / f"{STAMP}.draft"
+    draft.write_text(json.dumps({**_marks(venv), "extras": [*extras]}), encoding="utf-8")
+    draft.replace(venv / STAMP)
 
 
 def missing_packages(extras: Sequence[str]) -> list[str]:
@@ -159,12 +171,11 @@ def _fill(venv: Path, extras: Sequence[str], *, again: bool = False) -> None:
     """Install the lab's packages, and then put the stamp that says so."""
     (venv / STAMP).unlink(missing_ok=True)
     install(venv, str(ROOT) + (f"[{','.join(extras)}]" if extras else ""), again=again)
-    draft = venv / f"{STAMP}.draft"
-    draft.write_text(json.dumps({**_stamp(venv), "extras": [*extras]}), encoding="utf-8")
-    draft.replace(venv / STAMP)
+    stamp(venv, extras)
 
 
-def _stamp(venv: Path) -> dict[str, str | None]:
+def _marks(venv: Path) -> dict[str, str | None]:
+    """Return what an environment depends on: when one of these changes, it is made again."""
     project = (ROOT / "pyproject.toml").read_bytes()
     return {
         "clone": str(ROOT),
