@@ -20,7 +20,7 @@ from labapp.feedback import Feedback
 from labapp.manifests import digest_of
 from labapp.ports import free_port, is_listening, says_taken
 from labapp.registry import Registry
-from labapp.registry_storage import STORAGE, RegistryStorage
+from labapp.registry_storage import STORAGE, RegistryStorage, no_image
 from labapp.state import ROLE_LABEL, State
 
 CONFIG = Path(__file__).parent.parent / "dockerfiles" / "registry" / "config.yml"
@@ -93,13 +93,12 @@ class RegistryServer:
                 container = None
             if container is not None and container.status == "running":
                 return self._answering(container, image)
-            had_content = self._make_volume()
+            if self._make_volume():
+                # Before it runs: a push that waits for it begins anew as soon as it answers.
+                self._storage(container.attrs["Image"] if container else image).purge_uploads()
             if container is not None:
                 feedback.command(["docker", "start", self.name])
-            container = self._run(container, image, feedback)
-            registry = self._answering(container, image)
-            if had_content:
-                self.purge_uploads(older_than=0)
+            registry = self._answering(self._run(container, image, feedback), image)
             feedback.say(f"The registry runs at {registry.address}.")
             return registry
 
@@ -143,8 +142,8 @@ class RegistryServer:
         """Remove damaged blobs; see :meth:`RegistryStorage.discard_blobs`."""
         self._storage().discard_blobs(digests)
 
-    def _storage(self) -> RegistryStorage:
-        image = self._state.read("registry").get("image")
+    def _storage(self, image: object = None) -> RegistryStorage:
+        image = image or self._state.read("registry").get("image")
         if not isinstance(image, str):
             raise RegistryUnreachable(_NEVER_STARTED)
         return RegistryStorage(self._engine, self._state, volume=self.name, image=image)
@@ -240,10 +239,7 @@ class RegistryServer:
                     ),
                 )
             except docker.errors.ImageNotFound as error:
-                raise RegistryError(
-                    f"starting the registry: the engine has no image '{image}'. "
-                    "'python3 -m labapp start' makes it."
-                ) from error
+                raise no_image(f"starting the registry '{self.name}'", image) from error
             container.put_archive("/", _config_archive(config))
         return container
 

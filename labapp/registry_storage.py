@@ -9,6 +9,8 @@ import math
 import shlex
 from collections.abc import Iterable, Sequence
 
+import docker.errors
+
 from labapp.engine import Engine
 from labapp.errors import InvalidReference, RegistryError
 from labapp.leftovers import OWNER_LABEL, owner
@@ -28,6 +30,13 @@ find . -type d -path "*/_uploads/*" -prune | while read -r upload; do
     rm -rf "$upload" && echo "${upload#./}"
 done
 """
+
+
+def no_image(doing: str, image: str) -> RegistryError:
+    """Return the error for an engine that lacks the registry's image."""
+    return RegistryError(
+        f"{doing}: the engine has no image '{image}'. 'python3 -m labapp start' makes it."
+    )
 
 
 class RegistryStorage:
@@ -53,14 +62,17 @@ class RegistryStorage:
         """
         doing = f"working on the registry's files with '{shlex.join(argv)[:80]}'"
         with self._engine.doing(doing, RegistryError):
-            container = self._engine.client.containers.create(
-                self._image,
-                entrypoint=[argv[0]],
-                command=list(argv[1:]),
-                labels={**self._state.labels, ROLE_LABEL: "oneshot", OWNER_LABEL: owner()},
-                volumes={self._volume: {"bind": STORAGE, "mode": "rw"}},
-                network_mode="none",
-            )
+            try:
+                container = self._engine.client.containers.create(
+                    self._image,
+                    entrypoint=[argv[0]],
+                    command=list(argv[1:]),
+                    labels={**self._state.labels, ROLE_LABEL: "oneshot", OWNER_LABEL: owner()},
+                    volumes={self._volume: {"bind": STORAGE, "mode": "rw"}},
+                    network_mode="none",
+                )
+            except docker.errors.ImageNotFound as error:
+                raise no_image(doing, self._image) from error
             try:
                 container.start()
                 status = container.wait()["StatusCode"]
