@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import docker.errors
 import requests
-from docker.models.containers import Container
 
 from labapp.engine import Engine
 from labapp.errors import RunError
@@ -17,60 +14,9 @@ from labapp.feedback import Feedback
 from labapp.leftovers import OWNER_LABEL, owner
 from labapp.pulls import pull
 from labapp.reference import Reference
+from labapp.running import Running, discard, log_end, published_url, wait_until_ready
 from labapp.state import ROLE_LABEL
 from labapp.transfer import with_tag
-
-READY_SECONDS = 30.0
-"""How long a service may take until it answers."""
-
-LOG_LINES = 15
-"""How many of the last lines of a container's log a message shows."""
-
-
-@dataclass(frozen=True)
-class Running:
-    """A running container.
-
-    Attributes:
-        name: of the container.
-        reference: of the image, as it was given.
-        url: where the first of its published ports is reached; None if it publishes none.
-    """
-
-    name: str
-    reference: str
-    url: str | None
-    _container: Container = field(repr=False, compare=False)
-    _engine: Engine = field(repr=False, compare=False)
-
-    def get(self, path: str = "/") -> str:
-        """Ask the service for a path, and return the text it answers.
-
-        Raises:
-            RunError: it publishes no port, does not answer, or answers with an error.
-        """
-        doing = f"asking '{self.name}' for '{path}'"
-        if self.url is None:
-            raise RunError(f"{doing}: it publishes no port. Run it with 'ports'.")
-        try:
-            answer = _ask(self.url + path, seconds=10)
-        except requests.RequestException as error:
-            raise RunError(
-                f"{doing}: nothing answers at '{self.url}'. Its log ends:\n{_tail(self._container)}"
-            ) from error
-        if not answer.ok:
-            raise RunError(f"{doing}: it answers with status {answer.status_code}: {answer.text}")
-        return answer.text
-
-    def logs(self) -> str:
-        """Return what the container has printed."""
-        with self._engine.doing(f"reading the log of '{self.name}'", RunError):
-            return self._container.logs().decode("utf-8", "replace")
-
-    def stop(self) -> None:
-        """Stop the container and remove it."""
-        with self._engine.doing(f"stopping '{self.name}'", RunError):
-            discard(self._container)
 
 
 def run(
@@ -127,7 +73,12 @@ def run(
         )
         try:
             container.start()
-            url = wait_until_ready(container, ports, wait_for, doing=doing)
+            url = None
+            if ports and wait_for is not None:
+                url = wait_until_ready(container, ports[0], wait_for, doing=doing)
+            elif ports:
+                container.reload()
+                url = published_url(container, ports[0])
         except BaseException:
             with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
                 discard(container)
@@ -185,11 +136,11 @@ def run_once(
                     raise
                 raise RunError(
                     f"{doing}: it did not end within {seconds:.0f} s. Its log ends:\n"
-                    f"{_tail(container)}"
+                    f"{log_end(container)}"
                 ) from error
             if status != 0:
                 raise RunError(
-                    f"{doing}: it ended with status {status}. Its log ends:\n{_tail(container)}"
+                    f"{doing}: it ended with status {status}. Its log ends:\n{log_end(container)}"
                 )
             return container.logs(stdout=True, stderr=False).decode("utf-8", "replace")
         finally:
@@ -202,55 +153,13 @@ def remove_running(engine: Engine, labels: Mapping[str, str]) -> list[str]:
     wanted = [f"{name}={value}" for name, value in labels.items()]
     removed = []
     with engine.doing("removing this lab's containers", RunError):
-        for container in engine.client.containers.list(all=True, filters={"label": wanted}):
+        for container in engine.client.containers.list(
+            all=True, filters={"label": wanted}, ignore_removed=True
+        ):
             if container.labels.get(ROLE_LABEL) in {"run", "service"}:
                 discard(container)
                 removed.append(str(container.name))
     return removed
-
-
-def wait_until_ready(
-    container: Container, ports: Sequence[int], path: str | None, *, doing: str
-) -> str | None:
-    """Wait until a container's service answers.
-
-    Args:
-        container: it has been started.
-        ports: the ports inside the container that it publishes; the first one is asked.
-        path: the path that answers with success; None to wait for the port's number only.
-        doing: the work in words, for messages.
-
-    Returns:
-        The address of the first port; None without ports.
-
-    Raises:
-        RunError: the container ended, or does not answer in time.
-    """
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        container.reload()
-        if container.status in {"exited", "dead"}:
-            status = container.attrs["State"].get("ExitCode")
-            raise RunError(
-                f"{doing}: the container ended with status {status}. Its log ends:\n"
-                f"{_tail(container)}"
-            )
-        if not ports:
-            return None
-        url = _address(container, ports[0])
-        if url is not None and (path is None or _answers(url + path)):
-            return url
-        time.sleep(0.05)
-    raise RunError(
-        f"{doing}: it has not answered on port {ports[0]}{path or ''} for {READY_SECONDS:.0f} s. "
-        f"Does its program listen there, on 0.0.0.0? Its log ends:\n{_tail(container)}"
-    )
-
-
-def discard(container: Container) -> None:
-    """Remove a container, running or not; one that is gone already is fine."""
-    with contextlib.suppress(docker.errors.NotFound):
-        container.remove(force=True, v=True)
 
 
 def _have(engine: Engine, reference: Reference, feedback: Feedback) -> None:
@@ -274,27 +183,3 @@ def _make_room(engine: Engine, name: str, labels: Mapping[str, str], doing: str)
                 "Choose another name."
             )
         discard(container)
-
-
-def _address(container: Container, port: int) -> str | None:
-    bindings = container.ports.get(f"{port}/tcp")
-    return f"http://127.0.0.1:{bindings[0]['HostPort']}" if bindings else None
-
-
-def _answers(url: str) -> bool:
-    try:
-        return _ask(url, seconds=2).ok
-    except requests.RequestException:
-        return False
-
-
-def _ask(url: str, *, seconds: float) -> requests.Response:
-    with requests.Session() as session:
-        # A proxy that is set for the internet does not lead to this machine.
-        session.trust_env = False
-        return session.get(url, timeout=seconds)
-
-
-def _tail(container: Container) -> str:
-    lines = container.logs(tail=LOG_LINES).decode("utf-8", "replace").rstrip()
-    return lines or "(it printed nothing)"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import docker.errors
 
-from labapp.containers import Running, remove_running, run, run_once
+from labapp.containers import remove_running, run, run_once
 from labapp.engine import Engine
 from labapp.errors import ImageError
 from labapp.feedback import Feedback
 from labapp.pulls import Pull, pull
 from labapp.pushes import Push, push
 from labapp.reference import Reference
+from labapp.running import Running
 from labapp.transfer import with_tag
 
 __all__ = [
