@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from labapp.state import State
 
 if TYPE_CHECKING:
     from labapp.doctor import Finding
+    from labapp.feedback import Feedback
 
 ROOT = Path(__file__).resolve().parent.parent
 """The clone."""
@@ -90,9 +92,8 @@ def start(no_browser: bool, port: int | None, bases: str) -> None:
     died since is mended. When JupyterLab runs already, its address is printed.
     """
     from labapp import bench, jupyter
-    from labapp.feedback import TerminalFeedback
 
-    state, feedback = State.open(), TerminalFeedback()
+    state, feedback = State.open(), _feedback()
     alone = jupyter.find(state) is None
     ready = bench.prepare(state, source=bases, clean=alone, feedback=feedback)
     jupyter.serve(
@@ -111,18 +112,15 @@ def stop() -> None:
 
     Nothing is removed: images, base images and your progress are there at the next start.
     """
-    from labapp import engine, jupyter, own_engine
+    from labapp import engine, jupyter
     from labapp.errors import EngineNotFound
-    from labapp.feedback import TerminalFeedback
     from labapp.registry_server import RegistryServer
 
-    state, feedback = State.open(), TerminalFeedback()
+    state, feedback = State.open(), _feedback()
     jupyter.stop(state, feedback=feedback)
-    try:
+    # Where no engine answers, no registry runs.
+    with contextlib.suppress(EngineNotFound):
         RegistryServer(engine=engine.find(state), state=state).stop(feedback=feedback)
-    except EngineNotFound:
-        if own_engine.host(state) is None:
-            raise
     engine.stop(state, feedback=feedback)
     feedback.say("The lab is stopped.")
 
@@ -139,8 +137,8 @@ def status() -> None:
     findings = doctor.examine_lab(state)
     _print(findings)
     server = jupyter.find(state)
-    click.echo(f"     {'JupyterLab':<14} {server.url if server else 'is not running'}")
-    click.echo(f"     {'state':<14} '{state.folder}', lab {state.lab_id}")
+    click.echo(f"     {'JupyterLab':<21} {server.url if server else 'is not running'}")
+    click.echo(f"     {'state':<21} '{state.folder}', lab {state.lab_id}")
     _exit(0 if all(finding.ok for finding in findings) else 1)
 
 
@@ -175,9 +173,8 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
     needs no internet to be read.
     """
     from labapp import bench, jupyter, pages
-    from labapp.feedback import TerminalFeedback
 
-    state, feedback = State.open(), TerminalFeedback()
+    state, feedback = State.open(), _feedback()
     files = pages.chapters(ROOT / "notebooks", chapters)
     ready = bench.prepare(state, source=bases, feedback=feedback)
     environment = jupyter.environment(state, ready.engine)
@@ -198,18 +195,20 @@ def test(pytest_args: tuple[str, ...]) -> None:
     so that a running lab is not disturbed. PYTEST_ARGS go to pytest: 'test tests/unit -x'. Unit
     tests alone need no engine. The exit code is pytest's.
     """
-    folder = test_folder()
-    os.environ["LABAPP_STATE"] = str(folder)
+    from labapp import apt_packages, bench
+
+    state = State.open(test_folder())
+    os.environ["LABAPP_STATE"] = str(state.folder)
+    if apt_packages.why_not() is None:
+        os.environ.setdefault("LABAPP_BASES", "debian")
     if not any(argument.startswith("tests/unit") for argument in pytest_args):
-        _prepare_for_tests(State.open(folder))
+        bench.prepare(state, clean=True, feedback=_feedback())
     child = [sys.executable, "-m", "pytest", *pytest_args]
     with subprocess.Popen(child, cwd=ROOT) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            # pytest got the same signal, and cleans up after itself.
-            code = process.wait()
-    _exit(code)
+        # At Ctrl-C, pytest gets the same signal, and cleans up after itself.
+        with contextlib.suppress(KeyboardInterrupt):
+            process.wait()
+        _exit(process.wait())
 
 
 @command.command(short_help="Remove what the lab made.")
@@ -226,9 +225,8 @@ def reset(yes: bool, everything: bool) -> None:
     registry's address; nothing else on the engine is touched. The list is shown first.
     """
     from labapp import jupyter, removal
-    from labapp.feedback import TerminalFeedback
 
-    state, feedback = State.open(), TerminalFeedback()
+    state, feedback = State.open(), _feedback()
     work = ROOT / "notebooks" / "work"
     plans = [removal.plan(state, everything=everything, work=work, feedback=feedback)]
     tests = test_folder()
@@ -245,7 +243,7 @@ def reset(yes: bool, everything: bool) -> None:
     for line in left:
         click.echo(f"labapp: not removed: {line}", err=True)
     if everything:
-        click.echo(f"Python's packages are in '{ROOT / '.venv'}': delete the folder of the clone.")
+        click.echo(f"Python's packages go with the folder of the clone: '{ROOT}'.")
     _exit(1 if left else 0)
 
 
@@ -264,9 +262,8 @@ def bundle() -> None:
 def save_bundle(file: Path, bases: str) -> None:
     """Write this lab's base images, registry image and wheels to FILE, a tar."""
     from labapp import bench, bundles
-    from labapp.feedback import TerminalFeedback
 
-    feedback = TerminalFeedback()
+    feedback = _feedback()
     ready = bench.prepare(State.open(), source=bases, feedback=feedback)
     bundles.save(ready, file, feedback=feedback)
 
@@ -276,9 +273,8 @@ def save_bundle(file: Path, bases: str) -> None:
 def load_bundle(file: Path) -> None:
     """Take base images, registry image and wheels from FILE; then run 'start'."""
     from labapp import bundles
-    from labapp.feedback import TerminalFeedback
 
-    bundles.load(State.open(), file, feedback=TerminalFeedback())
+    bundles.load(State.open(), file, feedback=_feedback())
 
 
 def test_folder() -> Path:
@@ -290,23 +286,19 @@ def test_folder() -> Path:
     return folder.with_name(f"{folder.name}-test")
 
 
-def _prepare_for_tests(state: State) -> None:
-    from labapp import apt_packages, bench
-    from labapp.feedback import TerminalFeedback
-
-    if apt_packages.why_not() is None:
-        os.environ.setdefault("LABAPP_BASES", "debian")
-    source = os.environ.get("LABAPP_BASES", "auto")
-    bench.prepare(state, source=source, clean=True, feedback=TerminalFeedback())
-
-
 def _print(findings: Sequence[Finding]) -> None:
     for finding in findings:
         mark = click.style("OK ", fg="green") if finding.ok else click.style("DO ", fg="red")
         first, *rest = finding.text.splitlines() or [""]
-        click.echo(f"{mark}  {finding.subject:<14} {first}")
+        click.echo(f"{mark}  {finding.subject:<21} {first}")
         for line in rest:
-            click.echo(f"     {'':<14} {line}")
+            click.echo(f"     {'':<21} {line}")
+
+
+def _feedback() -> Feedback:
+    from labapp.feedback import TerminalFeedback
+
+    return TerminalFeedback()
 
 
 def _exit(code: int) -> None:

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labapp import bases as base_images
 from labapp import engine as engines
+from labapp import own_engine
+from labapp.base_sources import NAMES
 from labapp.engine import Engine
+from labapp.engine_places import advice
 from labapp.errors import BaseError, EngineNotFound, LabError
+from labapp.manifests import Manifest
 from labapp.registry_server import RegistryServer
 from labapp.state import State
 
 NEEDED_GB = 6.0
-
-SOURCE_LABEL = "labapp.source"
-"""The label in which a base image says where it came from."""
-
-BASE_TAGS = ("3.13", "3.13-slim")
 
 START = "Run 'python3 -m labapp start'."
 
@@ -81,24 +81,28 @@ def examine_lab(state: State, *, environ: Mapping[str, str] = os.environ) -> lis
 
 
 def _without_engine(error: EngineNotFound) -> list[Finding]:
+    to_do = START if own_engine.can_start() is None else advice()
     later = "can be looked at once an engine answers."
     unseen = [Finding(subject, False, later) for subject in ("registry", "base images")]
-    return [Finding("engine", False, f"{error}\n{START}"), *unseen]
+    return [Finding("engine", False, f"{error}\n{to_do}"), *unseen]
 
 
 def _delivery(engine: Engine, state: State) -> list[Finding]:
     server = RegistryServer(engine=engine, state=state)
-    return [
-        _tried("registry", lambda: _registry(server)),
-        *(_tried(f"base {tag}", functools.partial(_base, server, tag)) for tag in BASE_TAGS),
-    ]
+    registry = _tried("registry", lambda: _registry(server))
+    if not registry.ok:
+        later = "can be looked at once the registry answers."
+        return [registry, Finding("base images", False, later)]
+    checks = {name: functools.partial(_base, server, state, name) for name in NAMES}
+    return [registry, *(_tried(f"base {name}", check) for name, check in checks.items())]
 
 
 def _tried(subject: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(subject, True, look())
     except LabError as error:
-        return Finding(subject, False, f"{error} {START}")
+        known = "labapp start" in str(error)
+        return Finding(subject, False, str(error) if known else f"{error} {START}")
 
 
 def _disk(subject: str, folder: Path) -> Finding:
@@ -140,14 +144,19 @@ def _registry(server: RegistryServer) -> str:
     return f"answers at {registry.address}"
 
 
-def _base(server: RegistryServer, tag: str) -> str:
+def _base(server: RegistryServer, state: State, name: str) -> str:
     registry = server.registry()
-    image = registry.image(f"{registry.address}/base/python:{tag}")
-    damaged = registry.damaged_blobs("base/python", image.manifest)
+    found = {base.name: base for base in base_images.recorded(server, state)}
+    if name not in found:
+        raise BaseError("the base image is not prepared.")
+    base = found[name]
+    manifest = registry.manifest(base.reference.repository, base.digest)
+    if not isinstance(manifest, Manifest):
+        raise BaseError(f"'{base.reference}' is an index, not an image.")
+    damaged = registry.damaged_blobs(base.reference.repository, manifest)
     if damaged:
-        raise BaseError("; ".join(str(damage) for damage in damaged))
-    source = image.config.labels.get(SOURCE_LABEL, "an unknown source")
-    return f"{image.digest} from {source}"
+        raise BaseError(f"'{base.reference}': {'; '.join(str(damage) for damage in damaged)}.")
+    return f"{base.digest[:19]}… from {base.source}"
 
 
 def _proxies(info: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:
