@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -101,10 +102,7 @@ def fetch(
         digests = {wheel.name: _digest(wheel) for wheel in wheels_in(folder)}
         (folder / STAMP).write_text(json.dumps(stamp | {"wheels": digests}, indent=2) + "\n")
     except OSError as error:
-        raise BaseError(
-            f"writing the wheels to '{folder}': {error.strerror or error}. Make the folder "
-            "writable and free some disk space, then try again."
-        ) from error
+        raise _not_written(folder, error) from error
     return wheels_in(folder)
 
 
@@ -122,6 +120,43 @@ def is_complete(folder: Path, *, platform: str, python: str = PYTHON) -> bool:
         return False
     expected = {"wanted": wanted_by(folder.parent), "platform": platform, "python": python}
     return bool(found) and stamp == expected | {"wheels": found}
+
+
+def packed(folder: Path) -> dict[str, bytes]:
+    """Return the wheels and what is known of them as files to be carried elsewhere, by name."""
+    return {path.name: path.read_bytes() for path in (*wheels_in(folder), folder / STAMP)}
+
+
+def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put carried wheels into a wheel folder; what is there already goes.
+
+    Args:
+        folder: the wheel folder inside the application's folder.
+        files: what :func:`packed` returned.
+
+    Raises:
+        BaseError: they are not whole, or the folder can't be written.
+    """
+    try:
+        expected = json.loads(files[STAMP])["wheels"]
+    except (KeyError, TypeError, ValueError):
+        expected = None
+    carried = {name: data for name, data in files.items() if name != STAMP}
+    if expected != {name: _digest_of(data) for name, data in carried.items()}:
+        raise BaseError(
+            f"unpacking the wheels into '{folder}': they are not whole. Copy the file again."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in carried.items():
+            (folder / f".{name}").write_bytes(data)
+        for old in wheels_in(folder):
+            old.unlink()
+        for name in carried:
+            (folder / f".{name}").replace(folder / name)
+        (folder / STAMP).write_bytes(files[STAMP])
+    except OSError as error:
+        raise _not_written(folder, error) from error
 
 
 def wanted_by(application: Path) -> list[str]:
@@ -213,5 +248,16 @@ def _why(log: list[str]) -> tuple[str, str]:
     return f"pip said: {tail or 'nothing'}", "Correct that"
 
 
+def _not_written(folder: Path, error: OSError) -> BaseError:
+    return BaseError(
+        f"writing the wheels to '{folder}': {error.strerror or error}. Make the folder writable "
+        "and free some disk space, then try again."
+    )
+
+
 def _digest(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    return _digest_of(path.read_bytes())
+
+
+def _digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
