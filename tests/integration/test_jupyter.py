@@ -1,0 +1,138 @@
+"""JupyterLab: started, found again, ended, in a lab of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from labapp import jupyter
+from labapp.engine import Engine
+from labapp.errors import LabError
+from labapp.feedback import QuietFeedback
+from labapp.ports import free_port
+from labapp.state import State
+
+CODE = """
+import sys
+from pathlib import Path
+from labapp import engine, jupyter
+from labapp.feedback import TerminalFeedback
+from labapp.state import State
+state = State.open()
+options = {"port": int(sys.argv[2])} if len(sys.argv) > 2 else {}
+jupyter.serve(state, engine.find(state), folder=Path(sys.argv[1]), browser=False,
+              feedback=TerminalFeedback(), **options)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[State]:
+    """A lab whose JupyterLab is ended whatever happens."""
+    state = State.open(tmp_path / "state")
+    yield state
+    jupyter.stop(state, feedback=QuietFeedback())
+
+
+@contextlib.contextmanager
+def serving(state: State, engine: Engine, *options: str) -> Iterator[subprocess.Popen[str]]:
+    variables = {**os.environ, "LABAPP_STATE": str(state.folder), "DOCKER_HOST": engine.host}
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE, str(state.folder), *options],
+        env={**variables, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """The address that a start prints."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if found := re.search(r"http://\S+", line):
+            return found[0]
+    raise AssertionError("".join(lines))
+
+
+def test_it_serves_until_ctrl_c_and_a_second_start_tells_where(own: State, engine: Engine) -> None:
+    with serving(own, engine) as first:
+        url = address(first)
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[0-9a-f]{48}", url)
+        assert requests.get(url, timeout=10).status_code == 200
+        # The token is asked for, and stands in no command line that others could read.
+        bare = url.partition("?")[0]
+        assert "/login" in requests.get(bare, timeout=10).url
+        server = jupyter.find(own)
+        assert server is not None
+        assert server.token not in " ".join(psutil.Process(server.pid).cmdline())
+        with serving(own, engine) as second:
+            assert address(second) == url
+            assert second.wait(timeout=30) == 0
+        assert first.poll() is None
+        first.send_signal(signal.SIGINT)
+        assert first.wait(timeout=30) == 0
+    assert not psutil.pid_exists(server.pid)
+    assert jupyter.find(own) is None
+
+
+def test_it_is_found_after_its_starter_was_killed(own: State, engine: Engine) -> None:
+    with serving(own, engine) as first:
+        url = address(first)
+        first.kill()
+        first.wait()
+        server = jupyter.find(own)
+        assert server is not None
+        assert server.url == url
+    jupyter.stop(own, feedback=QuietFeedback())
+    assert jupyter.find(own) is None
+
+
+def test_a_runtime_file_of_a_crash_is_not_believed(own: State) -> None:
+    content = f'{{"url": "http://127.0.0.1:{free_port()}/", "token": "x", "pid": {os.getpid()}}}'
+    own.path("jupyter", "jpserver-1.json").write_text(content)
+    own.path("jupyter", "jpserver-2.json").write_text("{")
+    assert jupyter.find(own) is None
+
+
+def test_a_port_that_is_taken_is_told(own: State, engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LabError, match=r"(?s)starting JupyterLab.*in use.*--port"):
+            jupyter.serve(
+                own,
+                engine,
+                folder=own.folder,
+                port=port,
+                browser=False,
+                feedback=QuietFeedback(),
+            )
+    assert jupyter.find(own) is None
+
+
+def test_cells_and_terminals_reach_the_same_engine_and_lab(
+    own: State, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "inside.example")
+    found = jupyter.environment(own, engine)
+    assert found["DOCKER_HOST"] == engine.host
+    assert found["LABAPP_STATE"] == str(own.folder)
+    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert found["NO_PROXY"] == "inside.example,localhost,127.0.0.1"

@@ -1,0 +1,147 @@
+"""What the project's files promise to each other."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+import labapp
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "labapp"
+
+CONDA_NAMES = {"docker": "docker-py", "isal": "python-isal"}
+"""What conda-forge calls packages that have another name there."""
+
+STANDARD_LIBRARY_ONLY = {"__main__", "bootstrap", "installer"}
+"""They run before anything is installed."""
+
+COMMANDS = {"cli", "bootstrap"}
+"""They import a command's modules when it runs: help comes at once, and on a bare Python."""
+
+FLOORS = [
+    "labapp errors feedback fields ports privileges installer engine_places build_context "
+    "build_steps dockerfile",
+    "state reference manifests registry_http apt_packages own_network processes "
+    "deployment_file charts pages wheels bootstrap",
+    "own_engine engine_packages registry_reader assembly layouts __main__",
+    "engine registry debian_recipes",
+    "builds running leftovers copies compose debian pins jupyter",
+    "registry_storage",
+    "registry_server",
+    "transfer request_log removal",
+    "pushes pulls",
+    "containers",
+    "images",
+    "base_sources deployments",
+    "base_shelf registry_image",
+    "bases",
+    "bench doctor",
+    "bundles exercises.exercise exercises.evidence",
+    "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03",
+    "exercises",
+    "lab",
+    "cli",
+]
+"""The package's floors, lowest first: a module may import only from those above its own."""
+
+
+def modules() -> dict[str, Path]:
+    """The package's modules, by their name below ``labapp``."""
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__") or "labapp"] = file
+    return found
+
+
+def imports(tree: ast.AST, known: set[str]) -> set[str]:
+    """The modules of the package that a piece of code imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "labapp":
+            home = (node.module or "").removeprefix("labapp").removeprefix(".")
+            for alias in node.names:
+                inner = f"{home}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in known else home)
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            found |= {name.removeprefix("labapp.") for name in names if name.startswith("labapp.")}
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    known = set(modules())
+    return {
+        name: imports(ast.parse(file.read_text(encoding="utf-8")), known) - {name}
+        for name, file in modules().items()
+    }
+
+
+def test_each_module_imports_only_from_lower_floors() -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+    assert sorted(graph()) == sorted(floor), "a module without a floor, or a floor without one"
+    wrong = [
+        f"{name} (floor {floor[name]}) imports {other} (floor {floor[other]})"
+        for name, others in graph().items()
+        for other in others
+        if floor[other] >= floor[name]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - COMMANDS))
+def test_a_module_imports_at_its_top(name: str) -> None:
+    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+    known = set(modules())
+    inside = [
+        f"line {node.lineno} in {node.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and imports(node, known)
+    ]
+    assert inside == []
+
+
+@pytest.mark.parametrize("name", sorted(STANDARD_LIBRARY_ONLY))
+def test_what_runs_first_needs_nothing_installed(name: str) -> None:
+    assert graph()[name] <= STANDARD_LIBRARY_ONLY
+
+
+def test_the_public_names() -> None:
+    assert labapp.__all__ == [
+        "Engine",
+        "Lab",
+        "LabError",
+        "Reference",
+        "Registry",
+        "State",
+        "open_lab",
+    ]
+    for name in labapp.__all__:
+        assert getattr(labapp, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        labapp.nonsense  # noqa: B018
+
+
+def test_pyproject_and_conda_ask_for_the_same_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = YAML(typ="safe").load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    wanted = [f"python{project['requires-python']}"]
+    for requirement in project["dependencies"]:
+        name, constraint = re.fullmatch(r"([\w.-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
+        wanted.append(CONDA_NAMES.get(name, name) + constraint)
+    assert conda["dependencies"] == wanted
+    assert conda["channels"] == ["conda-forge", "nodefaults"]
+
+
+def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    commands = [line for line in script.splitlines() if line and not line.startswith("#")]
+    assert commands == ['cd "$(dirname "$0")/.." && exec python3 -m labapp test']
+    assert "python3 -m labapp test" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
