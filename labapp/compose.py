@@ -13,6 +13,8 @@ from labapp.engine import Engine
 from labapp.errors import DeploymentError
 
 COMPOSE_SECONDS = 300.0
+STOP_SECONDS = 3
+"""How long a container that is replaced has to end by itself."""
 
 
 def has_compose(engine: Engine) -> bool:
@@ -67,7 +69,7 @@ def compose_up(
     # JSON is YAML; compose reads "$$" as "$".
     text = json.dumps({"services": wanted}).replace("$", "$$")
     argv = ["docker", "compose", "-p", project, "-f", "-"]
-    argv += ["up", "-d", "--force-recreate", "--remove-orphans"]
+    argv += ["up", "-d", "--force-recreate", "--remove-orphans", f"--timeout={STOP_SECONDS}"]
     try:
         answer = subprocess.run(
             argv,
@@ -84,7 +86,8 @@ def compose_up(
             f"{doing}: docker compose did not end within {COMPOSE_SECONDS:.0f} s. Try again."
         ) from error
     if answer.returncode != 0:
-        cause = "\n".join(answer.stderr.strip().splitlines()[-6:])
+        told = [line for line in answer.stderr.splitlines() if not line.startswith(" Container")]
+        cause = "\n".join(told[-6:])
         raise DeploymentError(f"{doing}: docker compose says:\n{cause}\nMend that, deploy again.")
 
 

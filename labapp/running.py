@@ -16,6 +16,9 @@ from labapp.errors import RunError
 READY_SECONDS = 30.0
 """How long a service may take until it answers."""
 
+SETTLE_SECONDS = 0.5
+"""How long a container without a port must run to count as started."""
+
 LOG_LINES = 15
 """How many of the last lines of a container's log a message shows."""
 
@@ -90,7 +93,7 @@ def wait_until_ready(
     Raises:
         RunError: the container ended, or does not answer in time.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while True:
         container.reload()
         if container.status in {"exited", "dead"}:
@@ -99,13 +102,13 @@ def wait_until_ready(
                 f"{doing}: the container ended with status {status}. Its log ends:\n"
                 f"{log_end(container)}"
             )
-        url = published_url(container, port)
-        if port is None or (url is not None and _answers(url, path)):
+        url = None if port is None else published_url(container, port)
+        if url is not None and _answers(url, path):
             return url
-        if time.monotonic() > deadline:
+        if time.monotonic() - began > (SETTLE_SECONDS if port is None else seconds):
             break
         time.sleep(0.05)
-    if path is None:
+    if path is None or port is None:
         return url
     raise RunError(
         f"{doing}: it has not answered on port {port}{path} for {seconds:.0f} s. "
