@@ -21,6 +21,9 @@ from labapp.feedback import Feedback
 STAMP = ".complete.json"
 """The file in the wheel folder that says what the wheels are for, and their digests."""
 
+DOWNLOAD = ".download"
+"""The folder in it where new wheels wait until all are there."""
+
 PYTHON = "3.13"
 """The Python in the base images."""
 
@@ -90,15 +93,11 @@ def fetch(
     stamp = {"wanted": wanted, "platform": platform, "python": python}
     if is_complete(folder, platform=platform, python=python):
         return wheels_in(folder)
-    download = folder / ".download"
+    download = folder / DOWNLOAD
     try:
         download.mkdir(parents=True, exist_ok=True)
         _download(download, wanted, platform=platform, python=python, feedback=feedback)
-        for old in folder.glob("*.whl"):
-            old.unlink()
-        for wheel in sorted(download.glob("*.whl")):
-            wheel.replace(folder / wheel.name)
-        shutil.rmtree(download)
+        _replace_by(download, folder)
         digests = {wheel.name: _digest(wheel) for wheel in wheels_in(folder)}
         (folder / STAMP).write_text(json.dumps(stamp | {"wheels": digests}, indent=2) + "\n")
     except OSError as error:
@@ -147,13 +146,10 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
             f"unpacking the wheels into '{folder}': they are not whole. Copy the file again."
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / DOWNLOAD).mkdir(parents=True, exist_ok=True)
         for name, data in carried.items():
-            (folder / f".{name}").write_bytes(data)
-        for old in wheels_in(folder):
-            old.unlink()
-        for name in carried:
-            (folder / f".{name}").replace(folder / name)
+            (folder / DOWNLOAD / name).write_bytes(data)
+        _replace_by(folder / DOWNLOAD, folder)
         (folder / STAMP).write_bytes(files[STAMP])
     except OSError as error:
         raise _not_written(folder, error) from error
@@ -214,6 +210,15 @@ def _download(
                 f"fetching the wheels for '{platform}': {cause}. {step}, then try again."
             )
         bars.finish("wheels")
+
+
+def _replace_by(new: Path, folder: Path) -> None:
+    """Put the wheels of one folder in the place of those in another."""
+    for old in wheels_in(folder):
+        old.unlink()
+    for wheel in wheels_in(new):
+        wheel.replace(folder / wheel.name)
+    shutil.rmtree(new)
 
 
 def _options(platform: str, python: str) -> list[str]:
