@@ -145,4 +145,6 @@ def _apt(arguments: Sequence[str], *, key: str, bars: Bars) -> tuple[int, list[s
             # Fetching counts as the first half of the way, unpacking as the second.
             done = float(status[2]) / 2 + (50 if status[1] == "pm" else 0)
             bars.update(key, done, 100, status[3].strip()[:40])
+    if process.returncode == 0:
+        bars.finish(key)
     return process.returncode, log

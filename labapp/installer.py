@@ -72,10 +72,12 @@ def need_ensurepip() -> None:
     elif os.geteuid() == 0:
         say(f"Installing {package}, which makes Python environments.")
         environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "--quiet=2"], env=environ)
-        install = ["apt-get", "install", "--quiet=2", "--yes", "--no-install-recommends", package]
-        if subprocess.run(install, env=environ).returncode == 0:
+        install = ["install", "--yes", "--no-install-recommends", package]
+        for command in (["update"], install):
+            answer = subprocess.run(["apt-get", *command], env=environ, capture_output=True)
+        if answer.returncode == 0:
             return
+        advice += f" It failed here: {answer.stderr.decode(errors='replace').strip()}"
     raise SetUpError(
         f"making the environment: the Python '{sys.executable}' lacks 'ensurepip'. {advice}"
     )
