@@ -47,7 +47,7 @@ HUB_VARIABLE = "LABAPP_HUB"
 HUB = "docker.io/library"
 
 _HUB_NAMES = {REGISTRY: "registry:3"}
-_RATE_LIMIT = re.compile(r"toomanyrequests|\b429\b|rate limit", re.IGNORECASE)
+_RATE_LIMIT = re.compile(r"toomanyrequests|too many requests|\b429\b|rate limit", re.IGNORECASE)
 
 
 def place(name: str) -> tuple[str, str]:

@@ -34,8 +34,9 @@ _TIDY = (
 )
 
 _NOT_IN_REGISTRY = re.compile(
-    r"\./(dev|run|var/cache|var/lib/(apt|dpkg)|usr/share/(doc/(?!.*copyright)|lintian|man))/.+"
-    r"|\./etc/(resolv\.conf|hostname)"
+    r"\./(dev|run|var/cache|var/lib/(apt|dpkg)|usr/share/(lintian|man))/.+"
+    r"|\./usr/share/doc/.+(?<!/copyright)$"
+    r"|\./etc/(resolv\.conf|hostname)$"
 )
 
 

@@ -6,6 +6,7 @@ Sources: OCI Image Specification 1.1, image-layout.md; for ``manifest.json``, th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -52,6 +53,9 @@ class LayoutWriter:
             if self._loadable:
                 self.add_file("manifest.json", _json(self._loadable))
             self._tar.close()
+        else:  # whoever opened the file throws it away
+            with contextlib.suppress(OSError):
+                self._tar.close()
 
     def add_file(self, name: str, data: bytes) -> None:
         """Add a small file beside the blobs."""
