@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 """The clone."""
 
-OUT = ROOT / "out"
-
 BASES = click.option(
     "--bases",
     type=click.Choice(["auto", "mirror", "hub", "debian"]),
@@ -36,11 +34,7 @@ BASES = click.option(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; the lab's errors are told in a line, not a traceback.
-
-    Args:
-        argv: the command and its arguments; by default those of this process.
-    """
+    """Run a command and return its exit code; the lab's errors are told without a traceback."""
     try:
         code = command.main(args=argv, prog_name="python3 -m labapp", standalone_mode=False)
     except click.ClickException as error:
@@ -129,7 +123,7 @@ def stop() -> None:
 def status() -> None:
     """Tell what runs and where: engine, registry, base images, JupyterLab.
 
-    The exit code is 0 when the lab is ready to work, else 1.
+    The exit code is 0 when the lab is ready to work, else 1. 'doctor' looks closer.
     """
     from labapp import doctor, jupyter
 
@@ -161,7 +155,7 @@ def doctor() -> None:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    default=OUT,
+    default=ROOT / "out",
     show_default="out/ in the clone",
     help="Where the executed notebooks and their pages go.",
 )

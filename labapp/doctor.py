@@ -52,18 +52,18 @@ def examine(state: State, *, environ: Mapping[str, str] = os.environ) -> list[Fi
         environ: the environment that names engine and proxies.
     """
     python = Finding("Python", True, f"{platform.python_version()} at {sys.executable}")
-    findings = [python, _disk("disk", state.folder)]
+    findings = [python, disk("disk", state.folder)]
     try:
         engine = engines.find(state, environ=environ)
     except EngineNotFound as error:
-        return [*findings, *_without_engine(error), _proxies({}, environ)]
+        return [*findings, *_without_engine(error), proxies({}, environ)]
     findings.append(Finding("engine", True, engine.describe()))
     if Path(engine.data_root).exists():
-        findings.append(_disk("engine's disk", Path(engine.data_root)))
+        findings.append(disk("engine's disk", Path(engine.data_root)))
     findings.append(Finding("store", True, f"{engine.store} image store"))
     findings += [_builder(engine), _docker(engine), *_delivery(engine, state)]
     with engine.doing("asking the engine about itself"):
-        return [*findings, _proxies(engine.client.info(), environ)]
+        return [*findings, proxies(engine.client.info(), environ)]
 
 
 def examine_lab(state: State, *, environ: Mapping[str, str] = os.environ) -> list[Finding]:
@@ -105,7 +105,8 @@ def _tried(subject: str, look: Callable[[], str]) -> Finding:
         return Finding(subject, False, str(error) if known else f"{error} {START}")
 
 
-def _disk(subject: str, folder: Path) -> Finding:
+def disk(subject: str, folder: Path) -> Finding:
+    """Look whether a folder's disk has room for images."""
     free = shutil.disk_usage(folder).free / 1e9
     text = f"{free:.1f} GB free at '{folder}'"
     if free >= NEEDED_GB:
@@ -159,7 +160,7 @@ def _base(server: RegistryServer, state: State, name: str) -> str:
     return f"{base.digest[:19]}… from {base.source}"
 
 
-def _proxies(info: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:
+def proxies(info: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:
     """Look at the proxies of this shell and of the engine.
 
     A proxy between the learner and the registry on this machine makes every request fail.

@@ -1,0 +1,135 @@
+"""The command line and the doctor, as far as they need no engine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labapp import cli, doctor
+from labapp.state import State
+
+COMMANDS = ["start", "stop", "status", "doctor", "run", "test", "reset", "bundle"]
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+    """A lab of its own, whose engine is not there."""
+    monkeypatch.setenv("LABAPP_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "LABAPP_STATE_TEST"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return State.open()
+
+
+def test_help_names_each_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    listing = capsys.readouterr().out.partition("Commands:")[2]
+    assert [line.split()[0] for line in listing.splitlines() if line.startswith("  ")][:-1] == (
+        sorted(COMMANDS)
+    )
+    assert "..." not in listing, "a summary is cut off"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Usage: python3 -m labapp {name}" in text
+    assert len(text.split()) > 38
+
+
+def test_help_comes_at_once() -> None:
+    code = (
+        "import sys; from labapp.cli import main; main(['--help']); "
+        "print({'docker', 'pandas', 'IPython', 'requests'} & set(sys.modules))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.splitlines()[-1] == "set()", answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["nosuch"], 2, "No such command 'nosuch'"),
+        (["start", "--port", "99999"], 2, "not in the range"),
+        (["start", "--bases", "nowhere"], 2, "'nowhere' is not one of"),
+        (["start"], 1, "labapp: looking for a container engine: none answers."),
+        (["run", "77"], 1, "labapp: looking for chapter '77'"),
+        (["reset", "--yes"], 1, "labapp: looking for a container engine"),
+        (["bundle", "load", "/nosuch/file.tar"], 2, "does not exist"),
+        (["test", "tests/integration"], 1, "labapp: looking for a container engine"),
+    ],
+)
+def test_a_failure_is_told_in_words_and_by_the_exit_code(
+    capsys: pytest.CaptureFixture[str], argv: list[str], code: int, message: str
+) -> None:
+    assert cli.main(argv) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_stop_where_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["stop"]) == 0
+    assert "stopped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_without_an_engine_the_line_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert cli.main([command]) == 1
+    text = capsys.readouterr().out
+    assert "DO   engine" in text
+    assert "none.sock" in text
+    assert "labapp start" in text
+
+
+def test_the_tests_have_a_lab_apart(own_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.test_folder() == own_state.folder.with_name("state-test")
+    monkeypatch.setenv("LABAPP_STATE_TEST", "/elsewhere")
+    assert cli.test_folder() == Path("/elsewhere")
+
+
+def test_test_passes_on_its_arguments_and_the_exit_code(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["test", "tests/unit/nosuch.py", "-q", "-p", "no:cacheprovider"]) == 4
+    captured = capfd.readouterr()
+    assert "file or directory not found: tests/unit/nosuch.py" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("environ", "info", "ok", "words"),
+    [
+        ({}, {}, True, "none set"),
+        ({"HTTP_PROXY": "http://p:3128"}, {}, False, "NO_PROXY=localhost,127.0.0.1"),
+        ({"https_proxy": "http://p:3128", "no_proxy": "localhost"}, {}, False, "NO_PROXY"),
+        (
+            {"HTTP_PROXY": "http://p:3128", "NO_PROXY": "localhost, 127.0.0.1"},
+            {},
+            True,
+            "HTTP_PROXY is 'http://p:3128'",
+        ),
+        ({}, {"HttpProxy": "http://q:1", "HttpsProxy": ""}, True, "engine fetches .* 'http://q:1'"),
+    ],
+)
+def test_the_doctor_looks_at_proxies(
+    environ: dict[str, str], info: dict[str, str], ok: bool, words: str
+) -> None:
+    finding = doctor.proxies(info, environ)
+    assert finding.ok is ok
+    assert re.search(words, finding.text)
+
+
+def test_the_doctor_looks_at_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.disk("disk", tmp_path).text.endswith(f"GB free at '{tmp_path}'")
+    monkeypatch.setattr(doctor, "NEEDED_GB", 1e9)
+    finding = doctor.disk("disk", tmp_path)
+    assert not finding.ok
+    assert "Free some space" in finding.text
