@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,13 +89,14 @@ class Bench:
 
 
 def prepare(
-    state: State, *, source: str = "auto", clean: bool = False, feedback: Feedback
+    state: State, *, source: str | None = None, clean: bool = False, feedback: Feedback
 ) -> Bench:
     """Make everything ready that a chapter needs; quick when it already is.
 
     Args:
         state: the lab's own files.
-        source: where base images come from: ``auto``, ``mirror``, ``hub`` or ``debian``.
+        source: where base images come from: ``auto``, ``mirror``, ``hub`` or ``debian``; by
+            default what LABAPP_BASES names, else ``auto``.
         clean: also remove what earlier, cut-off work left behind. Not while something builds.
         feedback: where progress is told.
 
@@ -111,6 +113,7 @@ def prepare(
             for line in remove_leftovers(engine, state):
                 feedback.say(f"Removed a leftover: {line}")
         server = RegistryServer(engine=engine, state=state)
+        source = source or os.environ.get("LABAPP_BASES", "auto")
         bases = base_images.prepare(engine, server, state, source=source, feedback=feedback)
         fetch(
             REPOSITORY / "dockerfiles" / "app" / "wheels",

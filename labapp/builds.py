@@ -53,9 +53,16 @@ class Build:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a step: ``step``, ``instruction``, ``cached``, ``seconds``, ``stage`` (or "")."""
-        rows = [(s.number, s.instruction, s.cached, s.seconds, s.stage or "") for s in self.steps]
-        return pd.DataFrame(rows, columns=["step", "instruction", "cached", "seconds", "stage"])
+        """A row a step: ``step``, ``instruction``, ``cached``, ``seconds`` (to the hundredth).
+
+        A build of several stages has a column ``stage`` as well, after ``step``.
+        """
+        rows = [
+            (s.number, s.stage or "", s.instruction, s.cached, round(s.seconds, 2))
+            for s in self.steps
+        ]
+        table = pd.DataFrame(rows, columns=["step", "stage", "instruction", "cached", "seconds"])
+        return table if table["stage"].any() else table.drop(columns="stage")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ OUTCOMES = {
     "mounted": (GREY, "there already, in another repository"),
     "already there": (GREY, "there already"),
 }
+PHRASES = {200: "yes", 201: "stored", 202: "go on", 404: "no"}
 WIDTH, ROW = 8.6, 0.42
+NOTICED = 0.05
+"""A step that takes less, in seconds, only wrote down a setting."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,12 @@ def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
                 axes.text(left + seconds / 2, row, text, ha="center", va="center", fontsize=8,
                           color="white")  # fmt: skip
             left += seconds
-        cached = int(steps["cached"].sum())
+        ran = int((~steps["cached"].astype(bool) & (steps["seconds"] >= NOTICED)).sum())
         totals.append(left)
-        words.append(f"{left:.1f} s, {cached} of {len(steps)} steps from the cache")
+        words.append(f"{left:.1f} s, {ran} of {len(steps)} steps had work to do")
     _end_labels(axes, totals, words)
     _names(axes, list(builds))
-    _title(axes, "Each block is a step that really ran; cached steps take no time")
+    _title(axes, "Each block is a step that had work to do; cached steps take no time")
     said = "; ".join(f"{name}: {text}" for name, text in zip(builds, words, strict=True))
     return Chart(axes.figure, f"Bar chart of build times. {said}.")  # type: ignore[arg-type]
 
@@ -146,7 +149,7 @@ def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
         rows: for each push's name its layers; columns ``bytes`` and ``outcome`` (``sent``,
             ``mounted`` or ``already there``).
     """
-    axes = _bars_axes(len(rows), "layers of the image, and the megabytes sent for them")
+    axes = _bars_axes(len(rows), "layers of the image")
     words, most = [], max(len(layers) for layers in rows.values())
     for row, table in enumerate(rows.values()):
         left = 0
@@ -170,42 +173,42 @@ def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
     return Chart(axes.figure, f"Bar chart of pushes. {said}.")  # type: ignore[arg-type]
 
 
-def conversation(rows: pd.DataFrame, *, most: int = 18) -> Chart:
+def conversation(rows: pd.DataFrame) -> Chart:
     """Draw requests to a registry as a sequence diagram.
+
+    Engines send several layers side by side, so that their requests are mixed in the log. Equal
+    requests are drawn once, where the first of them came, with their number.
 
     Args:
         rows: requests in order; columns ``client``, ``method``, ``meaning``, ``status``, ``bytes``.
-        most: how many requests are drawn; equal ones in a row are drawn once, with their number.
     """
     steps = _grouped(rows)
-    left_out = max(0, len(steps) - most)
-    steps = steps[:most]
-    height = 0.9 + 0.52 * len(steps)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.5 * len(steps)), layout="constrained")
     axes = figure.add_subplot()
     axes.axis("off")
-    axes.set(xlim=(0, 10), ylim=(len(steps) + 0.3, -1.0))
+    axes.set(xlim=(0, 10), ylim=(len(steps) + 0.1, -1.0))
     client = str(rows["client"].iloc[0]) if len(rows) else "docker"
     for x, name in ((1.2, client), (8.8, "registry")):
-        axes.plot([x, x], [-0.4, len(steps) + 0.2], color=GREY, linewidth=1)
+        axes.plot([x, x], [-0.4, len(steps) - 0.2], color=GREY, linewidth=1)
         axes.text(x, -0.6, name, ha="center", va="center", weight="bold", color=DARK)
-    for row, (method, meaning, status, size, count) in enumerate(steps):
-        times = f"{count} times " if count > 1 else ""
+    for row, step in enumerate(steps):
+        times = f"{step.count} times " if step.count > 1 else ""
         axes.annotate("", xy=(8.75, row + 0.1), xytext=(1.25, row + 0.1),
                       arrowprops={"arrowstyle": "-|>", "color": BLUE})  # fmt: skip
-        axes.text(1.45, row - 0.02, f"{times}{method}  {meaning}", va="bottom", fontsize=9,
-                  color=DARK)  # fmt: skip
+        axes.text(1.45, row - 0.02, f"{times}{step.method}  {step.meaning}", va="bottom",
+                  fontsize=9, color=DARK)  # fmt: skip
         axes.annotate("", xy=(1.25, row + 0.42), xytext=(8.75, row + 0.42),
                       arrowprops={"arrowstyle": "-|>", "color": GREY, "ls": "--"})  # fmt: skip
-        answer = f"{status}" + (f", {amount(size)}" if size else "")
+        answer = f"{step.status} {PHRASES.get(step.status, '')}".strip()
+        answer += f", {amount(step.bytes)}" if step.bytes > 2 else ""
         axes.text(8.4, row + 0.42, answer, ha="right", va="center", fontsize=8,
-                  color=ORANGE if status >= 400 else DARK,
+                  color=ORANGE if step.status >= 400 else DARK,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
-    rest = f" {left_out} more steps are not drawn." if left_out else ""
-    if left_out:
-        axes.text(5, len(steps) + 0.1, f"… and {left_out} more", ha="center", fontsize=9)
-    said = "; ".join(f"{method} {meaning}: {status}" for method, meaning, status, _, _ in steps)
-    return Chart(figure, f"Sequence diagram between {client} and the registry. {said}.{rest}")
+    _title(axes, "Equal requests are drawn once, where the first of them came")
+    said = "; ".join(
+        f"{step.count} times {step.method} {step.meaning}: {step.status}" for step in steps
+    )
+    return Chart(figure, f"Sequence diagram between {client} and the registry. {said}.")
 
 
 def tag_history(rows: pd.DataFrame) -> Chart:
@@ -242,22 +245,25 @@ def tag_history(rows: pd.DataFrame) -> Chart:
     return Chart(figure, f"Two lanes of digests over time. {said}.")
 
 
-def _grouped(rows: pd.DataFrame) -> list[tuple[str, str, int, float, int]]:
-    """Fold equal requests that follow each other into one, with their number."""
-    steps: list[tuple[str, str, int, float, int]] = []
-    for row in rows.to_dict("records"):
-        step = (
-            str(row["method"]),
-            str(row["meaning"]),
-            int(row["status"]),
-            float(row["bytes"] or 0),
+@dataclass(frozen=True)
+class _Step:
+    method: str
+    meaning: str
+    status: int
+    bytes: float
+    count: int
+
+
+def _grouped(rows: pd.DataFrame) -> list[_Step]:
+    """Fold equal requests into one, with their number and all their bytes."""
+    keys = ["method", "meaning", "status"]
+    folded = rows.groupby(keys, sort=False)["bytes"].agg(["sum", "size"]).reset_index()
+    return [
+        _Step(
+            row["method"], row["meaning"], int(row["status"]), float(row["sum"]), int(row["size"])
         )
-        if steps and steps[-1][:3] == step[:3]:
-            *_, size, count = steps[-1]
-            steps[-1] = (*step[:3], size + step[3], count + 1)
-        else:
-            steps.append((*step, 1))
-    return steps
+        for row in folded.to_dict("records")
+    ]
 
 
 def _eight(digest: object) -> str:

@@ -75,8 +75,15 @@ def command() -> None:
     type=click.IntRange(1, 65535),
     help="JupyterLab's port. By default the first free one from 8888.",
 )
+@click.option(
+    "--notebooks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=ROOT / "notebooks",
+    show_default="notebooks/ in the clone",
+    help="The folder to serve, for an instructor's own copy of the chapters.",
+)
 @BASES
-def start(no_browser: bool, port: int | None, bases: str) -> None:
+def start(no_browser: bool, port: int | None, notebooks: Path, bases: str) -> None:
     """Set everything up and open JupyterLab on the chapters.
 
     Finds the container engine (on Debian and Ubuntu, as root, installs and starts one if there is
@@ -93,7 +100,7 @@ def start(no_browser: bool, port: int | None, bases: str) -> None:
     jupyter.serve(
         state,
         ready.engine,
-        folder=ROOT / "notebooks",
+        folder=notebooks.resolve(),
         port=port,
         browser=not no_browser,
         feedback=feedback,

@@ -176,10 +176,11 @@ def _have(engine: Engine, reference: Reference, feedback: Feedback) -> None:
 
 def _make_room(engine: Engine, name: str, labels: Mapping[str, str], doing: str) -> None:
     """Remove this lab's container of that name, if there is one."""
+    wanted = {**labels, ROLE_LABEL: "run"}  # An image passes its own labels on to all comers.
     for container in engine.client.containers.list(all=True, filters={"name": f"^/?{name}$"}):
-        if any(container.labels.get(label) != value for label, value in labels.items()):
+        if not wanted.items() <= container.labels.items():
             raise RunError(
-                f"{doing}: the name '{name}' belongs to a container that is not this lab's. "
-                "Choose another name."
+                f"{doing}: the name '{name}' belongs to a container that the lab did not start. "
+                f"Choose another name, or remove that one with 'docker rm -f {name}'."
             )
         discard(container)

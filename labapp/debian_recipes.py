@@ -63,11 +63,11 @@ class Recipe:
 
     def config(self, *, diff_id: str, platform: Platform, labels: Mapping[str, str]) -> bytes:
         """Return the config of the image whose only layer this root is."""
-        step = f"mmdebstrap {SUITE}: {' '.join(self.packages)}"
+        made = f"made from Debian packages by mmdebstrap: {' '.join(self.packages)}"
         return build_config(
             platform=platform,
             diff_ids=[diff_id],
-            history=[History(created_by=step, comment="made from Debian packages")],
+            history=[History(created_by=f"base image {self.name}", comment=made)],
             env=self.environment,
             entrypoint=self.entrypoint,
             cmd=self.command,

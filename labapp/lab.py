@@ -23,6 +23,7 @@ from labapp.feedback import Feedback, feedback_here
 from labapp.images import Pull, Push, Running
 from labapp.manifests import ImageConfig, Manifest, layer_history
 from labapp.reference import Reference
+from labapp.registry import Registry
 from labapp.state import State
 
 
@@ -51,6 +52,11 @@ class Lab:
     _hints: dict[str, int] = field(default_factory=dict)
 
     @property
+    def registry(self) -> Registry:
+        """The registry over HTTP: its repositories, tags, manifests and blobs."""
+        return self.bench.registry
+
+    @property
     def address(self) -> str:
         """The registry's host and port; the first part of every image name in this lab."""
         return self.bench.registry.address
@@ -63,10 +69,12 @@ class Lab:
     def __repr__(self) -> str:
         return f"Lab({self.bench.engine.describe()} · registry {self.address})"
 
-    def application(self, *, fresh: bool = False) -> Path:
+    def application(self, *, dockerfile: str | None = None, fresh: bool = False) -> Path:
         """Return this chapter's own copy of the application's source, to change at will.
 
         Args:
+            dockerfile: which of the lab's Dockerfiles goes with it: ``full``, ``slim`` or
+                ``multistage``; by default none.
             fresh: throw away the changes of an earlier visit and copy anew.
         """
         copy = self.work / "app"
@@ -74,6 +82,9 @@ class Lab:
             shutil.rmtree(copy)
         if not copy.exists():
             shutil.copytree(self.bench.application, copy)
+        if dockerfile is not None and not (copy / "Dockerfile").exists():
+            source = self.bench.application.parent / f"{dockerfile}.Dockerfile"
+            shutil.copy(source, copy / "Dockerfile")
         return copy
 
     def build(
@@ -122,15 +133,11 @@ class Lab:
 
     def push(self, reference: str) -> Push:
         """Send an image to its registry: ``docker push``; then check that it arrived whole."""
-        return images.push(
-            self.bench.engine, self.bench.server, reference, feedback=self.feedback
-        )
+        return images.push(self.bench.engine, self.bench.server, reference, feedback=self.feedback)
 
     def pull(self, reference: str) -> Pull:
         """Fetch an image from its registry: ``docker pull``."""
-        return images.pull(
-            self.bench.engine, self.bench.server, reference, feedback=self.feedback
-        )
+        return images.pull(self.bench.engine, self.bench.server, reference, feedback=self.feedback)
 
     def run(
         self,
@@ -210,6 +217,16 @@ class Lab:
         """Return ``repository@sha256:…`` for what a tag names now."""
         return pins.pin(self.bench.registry, reference)
 
+    def pin_deployment(self, file: str | Path) -> None:
+        """Rewrite a deployment file: each tag becomes the digest that the registry serves now."""
+        for change in pins.pin_deployment(Path(file), self.bench.registry):
+            self.feedback.say(f"line {change.line}: {change.before} → {change.after}")
+
+    def pin_dockerfile(self, file: str | Path) -> None:
+        """Rewrite a Dockerfile's ``FROM`` lines: each tag gets the digest that it names now."""
+        for change in pins.pin_dockerfile(Path(file), self.bench.registry):
+            self.feedback.say(f"line {change.line}: {change.before} → {change.after}")
+
     def deploy(self, file: str | Path) -> Deployment:
         """Run the services of a deployment file, as a server does: pull, then replace."""
         return deployments.deploy(
@@ -281,5 +298,9 @@ def open_lab(chapter: str) -> Lab:
     work.mkdir(parents=True, exist_ok=True)
     bench = replace(prepare(State.open(), feedback=feedback), work=work)
     lab = Lab(bench=bench, feedback=feedback)
-    feedback.say(f"{bench.engine.describe()} · registry {lab.address} · lab {bench.state.lab_id}")
+    engine = bench.engine
+    feedback.say(
+        f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "
+        f"registry {lab.address} · lab {bench.state.lab_id}"
+    )
     return lab

@@ -142,6 +142,18 @@ class History:
     comment: str = ""
     empty_layer: bool = False
 
+    @property
+    def instruction(self) -> str:
+        """The instruction as a Dockerfile has it, as far as the builder kept it."""
+        text = self.created_by.removesuffix("# buildkit").strip()
+        # Builders write the shell, and the build arguments in force, in front of what a RUN runs.
+        shell, found, command = text.partition("/bin/sh -c ")
+        if found and (shell in {"", "RUN "} or shell.removeprefix("RUN ").startswith("|")):
+            text = f"RUN {command}"
+        text = text.replace("RUN #(nop) ", "").strip()
+        # The classic builder names what it copied by a digest.
+        return re.sub(r"\b(?:file|dir|multi):[0-9a-f]{64} in ", "… ", text)
+
 
 @dataclass(frozen=True)
 class ImageConfig:

@@ -22,6 +22,8 @@ from labapp.errors import (
     RegistryUnreachable,
 )
 from labapp.feedback import Feedback, amount
+from labapp.fields import FieldError, Fields
+from labapp.manifests import Descriptor, Manifest, digest_of
 from labapp.reference import Reference
 from labapp.registry import BlobDamage, Registry
 from labapp.registry_server import RegistryServer
@@ -163,18 +165,17 @@ def _damage_after(
     """Return what the registry has not got whole after a push.
 
     What was just sent has been verified by the registry. What it had already has not, so those
-    blobs are read.
+    blobs are read: their lengths alone tell nothing, for the engine writes into the manifest
+    whatever length the registry says that they have.
     """
     repository = reference.repository
-    try:
-        _, manifest = manifest_for(engine, registry, reference, told.digest or reference.identifier)
-    except RegistryUnreachable as error:
-        raise _push_error(f"pushing '{reference}'", registry, error) from error
-    except RegistryError as error:
-        if not told.digest:
-            raise PushError(f"pushing '{reference}': {error}") from error
-        return [BlobDamage(told.digest, 0, None, "missing")]
     with translated(f"pushing '{reference}'", PushError):
+        try:
+            manifest = _pushed_manifest(engine, registry, reference, told)
+        except (DamagedContent, NotInRegistry):
+            if not told.digest:
+                raise
+            return [BlobDamage(told.digest, 0, None, "missing")]
         try:
             diff_ids = registry.config(repository, manifest).diff_ids
             pairs = zip(diff_ids, manifest.layers, strict=False)
@@ -184,6 +185,28 @@ def _damage_after(
         damage = registry.damaged_blobs(repository, manifest)
         damage += registry.damaged_blobs(repository, replace(manifest, layers=old), contents=True)
     return list({blob.digest: blob for blob in damage}.values())
+
+
+def _pushed_manifest(
+    engine: Engine, registry: Registry, reference: Reference, told: Told
+) -> Manifest:
+    identifier = told.digest or reference.identifier
+    try:
+        return manifest_for(engine, registry, reference, identifier)[1]
+    except DamagedContent:
+        raw, media_type = registry.manifest_bytes(reference.repository, identifier)
+    # The length of an emptied blob is left out, as it is 0.
+    try:
+        fields = Fields.read(raw)
+        config, *layers = [
+            Descriptor(
+                blob.text("mediaType"), blob.needed_text("digest"), int(blob.values.get("size", 0))
+            )
+            for blob in (fields.object("config"), *fields.objects("layers"))
+        ]
+    except (FieldError, ValueError) as error:
+        raise DamagedContent(f"the manifest {identifier} can't be read: {error}") from error
+    return Manifest(media_type or "", config, tuple(layers), {}, raw, digest_of(raw))
 
 
 def _table(rows: list[tuple[str, int | None, str]]) -> pd.DataFrame:

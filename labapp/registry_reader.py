@@ -129,6 +129,15 @@ class RegistryReader:
             DamagedContent: the bytes do not match the digest, or are no manifest.
             RegistryError: longer than 4 MiB, or of another content type.
         """
+        body, served_as = self.manifest_bytes(repository, identifier)
+        return parse_manifest(body, served_as)
+
+    def manifest_bytes(self, repository: str, identifier: str) -> tuple[bytes, str | None]:
+        """Read a manifest's bytes as they are stored, verified, and the media type if it is told.
+
+        Engines write manifests that don't parse over blobs that were emptied; see ``manifest`` for
+        the arguments and for what is raised.
+        """
         answer = self._manifest_answer("GET", repository, identifier)
         name = _name(repository, identifier)
         doing = f"reading the manifest '{name}'"
@@ -141,7 +150,7 @@ class RegistryReader:
         served_as = None if answer.media_type in _UNTYPED else answer.media_type
         if served_as is not None and not served_as.startswith("application/vnd."):
             raise not_a_registry(doing, self.address, f"it serves {served_as}")
-        return parse_manifest(answer.body, served_as)
+        return answer.body, served_as
 
     def image(
         self, reference: Reference | str, *, platform: Platform | None = None

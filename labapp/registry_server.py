@@ -71,7 +71,7 @@ class RegistryServer:
             )
         return Registry(address)
 
-    def start(self, *, image: str, feedback: Feedback) -> Registry:
+    def start(self, *, image: str | None = None, feedback: Feedback) -> Registry:
         """Make the registry run and answer, whatever state it was left in.
 
         One that runs is left alone. Where it did not run, nobody can be in mid-upload: half uploads
@@ -85,6 +85,7 @@ class RegistryServer:
             RegistryError: the image is missing, or the registry does not come up.
             EngineLost: the engine does not answer.
         """
+        image = image or self._recorded_image()
         note = "Another process of this lab is starting the registry; waiting for it."
         with self._state.lock("registry", waiting=lambda: feedback.say(note)):
             container = self._container()
@@ -142,11 +143,15 @@ class RegistryServer:
         """Remove damaged blobs; see :meth:`RegistryStorage.discard_blobs`."""
         self._storage().discard_blobs(digests)
 
-    def _storage(self, image: object = None) -> RegistryStorage:
-        image = image or self._state.read("registry").get("image")
+    def _storage(self, image: str | None = None) -> RegistryStorage:
+        image = image or self._recorded_image()
+        return RegistryStorage(self._engine, self._state, volume=self.name, image=image)
+
+    def _recorded_image(self) -> str:
+        image = self._state.read("registry").get("image")
         if not isinstance(image, str):
             raise RegistryUnreachable(_NEVER_STARTED)
-        return RegistryStorage(self._engine, self._state, volume=self.name, image=image)
+        return image
 
     def _labels(self) -> dict[str, str]:
         return {**self._state.labels, ROLE_LABEL: "registry"}

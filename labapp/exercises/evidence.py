@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import tarfile
 from typing import Any
 
 import docker.errors
 import requests
-from isal import igzip
 
 from labapp.bench import Bench
 from labapp.errors import NotInRegistry
-from labapp.registry import RegistryImage
+from labapp.registry_reader import RegistryImage
 
 
 def digest(bench: Bench, repository: str, tag: str) -> str | None:
@@ -42,7 +42,7 @@ def on_engine(bench: Bench, reference: str) -> bool:
     """Say whether the engine has an image under a name."""
     with bench.engine.doing(f"looking for the image '{reference}'"):
         try:
-            bench.engine.client.api.inspect_image(reference)
+            bench.engine.client.images.get(reference)
         except docker.errors.ImageNotFound:
             return False
         return True
@@ -93,7 +93,7 @@ def added_files(bench: Bench, held: RegistryImage) -> set[str]:
         if layer.digest not in base:
             blob = io.BytesIO(bench.registry.read_blob(held.reference.repository, layer.digest))
             zipped = blob.getvalue()[:2] == b"\x1f\x8b"
-            stream: Any = igzip.IGzipFile(fileobj=blob) if zipped else blob
+            stream: Any = gzip.GzipFile(fileobj=blob) if zipped else blob
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 paths.update("/" + member.name.removeprefix("./") for member in archive)
     return paths

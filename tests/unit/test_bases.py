@@ -74,7 +74,7 @@ def test_the_config_says_what_runs_and_where_it_comes_from(
     assert command is None or config.cmd == command
     assert config.labels == {"labapp.base.source": "debian-packages"}
     assert config.env[0].startswith("PATH=")
-    assert config.history[0].created_by.startswith("mmdebstrap trixie: ")
+    assert config.history[0].created_by.startswith("base image ")
 
 
 def test_a_layer_is_the_tar_compressed_and_its_diff_id_the_digest_of_the_tar() -> None:
