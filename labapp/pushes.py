@@ -172,7 +172,10 @@ def _damage_after(
     with translated(f"pushing '{reference}'", PushError):
         try:
             manifest = _pushed_manifest(engine, registry, reference, told)
-        except (DamagedContent, NotInRegistry):
+        except RegistryUnreachable:
+            raise
+        except RegistryError:
+            # A registry may answer with 500 when it can't read its own manifest.
             if not told.digest:
                 raise
             return [BlobDamage(told.digest, 0, None, "missing")]

@@ -129,24 +129,16 @@ class RegistryReader:
             DamagedContent: the bytes do not match the digest, or are no manifest.
             RegistryError: longer than 4 MiB, or of another content type.
         """
-        body, served_as = self.manifest_bytes(repository, identifier)
-        return parse_manifest(body, served_as)
+        return parse_manifest(*self.manifest_bytes(repository, identifier))
 
     def manifest_bytes(self, repository: str, identifier: str) -> tuple[bytes, str | None]:
-        """Read a manifest's bytes as they are stored, verified, and the media type if it is told.
-
-        Engines write manifests that don't parse over blobs that were emptied; see ``manifest`` for
-        the arguments and for what is raised.
-        """
+        """Read a manifest's verified bytes, parsable or not, and its media type if it is told."""
         answer = self._manifest_answer("GET", repository, identifier)
-        name = _name(repository, identifier)
-        doing = f"reading the manifest '{name}'"
+        doing = f"reading the manifest '{_name(repository, identifier)}'"
         digest = answer.headers.get("Docker-Content-Digest", "")
         digest = identifier if is_digest(identifier) else digest
         if is_digest(digest) and not _same_digest(digest, answer.body):
-            raise DamagedContent(
-                f"{doing}: its bytes do not match the digest {digest}. {_PUSH_AGAIN}"
-            )
+            raise DamagedContent(f"{doing}: bytes do not match the digest {digest}. {_PUSH_AGAIN}")
         served_as = None if answer.media_type in _UNTYPED else answer.media_type
         if served_as is not None and not served_as.startswith("application/vnd."):
             raise not_a_registry(doing, self.address, f"it serves {served_as}")
