@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from labapp.base_sources import SOURCE_LABEL, place
 from labapp.copies import ImageSource, copy_image, find_image
 from labapp.engine import Engine
-from labapp.errors import DamagedContent, LabError, NotInRegistry
+from labapp.errors import LabError, NotInRegistry, RegistryError, RegistryUnreachable
 from labapp.feedback import Bars, Feedback
 from labapp.manifests import Manifest, Platform
 from labapp.reference import Reference
@@ -71,7 +71,9 @@ class Shelf:
             manifest = self.registry.manifest(repository, record["digest"])
         except NotInRegistry:
             return None
-        except DamagedContent:
+        except RegistryUnreachable:
+            raise
+        except RegistryError:  # the manifest is damaged; of an empty one the registry makes a 500
             self.server.discard_blobs([record["digest"]] if record else [])
             return None
         assert isinstance(manifest, Manifest)
