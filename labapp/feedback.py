@@ -40,7 +40,7 @@ class Bars:
     """Progress of one operation, a bar for each of its parts; use it in a ``with`` block."""
 
     def __init__(self, title: str, *, unit: Unit = "bytes") -> None:
-        self.title = title
+        self.title = title[:1].upper() + title[1:]
         self.unit = unit
         self.bars: dict[str, Bar] = {}
         self.failed = False
@@ -227,7 +227,7 @@ class _TerminalBars(Bars):
             console=console,
         )
         self._tasks: dict[str, rich.progress.TaskID] = {}
-        console.print(title, markup=False)
+        console.print(self.title, markup=False)
         self._progress.start()
 
     def draw(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -175,6 +176,13 @@ class Lab:
             feedback=self.feedback,
         )
 
+    def remove(self, *references: str) -> None:
+        """Take images off the engine, as if it had never seen them: ``docker image rm``."""
+        self.feedback.command(["docker", "image", "rm", *references])
+        for reference in references:
+            if images.remove(self.bench.engine, reference):
+                self.feedback.say(f"Removed {reference} from the engine.")
+
     def digest(self, reference: str) -> str:
         """Return the digest that the registry serves for a reference."""
         return str(pins.pin(self.bench.registry, reference).digest)
@@ -297,6 +305,8 @@ def open_lab(chapter: str) -> Lab:
     work = Path.cwd() / "work" / chapter
     work.mkdir(parents=True, exist_ok=True)
     bench = replace(prepare(State.open(), feedback=feedback), work=work)
+    # So that `!docker` in a cell speaks to the same engine, wherever the kernel was started.
+    os.environ.update(bench.engine.variables)
     lab = Lab(bench=bench, feedback=feedback)
     engine = bench.engine
     feedback.say(

@@ -128,7 +128,9 @@ def _send(
 ) -> Told:
     doing = f"pushing '{reference}'"
     told = Told({"Pushed": SENT, "Layer already exists": THERE, "Mounted from": MOUNTED})
-    with engine.doing(doing, PushError), feedback.bars(doing.replace("'", "")) as bars:
+    # The engine counts the bytes of a layer before it compresses them.
+    title = f"Pushing {reference}, layers before compression"
+    with engine.doing(doing, PushError), feedback.bars(title) as bars:
         try:
             events = engine.client.api.push(
                 reference.name, tag=reference.tag, stream=True, decode=True
