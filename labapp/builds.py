@@ -196,36 +196,34 @@ def _build_classic(engine: Engine, job: _Job, bars: Bars) -> tuple[str, list[Ste
 
 def _build_buildx(engine: Engine, job: _Job, bars: Bars) -> tuple[str, list[Step], int]:
     steps = BuildxSteps()
-    with tempfile.TemporaryDirectory() as folder:
-        id_file = Path(folder) / "id"
-        argv = ["docker", "buildx", "build", "--progress=plain", "--provenance=false", "--load"]
-        argv += [f"--iidfile={id_file}"]
-        argv += [f"--label={name}={value}" for name, value in job.labels.items()]
-        process = subprocess.Popen(
-            [*argv, *job.argv],
-            env=engine.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-        with process:
-            assert process.stderr is not None
-            try:
-                for line in process.stderr:
-                    steps.read(line)
-                    if now := steps.running:
-                        bars.update("steps", steps.ended, steps.total, now.instruction[:50])
-            except BaseException:
-                process.terminate()
-                raise
-        if process.returncode and not engine.is_alive():
-            raise _broken_off(engine, job)
-        if process.returncode:
-            cause = steps.error or f"buildx ended with status {process.returncode}"
-            raise _failure(job, cause, step=steps.failed, line=steps.line)
-        image_id = id_file.read_text(encoding="utf-8").strip()
+    argv = ["docker", "buildx", "build", "--progress=plain", "--provenance=false", "--load"]
+    argv += [f"--label={name}={value}" for name, value in job.labels.items()]
+    process = subprocess.Popen(
+        [*argv, *job.argv],
+        env=engine.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    with process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                steps.read(line)
+                if now := steps.running:
+                    bars.update("steps", steps.ended, steps.total, now.instruction[:50])
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode and not engine.is_alive():
+        raise _broken_off(engine, job)
+    if process.returncode:
+        cause = steps.error or f"buildx ended with status {process.returncode}"
+        raise _failure(job, cause, step=steps.failed, line=steps.line)
+    # Not what buildx calls it: that is the digest of the config, whatever the engine's store.
+    image_id = str(engine.client.images.get(job.tag).id)
     stages = [_stage(step) for step in instructions(job.text) if step.keyword == "FROM"]
     return image_id, steps.done(stages), steps.context_bytes
 
