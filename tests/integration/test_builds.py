@@ -34,8 +34,10 @@ def context(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _containers(engine: Engine) -> set[str]:
-    return {found["Id"] for found in engine.client.api.containers(all=True)}
+def _containers(engine: Engine, state: State) -> set[str]:
+    """This lab's containers: the base image's label reaches those of a build, too."""
+    label = f"{LABEL}={state.lab_id}"
+    return {c["Id"] for c in engine.client.api.containers(all=True, filters={"label": label})}
 
 
 def _build(engine: Engine, state: State, context: Path, text: str, tag: str) -> builds.Build:
@@ -73,7 +75,7 @@ def test_build_and_cache(
     assert [step.number for step in made.steps] == list(range(1, len(made.steps) + 1))
     runs = [step for step in made.steps if step.instruction.startswith("RUN")]
     assert [(step.stage, step.cached) for step in runs] == [("first", False)]
-    assert list(made.table.columns) == ["step", "instruction", "cached", "seconds", "stage"]
+    assert list(made.table.columns) == ["step", "stage", "instruction", "cached", "seconds"]
     assert feedback.commands == [
         f"docker build -t {tag} -f {file} --build-arg BASE={slim} --build-arg WORD={unique} "
         f"{context}"
@@ -156,7 +158,7 @@ def test_failure(
 ) -> None:
     text, line, said = FAILURES[name]
     text = text.replace("BASE", str(slim)).replace("HOST", slim.registry)
-    before = _containers(engine)
+    before = _containers(engine, state)
     with pytest.raises(BuildError) as caught:
         _build(engine, state, context, text, tag)
     message = str(caught.value)
@@ -168,7 +170,7 @@ def test_failure(
         assert f"line {line}" in message
     if name == "failing RUN":
         assert caught.value.log == ("first word",)
-    assert _containers(engine) <= before
+    assert _containers(engine, state) <= before
     # The next try works.
     _build(engine, state, context, "FROM scratch\nCOPY a.txt /\n", tag)
 

@@ -28,7 +28,8 @@ def image(
     _push(engine, server, state, slim, tmp_path, name, "one")
     yield name
     deployments.remove(engine, state, project="test-deployment")
-    images.remove(engine, name)
+    for image in engine.client.images.list(name=name.rpartition(":")[0]):
+        engine.client.images.remove(image.id, force=True)
 
 
 def _push(
