@@ -154,7 +154,10 @@ def _from_debian(shelf: Shelf, names: Sequence[str]) -> dict[str, LabError]:
                 root.stop()
 
         makers = {name: maker(root) for name, root in roots.items()}
-        return shelf.side_by_side(makers, stop=stop)
+        try:
+            return shelf.side_by_side(makers, stop=stop)
+        finally:
+            debian.clear(folder)
 
 
 def _make(shelf: Shelf, root: debian.Root, bars: Bars) -> str:

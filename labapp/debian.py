@@ -116,6 +116,7 @@ class Root:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,  # a group of its own, to end it as a whole
         ) as self._process:
             watcher = threading.Thread(target=self._watch, daemon=True)
             watcher.start()
@@ -135,11 +136,15 @@ class Root:
             raise self._failure(status)
 
     def stop(self) -> None:
-        """End mmdebstrap, which removes what it has made so far."""
+        """End mmdebstrap and what it runs; by force if that takes long."""
         self._is_stopped = True
-        if self._process is not None:
-            with contextlib.suppress(PermissionError):  # sudo's; it ends when its pipe is closed
-                self._process.terminate()
+        process = self._process
+        for signal, seconds in (("TERM", 10.0), ("KILL", 10.0)):
+            if process is not None and process.poll() is None:
+                # The whole group: mmdebstrap alone would wait for its dpkg to end.
+                run_as_root(["kill", f"-{signal}", "--", f"-{process.pid}"])
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(seconds)
 
     def _watch(self) -> None:
         """Read mmdebstrap's words; they move the bar, and explain a failure."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import os
 import signal
 import subprocess
 import sys
@@ -334,19 +333,25 @@ def test_a_debian_mirror_that_does_not_answer(lab: Lab, monkeypatch: pytest.Monk
 
 
 @needs_debian
-def test_a_client_that_is_killed_leaves_nothing_of_a_root(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_client_that_is_ended_leaves_nothing_of_a_root(
+    tmp_path: Path, end: signal.Signals
+) -> None:
     script = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from labapp.debian import Root; from labapp.debian_recipes import recipe\n"
         "from labapp.feedback import QuietFeedback\n"
         "with QuietFeedback().bars('x', unit='steps') as bars:\n"
         "    b''.join(Root(recipe('registry'), folder=Path(sys.argv[1]), bars=bars))\n"
     )
     folder = tmp_path / "roots"
-    client = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=tmp_path)
+    client = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
     _wait(lambda: folder.exists() and any(folder.iterdir()), seconds=30)
-    os.kill(client.pid, signal.SIGKILL)
-    client.wait()
+    client.send_signal(end)
+    client.wait(timeout=30)
     _wait(lambda: not _works_in(folder), seconds=60)
     debian.clear(folder)
     assert not folder.exists() or not any(folder.iterdir())
