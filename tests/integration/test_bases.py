@@ -109,8 +109,7 @@ def test_each_base_is_pinned_recorded_and_served(
 def test_python_and_pip_work_by_their_public_names(
     bench: Bench, state: State, feedback: QuietFeedback, name: str
 ) -> None:
-    script = "python --version && python3 --version && pip --version && pip install --help"
-    script += " && test ! -e /etc/hostname.orig && cat /etc/debian_version /proc/1/comm"
+    script = "python --version && python3 --version && pip --version"
     printed = images.run_once(
         bench.engine,
         bench.base(name),
