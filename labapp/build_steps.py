@@ -48,6 +48,11 @@ class Step:
     stage: str | None = None
     log: tuple[str, ...] = ()
 
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether there is a result to keep: ``FROM`` and ``ARG`` only choose what comes next."""
+        return self.instruction.split(" ", 1)[0].upper() not in {"FROM", "ARG"}
+
 
 @dataclass
 class ClassicSteps:

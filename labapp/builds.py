@@ -55,10 +55,17 @@ class Build:
     def table(self) -> pd.DataFrame:
         """A row a step: ``step``, ``instruction``, ``cached``, ``seconds`` (to the hundredth).
 
-        A build of several stages has a column ``stage`` as well, after ``step``.
+        A build of several stages has a column ``stage`` as well, after ``step``. ``cached`` is
+        empty for the steps that only choose the base image: there is nothing to cache.
         """
         rows = [
-            (s.number, s.stage or "", s.instruction, s.cached, round(s.seconds, 2))
+            (
+                s.number,
+                s.stage or "",
+                s.instruction,
+                s.cached if s.is_cacheable else "",
+                round(s.seconds, 2),
+            )
             for s in self.steps
         ]
         table = pd.DataFrame(rows, columns=["step", "stage", "instruction", "cached", "seconds"])

@@ -18,17 +18,11 @@ import pandas as pd
 from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from labapp.feedback import amount
 
 BLUE, DEEP, ORANGE, GREY, DARK = "#3f90da", "#1f5f9e", "#bd1f01", "#b9bec4", "#30343a"
 PALETTE = ("#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#92dadd", "#717581")
-OUTCOMES = {
-    "sent": (ORANGE, "sent"),
-    "mounted": (GREY, "there already, in another repository"),
-    "already there": (GREY, "there already"),
-}
 PHRASES = {200: "yes", 201: "stored", 202: "go on", 404: "no"}
 WIDTH, ROW = 8.6, 0.42
 NOTICED = 0.05
@@ -110,13 +104,13 @@ def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
                 color=GREY if step["cached"] else (BLUE, DEEP)[number % 2],
             )  # fmt: skip
             if seconds > 0.13 * widest and not step["cached"]:
-                text = _short(str(step["instruction"]), int(60 * seconds / widest))
+                text = _ending(str(step["instruction"]), int(60 * seconds / widest))
                 axes.text(left + seconds / 2, row, text, ha="center", va="center", fontsize=8,
                           color="white")  # fmt: skip
             left += seconds
         ran = int((~steps["cached"].astype(bool) & (steps["seconds"] >= NOTICED)).sum())
         totals.append(left)
-        words.append(f"{left:.1f} s, {ran} of {len(steps)} steps had work to do")
+        words.append(f"{left:.1f} s, {ran} steps had work to do")
     _end_labels(axes, totals, words)
     _names(axes, list(builds))
     _title(axes, "Each block is a step that had work to do; cached steps take no time")
@@ -143,32 +137,23 @@ def sizes(values: Mapping[str, float], *, title: str) -> Chart:
 
 
 def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
-    """Draw which layers each push sent, and which the registry had already.
+    """Draw how much of an image each push sent.
 
     Args:
-        rows: for each push's name its layers; columns ``bytes`` and ``outcome`` (``sent``,
-            ``mounted`` or ``already there``).
+        rows: for each push's name its layers; columns ``bytes`` (compressed) and ``outcome``
+            (``sent``, ``mounted`` or ``already there``).
     """
-    axes = _bars_axes(len(rows), "layers of the image")
-    words, most = [], max(len(layers) for layers in rows.values())
+    axes = _bars_axes(len(rows), "megabytes sent (layers, compressed)")
+    words, ends = [], []
     for row, table in enumerate(rows.values()):
-        left = 0
-        for outcome, (colour, name) in OUTCOMES.items():
-            count = int((table["outcome"] == outcome).sum())
-            if not count:
-                continue
-            axes.barh(row, count, left=left, color=colour, height=0.62, edgecolor="white")
-            if len(name) < 75 * count / most:
-                axes.text(left + count / 2, row, f"{count} {name}", ha="center",
-                          va="center", fontsize=8,
-                          color=DARK if colour == GREY else "white")  # fmt: skip
-            left += count
-        sent = float(table.loc[table["outcome"] == "sent", "bytes"].sum())
-        words.append(f"{amount(sent)} sent of {amount(float(table['bytes'].sum()))}")
-    _end_labels(axes, [len(table) for table in rows.values()], words)
+        is_sent = table["outcome"] == "sent"
+        sent, whole = float(table.loc[is_sent, "bytes"].sum()), float(table["bytes"].sum())
+        axes.barh(row, sent / 1e6, color=BLUE, height=0.62)
+        words.append(f"{amount(sent)}: {is_sent.sum()} of {len(table)} layers")
+        ends.append(sent / 1e6)
+    _end_labels(axes, ends, words)
     _names(axes, list(rows))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _title(axes, "Only layers that the registry does not have are sent")
+    _title(axes, f"The image has {amount(whole)}. Each push sent only what was missing")
     said = "; ".join(f"{name}: {text}" for name, text in zip(rows, words, strict=True))
     return Chart(axes.figure, f"Bar chart of pushes. {said}.")  # type: ignore[arg-type]
 
@@ -202,7 +187,7 @@ def conversation(rows: pd.DataFrame) -> Chart:
         answer = f"{step.status} {PHRASES.get(step.status, '')}".strip()
         answer += f", {amount(step.bytes)}" if step.bytes > 2 else ""
         axes.text(8.4, row + 0.42, answer, ha="right", va="center", fontsize=8,
-                  color=ORANGE if step.status >= 400 else DARK,
+                  color=DARK,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
     _title(axes, "Equal requests are drawn once, where the first of them came")
     said = "; ".join(
@@ -273,6 +258,12 @@ def _eight(digest: object) -> str:
 def _short(text: str, length: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else text[: max(0, length - 1)] + "…"
+
+
+def _ending(text: str, length: int) -> str:
+    """Return the end of an instruction: its beginning is often the same as another's."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else "…" + text[-max(1, length - 1) :]
 
 
 def _bars_axes(count: int, unit: str) -> Axes:

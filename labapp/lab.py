@@ -70,15 +70,18 @@ class Lab:
     def __repr__(self) -> str:
         return f"Lab({self.bench.engine.describe()} · registry {self.address})"
 
-    def application(self, *, dockerfile: str | None = None, fresh: bool = False) -> Path:
+    def application(
+        self, *, dockerfile: str | None = None, folder: str = "app", fresh: bool = False
+    ) -> Path:
         """Return this chapter's own copy of the application's source, to change at will.
 
         Args:
+            folder: the copy's name, for a chapter that needs more than one.
             dockerfile: which of the lab's Dockerfiles goes with it: ``full``, ``slim`` or
                 ``multistage``; by default none.
             fresh: throw away the changes of an earlier visit and copy anew.
         """
-        copy = self.work / "app"
+        copy = self.work / folder
         if fresh and copy.exists():
             shutil.rmtree(copy)
         if not copy.exists():
@@ -87,6 +90,10 @@ class Lab:
             source = self.bench.application.parent / f"{dockerfile}.Dockerfile"
             shutil.copy(source, copy / "Dockerfile")
         return copy
+
+    def base(self, name: str) -> str:
+        """Return the lab's copy of a public Python image, ``python:3.13`` say, by digest."""
+        return str(self.bench.base(name))
 
     def build(
         self,

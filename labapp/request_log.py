@@ -18,7 +18,17 @@ from labapp.fields import FieldError, Fields
 from labapp.manifests import is_digest
 from labapp.registry_server import RegistryServer
 
-COLUMNS = ("time", "client", "method", "meaning", "path", "status", "bytes", "milliseconds")
+COLUMNS = (
+    "time",
+    "client",
+    "method",
+    "meaning",
+    "digest",
+    "path",
+    "status",
+    "bytes",
+    "milliseconds",
+)
 
 _DURATION = re.compile(r"([0-9.]+)(h|ms|m|s|µs|us|ns)")
 _MILLISECONDS = {"h": 3.6e6, "m": 6e4, "s": 1e3, "ms": 1.0, "µs": 1e-3, "us": 1e-3, "ns": 1e-6}
@@ -64,6 +74,12 @@ class Request:
         return _meaning(self.method, self.uri)
 
     @property
+    def digest(self) -> str:
+        """The digest that the request names; empty when it names none."""
+        named = self.path.rpartition("/")[2]
+        return named if is_digest(named) else _query(self.uri, "digest")
+
+    @property
     def uploaded(self) -> tuple[str, str] | None:
         """The repository and the digest of the blob whose upload this request finished."""
         found = _PATH.fullmatch(self.path)
@@ -85,8 +101,9 @@ def requests_since(
 
     Returns:
         A row for each request: ``time`` (UTC), ``client``, ``method``, ``meaning`` in plain words,
-        ``path`` without its query, ``status``, ``bytes`` (of the answer's body, or of the blob for
-        a finished upload; missing where the registry no longer tells), ``milliseconds``.
+        ``digest`` (the first eight digits of what it is about, where the request tells), ``path``
+        without its query, ``status``, ``bytes`` (of the answer's body, or of the blob for a
+        finished upload; missing where the registry no longer tells), ``milliseconds``.
     """
     found = [
         request
@@ -95,12 +112,15 @@ def requests_since(
     ]
     found.sort(key=lambda request: request.time)
     sizes = _upload_sizes(found, server)
+    # Only the request that finishes an upload says which digest its bytes have.
+    finished = {request.path: request.digest for request in found if request.uploaded}
     rows = [
         (
             request.time,
             request.client,
             request.method,
             request.meaning,
+            (request.digest or finished.get(request.path, "")).rpartition(":")[2][:8],
             request.path,
             request.status,
             sizes.get(request.uploaded) if request.uploaded else request.response_bytes,
@@ -211,18 +231,18 @@ def _meaning(method: str, uri: str) -> str:
 
 _UNKNOWN = "a request outside the protocol"
 _MEANINGS = {
-    ("GET", "base"): "do you speak v2?",
-    ("GET", "catalog"): "which repositories have you?",
+    ("GET", "base"): "are you a registry?",
+    ("GET", "catalog"): "which repositories do you have?",
     ("GET", "tags"): "which tags has {name}?",
     ("HEAD", "tag"): "which digest has the tag {tag}?",
     ("GET", "tag"): "give me the manifest of tag {tag}",
     ("PUT", "tag"): "store the manifest under tag {tag}",
     ("DELETE", "tag"): "delete the tag {tag}",
-    ("HEAD", "digest"): "have you this manifest?",
+    ("HEAD", "digest"): "do you have this manifest?",
     ("GET", "digest"): "give me this manifest",
     ("PUT", "digest"): "store this manifest",
     ("DELETE", "digest"): "delete this manifest",
-    ("HEAD", "blobs"): "have you this blob?",
+    ("HEAD", "blobs"): "do you have this blob?",
     ("GET", "blobs"): "give me this blob",
     ("DELETE", "blobs"): "delete this blob",
     ("POST", "start"): "start an upload",

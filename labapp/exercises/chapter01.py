@@ -53,7 +53,7 @@ def _judge_rebuild(bench: Bench, copy: Path) -> Verdict:
         if not installs:
             return wrong("No step of your Dockerfile installs 'requirements.txt' any more.")
         if not installs[-1].cached:
-            first = next(step for step in build.steps if not step.cached)
+            first = next(step for step in build.steps if step.is_cacheable and not step.cached)
             return wrong(
                 f"After a change in 'shop/app.py' the requirements were installed again (step "
                 f"{installs[-1].number}). The first step that missed the cache was "

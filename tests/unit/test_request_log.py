@@ -88,8 +88,8 @@ def test_a_line_without_a_duration_is_passed_over(duration: str) -> None:
 @pytest.mark.parametrize(
     ("method", "uri", "meaning"),
     [
-        ("GET", "/v2/", "do you speak v2?"),
-        ("GET", "/v2/_catalog?n=500", "which repositories have you?"),
+        ("GET", "/v2/", "are you a registry?"),
+        ("GET", "/v2/_catalog?n=500", "which repositories do you have?"),
         ("GET", "/v2/shop/web/tags/list", "which tags has shop/web?"),
         ("HEAD", "/v2/shop/web/manifests/1.0", "which digest has the tag 1.0?"),
         ("GET", "/v2/shop/web/manifests/1.0", "give me the manifest of tag 1.0"),
@@ -97,7 +97,7 @@ def test_a_line_without_a_duration_is_passed_over(duration: str) -> None:
         ("GET", f"/v2/shop/web/manifests/{DIGEST}", "give me this manifest"),
         ("PUT", f"/v2/shop/web/manifests/{DIGEST}", "store this manifest"),
         ("DELETE", f"/v2/shop/web/manifests/{DIGEST}", "delete this manifest"),
-        ("HEAD", f"/v2/shop/web/blobs/{DIGEST}", "have you this blob?"),
+        ("HEAD", f"/v2/shop/web/blobs/{DIGEST}", "do you have this blob?"),
         ("GET", f"/v2/shop/web/blobs/{DIGEST}", "give me this blob"),
         ("POST", "/v2/shop/web/blobs/uploads/", "start an upload"),
         (
