@@ -1,4 +1,4 @@
-"""Every exercise: right ways that must pass, and wrong states that must not, each with its words."""
+"""Every exercise: right ways that pass, and wrong states that don't, each with its words."""
 
 from __future__ import annotations
 
