@@ -110,8 +110,9 @@ def prepare(
     ):
         engine = engines.start(state, feedback=feedback)
         if clean:
-            for line in remove_leftovers(engine, state):
-                feedback.say(f"Removed a leftover: {line}")
+            left = remove_leftovers(engine, state)
+            if left:
+                feedback.say(f"Removed what earlier work left behind ({len(left)}): {left[0]}")
         server = RegistryServer(engine=engine, state=state)
         source = source or os.environ.get("LABAPP_BASES", "auto")
         bases = base_images.prepare(engine, server, state, source=source, feedback=feedback)

@@ -26,6 +26,14 @@ from labapp.feedback import Feedback
 from labapp.state import State
 
 FIRST_PORT = 8888
+OVERRIDES = {
+    # No question about news, and no look for them on the internet.
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    # All cells are in the page, so that the browser's search finds them.
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "defer"},
+}
+"""What JupyterLab's own defaults are replaced by; a learner's own settings come first."""
+
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
 
@@ -173,6 +181,11 @@ def _launch(
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
     variables = {**environment(state, engine), "JUPYTER_TOKEN": secrets.token_hex(24)}
+    overrides = Path(sys.prefix, "share", "jupyter", "lab", "settings", "overrides.json")
+    if not overrides.exists():
+        with contextlib.suppress(OSError):
+            overrides.parent.mkdir(parents=True, exist_ok=True)
+            overrides.write_text(json.dumps(OVERRIDES, indent=2), encoding="utf-8")
     new_group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     with _log(state).open("wb") as output:
         # A group of its own: Ctrl-C comes to this process, which then ends the server in order.

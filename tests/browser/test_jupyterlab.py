@@ -81,19 +81,29 @@ def page(address: str, browser_path: str) -> Iterator[Page]:
     """The chapter, opened in JupyterLab and run from top to bottom."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=[*QUIET_BROWSER])
-        # Tall enough for the whole notebook: JupyterLab draws only the cells that are in view.
-        page = browser.new_page(viewport={"width": 1300, "height": 16000})
+        page = browser.new_page(viewport={"width": 1300, "height": 3000})
         base, _, token = address.partition("lab?")
         page.goto(f"{base}lab/tree/{CHAPTER}.ipynb?{token}&reset")
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=120_000)
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
-        page.click(".lm-MenuBar-item:has-text('Run')")
-        page.click(".lm-Menu-item[data-command='runmenu:run-all']")
+        page.get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for(timeout=60_000)
+        run_all(page)
         # The clean-up cell is the last one with code.
         last = page.locator(".jp-CodeCell", has_text="lab.clean_up()")
         last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]")).wait_for(timeout=420_000)
         yield page
         browser.close()
+
+
+def run_all(page: Page) -> None:
+    """Use the menu until the first cell runs: JupyterLab drops it while its kernel connects."""
+    prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
+    for _ in range(10):
+        page.click(".lm-MenuBar-item:has-text('Run')")
+        page.click(".lm-Menu-item[data-command='runmenu:run-all']")
+        page.wait_for_timeout(2_000)
+        if re.search(r"\[[*\d]", prompt.inner_text()):
+            return
+    pytest.fail("'Run All Cells' runs nothing")
 
 
 def test_no_cell_failed(page: Page) -> None:
