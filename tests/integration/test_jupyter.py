@@ -25,10 +25,13 @@ from labapp.state import State
 
 CODE = """
 import sys
+import signal
 from pathlib import Path
 from labapp import engine, jupyter
 from labapp.feedback import TerminalFeedback
 from labapp.state import State
+# A shell without job control starts its background jobs with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 state = State.open()
 options = {"port": int(sys.argv[2])} if len(sys.argv) > 2 else {}
 jupyter.serve(state, engine.find(state), folder=Path(sys.argv[1]), browser=False,
