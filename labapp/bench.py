@@ -9,16 +9,16 @@ from pathlib import Path
 from labapp import bases as base_images
 from labapp import engine as engines
 from labapp.bases import Base
-from labapp.dockerfile import instructions
+from labapp.bases.wheels import fetch
 from labapp.engine import Engine
 from labapp.errors import BaseError
 from labapp.feedback import Feedback
+from labapp.images.dockerfile import instructions
 from labapp.leftovers import remove_leftovers
 from labapp.reference import Reference
 from labapp.registry import Registry
-from labapp.registry_server import RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import State
-from labapp.wheels import fetch
 
 REPOSITORY = Path(__file__).parent.parent
 """The clone that this package is part of."""

@@ -10,18 +10,19 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
-from labapp import bases, registry_image, wheels
+from labapp import bases
 from labapp import engine as engines
-from labapp.base_shelf import Base, Shelf
-from labapp.base_sources import NAMES, REGISTRY, place
+from labapp.bases import registry_image, wheels
+from labapp.bases.layouts import Layout, LayoutWriter
+from labapp.bases.shelf import Base, Shelf
+from labapp.bases.sources import NAMES, REGISTRY, place
 from labapp.bench import REPOSITORY, Bench
-from labapp.copies import find_image
 from labapp.engine import Engine
 from labapp.errors import BaseError, DamagedContent, NotInRegistry
 from labapp.feedback import Feedback
-from labapp.layouts import Layout, LayoutWriter
 from labapp.manifests import Manifest, Platform, parse_config
-from labapp.registry_server import RegistryServer
+from labapp.registry.copies import find_image
+from labapp.registry.server import RegistryServer
 from labapp.state import State
 
 WHEELS = "extra/wheels"

@@ -115,7 +115,7 @@ def stop() -> None:
     """
     from labapp import engine, jupyter
     from labapp.errors import EngineNotFound
-    from labapp.registry_server import RegistryServer
+    from labapp.registry.server import RegistryServer
 
     state, feedback = State.open(), _feedback()
     jupyter.stop(state, feedback=feedback)
@@ -196,7 +196,8 @@ def test(pytest_args: tuple[str, ...]) -> None:
     so that a running lab is not disturbed. PYTEST_ARGS go to pytest: 'test tests/unit -x'. Unit
     tests alone need no engine. The exit code is pytest's.
     """
-    from labapp import apt_packages, bench
+    from labapp import bench
+    from labapp.system import apt_packages
 
     state = State.open(test_folder())
     os.environ["LABAPP_STATE"] = str(state.folder)

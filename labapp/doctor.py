@@ -15,13 +15,12 @@ from typing import Any
 
 from labapp import bases as base_images
 from labapp import engine as engines
-from labapp import own_engine
-from labapp.base_sources import NAMES
-from labapp.engine import Engine
-from labapp.engine_places import advice
+from labapp.bases.sources import NAMES
+from labapp.engine import Engine, own_engine
+from labapp.engine.places import advice
 from labapp.errors import BaseError, EngineNotFound, LabError
 from labapp.manifests import Manifest
-from labapp.registry_server import RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import State
 
 NEEDED_GB = 6.0

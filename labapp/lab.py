@@ -13,18 +13,18 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import Markdown, display
 
-from labapp import builds, deployments, images, pins, request_log
+from labapp import deployments, images, pins
 from labapp.bench import Bench, prepare
-from labapp.builds import Build
 from labapp.charts import Chart
 from labapp.deployments import Deployment
 from labapp.errors import ExerciseError
 from labapp.exercises import Verdict, find_exercise
 from labapp.feedback import Feedback, feedback_here
-from labapp.images import Pull, Push, Running
+from labapp.images import Pull, Push, Running, builds
+from labapp.images.builds import Build
 from labapp.manifests import ImageConfig, Manifest, layer_history
 from labapp.reference import Reference
-from labapp.registry import Registry
+from labapp.registry import Registry, request_log
 from labapp.state import State
 
 
@@ -33,7 +33,7 @@ class Wire:
     """What was said to the registry while it was listened to.
 
     Attributes:
-        rows: a row a request, in order; the columns of :func:`labapp.request_log.requests_since`.
+        rows: a row a request, in order; columns as :func:`requests_since` tells.
     """
 
     rows: pd.DataFrame = field(default_factory=pd.DataFrame)

@@ -11,12 +11,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from labapp.deployment_file import parse_deployment, read_deployment
-from labapp.dockerfile import Instruction, Word, instructions
+from labapp.deployments.deployment_file import parse_deployment, read_deployment
 from labapp.errors import InvalidReference, LabError, StateError
+from labapp.images.dockerfile import Instruction, Word, instructions
 from labapp.reference import Reference
 from labapp.registry import Registry
-from labapp.registry_http import same_address
+from labapp.registry.http import same_address
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
 

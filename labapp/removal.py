@@ -11,11 +11,10 @@ from typing import Any, Literal
 import docker.errors
 
 from labapp import engine as engines
-from labapp import own_engine
-from labapp.engine import Engine
+from labapp.engine import Engine, own_engine
 from labapp.errors import RegistryUnreachable
 from labapp.feedback import Feedback
-from labapp.registry_server import RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import LABEL, State
 
 Kind = Literal["container", "network", "image", "volume"]

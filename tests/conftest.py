@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import platformdirs
 import pytest
 
@@ -15,11 +16,17 @@ from labapp.engine import Engine
 from labapp.feedback import QuietFeedback
 from labapp.reference import Reference
 from labapp.registry import Registry
-from labapp.registry_server import RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import State
 
 # `labapp test` names the folder; a bare pytest must not fall back on the learner's own lab.
 os.environ.setdefault("LABAPP_STATE", str(platformdirs.user_state_path("labapp-test")))
+
+# How fast a shared machine draws examples says nothing about the lab.
+hypothesis.settings.register_profile(
+    "lab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("lab")
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from docker.utils.build import exclude_paths
 
-from labapp import builds, images
+from labapp import images
 from labapp.bench import Bench
 from labapp.errors import BuildError, ImageError
 from labapp.exercises import evidence
 from labapp.exercises.exercise import Exercise, Verdict, correct, not_yet, wrong
 from labapp.feedback import QuietFeedback
+from labapp.images import builds
 
 _MARK = "changed-by-the-check"
 _SECRET, _BACKUP = "secrets.env", "backup.sql"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from labapp import pins
 from labapp.bench import Bench
-from labapp.dockerfile import instructions
 from labapp.errors import DeploymentError, InvalidReference
 from labapp.exercises import evidence
 from labapp.exercises.exercise import Exercise, Verdict, correct, not_yet, wrong
+from labapp.images.dockerfile import instructions
 from labapp.manifests import is_digest
 from labapp.reference import Reference
 

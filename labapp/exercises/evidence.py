@@ -13,7 +13,7 @@ import requests
 
 from labapp.bench import Bench
 from labapp.errors import NotInRegistry
-from labapp.registry_reader import RegistryImage
+from labapp.registry.reader import RegistryImage
 
 
 def digest(bench: Bench, repository: str, tag: str) -> str | None:

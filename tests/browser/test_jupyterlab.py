@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from labapp import apt_packages
 from labapp.bench import Bench
 from labapp.feedback import QuietFeedback
+from labapp.system import apt_packages
 
 CHAPTER = "02_registry"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

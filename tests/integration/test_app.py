@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from labapp import builds, images
+from labapp import images
 from labapp.bench import Bench
-from labapp.builds import Build
 from labapp.errors import RunError
 from labapp.feedback import QuietFeedback
-from labapp.images import Running
+from labapp.images import Running, builds
+from labapp.images.builds import Build
 
 VARIANTS = ("full", "slim", "multistage")
 PATHS = ("/", "/health", "/price/tea?count=3", "/price/cheese")

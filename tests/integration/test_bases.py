@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 
 from labapp import bases as base_images
-from labapp import debian, images, registry_image
-from labapp.base_sources import NAMES, SOURCE_LABEL
-from labapp.bases import Base
+from labapp import images
+from labapp.bases import Base, debian, registry_image
+from labapp.bases.sources import NAMES, SOURCE_LABEL
 from labapp.bench import Bench
-from labapp.builds import build
 from labapp.engine import Engine
 from labapp.errors import BaseError
 from labapp.feedback import QuietFeedback
+from labapp.images.builds import build
 from labapp.manifests import Manifest
 from labapp.registry import Registry
-from labapp.registry_server import RegistryServer
-from labapp.registry_storage import CONTENT
+from labapp.registry.server import RegistryServer
+from labapp.registry.storage import CONTENT
 from labapp.state import LABEL, State
 
 SLIM, FULL = "python:3.13-slim", "python:3.13"
@@ -339,7 +339,7 @@ def test_a_client_that_is_ended_leaves_nothing_of_a_root(
     script = (
         "import signal, sys; from pathlib import Path\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from labapp.debian import Root; from labapp.debian_recipes import recipe\n"
+        "from labapp.bases.debian import Root; from labapp.bases.debian_recipes import recipe\n"
         "from labapp.feedback import QuietFeedback\n"
         "with QuietFeedback().bars('x', unit='steps') as bars:\n"
         "    b''.join(Root(recipe('registry'), folder=Path(sys.argv[1]), bars=bars))\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from labapp import bootstrap, installer
+from labapp.setup import bootstrap, installer
 
 BASE_PYTHON = str(Path(sys.base_prefix, "bin", f"python3.{sys.version_info[1]}"))
 INSTALLING = "Installing the lab's packages"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from labapp import builds, images
+from labapp import images
 from labapp.engine import Engine
 from labapp.errors import BuildError, InvalidReference
 from labapp.feedback import QuietFeedback
+from labapp.images import builds
 from labapp.reference import Reference
 from labapp.state import LABEL, State
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from labapp import builds, bundles, images, wheels
+from labapp import bundles, images
+from labapp.bases import wheels
 from labapp.bench import Bench
 from labapp.errors import BaseError, DamagedContent, LabError
 from labapp.feedback import QuietFeedback
-from labapp.registry_server import RegistryServer
+from labapp.images import builds
+from labapp.registry.server import RegistryServer
 from labapp.state import LABEL, State
 
 

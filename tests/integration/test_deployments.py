@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from labapp import builds, compose, deployments, images, pins
+from labapp import deployments, images, pins
+from labapp.deployments import compose
 from labapp.engine import Engine
 from labapp.errors import DeploymentError
 from labapp.feedback import QuietFeedback
-from labapp.ports import free_port
+from labapp.images import builds
 from labapp.reference import Reference
 from labapp.registry import Registry
-from labapp.registry_server import RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import ROLE_LABEL, State
+from labapp.system.ports import free_port
 
 
 @pytest.fixture

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from labapp import builds, images, own_engine, processes
 from labapp import engine as engines
-from labapp.engine import Engine
+from labapp import images
+from labapp.engine import Engine, own_engine
 from labapp.errors import EngineLost
 from labapp.feedback import QuietFeedback
+from labapp.images import builds
 from labapp.leftovers import remove_leftovers
 from labapp.reference import Reference
-from labapp.registry_server import RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import State
+from labapp.system import processes
 
 pytestmark = pytest.mark.own_engine
 

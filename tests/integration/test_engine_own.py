@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from labapp import engine as engines
-from labapp import own_engine, processes
-from labapp.engine import Engine
+from labapp.engine import Engine, own_engine
 from labapp.errors import EngineError, EngineLost, EngineNotFound
 from labapp.feedback import QuietFeedback
-from labapp.ports import free_port
-from labapp.privileges import run_as_root
 from labapp.state import State
+from labapp.system import processes
+from labapp.system.ports import free_port
+from labapp.system.privileges import run_as_root
 
 pytestmark = pytest.mark.own_engine
 

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from labapp import builds, images
+from labapp import images
 from labapp.engine import Engine
 from labapp.errors import ImageError, InvalidReference, PullError, PushError, RunError
 from labapp.feedback import QuietFeedback
+from labapp.images import builds
 from labapp.leftovers import OWNER_LABEL, owner, remove_leftovers
 from labapp.manifests import Manifest
-from labapp.ports import free_port
 from labapp.reference import Reference
-from labapp.registry_server import RegistryServer
-from labapp.registry_storage import CONTENT
+from labapp.registry.server import RegistryServer
+from labapp.registry.storage import CONTENT
 from labapp.state import ROLE_LABEL, State
+from labapp.system.ports import free_port
 
 SERVER = ["python3", "-m", "http.server", "8000"]
 

@@ -20,8 +20,8 @@ from labapp import jupyter
 from labapp.engine import Engine
 from labapp.errors import LabError
 from labapp.feedback import QuietFeedback
-from labapp.ports import free_port
 from labapp.state import State
+from labapp.system.ports import free_port
 
 CODE = """
 import sys

@@ -18,15 +18,17 @@ from pathlib import Path
 
 import pytest
 
-from labapp import builds, compose, deployments, images, own_network, pins
+from labapp import deployments, images, pins
 from labapp import engine as engines
-from labapp.engine import Engine
+from labapp.deployments import compose
+from labapp.engine import Engine, own_network
 from labapp.errors import BuildError, EngineNotFound, PullError
 from labapp.feedback import QuietFeedback
+from labapp.images import builds
 from labapp.reference import Reference
 from labapp.registry import Registry
-from labapp.registry_server import RegistryServer
-from labapp.registry_storage import CONTENT
+from labapp.registry.server import RegistryServer
+from labapp.registry.storage import CONTENT
 from labapp.state import State
 
 _CANNOT = sys.platform != "linux" or os.geteuid() != 0 or shutil.which("mmdebstrap") is None

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from labapp import builds, images, pins
+from labapp import images, pins
 from labapp.engine import Engine
 from labapp.errors import NotInRegistry
 from labapp.feedback import QuietFeedback
+from labapp.images import builds
 from labapp.reference import Reference
 from labapp.registry import Registry
-from labapp.registry_server import RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import State
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 import docker
 import pytest
 
-from labapp import registry_server
-from labapp.assembly import build_config, build_manifest
 from labapp.engine import Engine
 from labapp.errors import (
     EngineLost,
@@ -35,11 +33,13 @@ from labapp.manifests import (
     Platform,
     digest_of,
 )
-from labapp.ports import free_port
+from labapp.manifests.assembly import build_config, build_manifest
 from labapp.registry import Registry
-from labapp.registry_server import RegistryServer
-from labapp.request_log import COLUMNS, requests_since
+from labapp.registry import server as registry_server
+from labapp.registry.request_log import COLUMNS, requests_since
+from labapp.registry.server import RegistryServer
 from labapp.state import LABEL, ROLE_LABEL, State
+from labapp.system.ports import free_port
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from labapp.engine import Engine
 from labapp.errors import DamagedContent, NotInRegistry, RegistryError, RegistryUnreachable
 from labapp.feedback import QuietFeedback
 from labapp.manifests import Descriptor, Manifest
-from labapp.registry_server import RegistryServer
-from labapp.registry_storage import CONTENT, STORAGE
+from labapp.registry.server import RegistryServer
+from labapp.registry.storage import CONTENT, STORAGE
 from labapp.state import State
 
 REPOSITORY = "shop/damaged"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from labapp import builds, deployments, images, pins
+from labapp.images import builds
+from labapp import deployments, images, pins
 from labapp.bench import Bench
 from labapp.errors import ExerciseError
 from labapp.exercises import all_exercises, find_exercise

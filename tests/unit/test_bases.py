@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from labapp import base_sources, debian, debian_recipes
-from labapp.assembly import build_config, build_manifest
-from labapp.copies import add_labels
+from labapp.bases import debian, debian_recipes
+from labapp.bases import sources as base_sources
 from labapp.errors import BaseError, DamagedContent
 from labapp.feedback import QuietFeedback
 from labapp.manifests import (
@@ -26,6 +25,8 @@ from labapp.manifests import (
     parse_config,
     parse_manifest,
 )
+from labapp.manifests.assembly import build_config, build_manifest
+from labapp.registry.copies import add_labels
 from labapp.state import State
 
 AMD64 = Platform("linux", "amd64")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from labapp import bootstrap, installer
+from labapp.setup import bootstrap, installer
 
-PACKAGE = Path(bootstrap.__file__).parent
+PACKAGE = Path(bootstrap.__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "__main__.py"])
@@ -36,7 +36,7 @@ def test_an_old_python_is_told_what_to_do(
 
 def test_only_the_standard_library_is_needed_before_the_environment_is_there() -> None:
     # -S leaves out site-packages; nothing there, as on a bare machine.
-    code = "import labapp, labapp.bootstrap, sys; print('click' in sys.modules)"
+    code = "import labapp, labapp.setup.bootstrap, sys; print('click' in sys.modules)"
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '.'); {code}"]
     answer = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert answer.stdout == "False\n", answer.stderr

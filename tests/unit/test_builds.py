@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from labapp.build_context import write_context
-from labapp.build_steps import BuildxSteps, ClassicSteps
-from labapp.dockerfile import instructions
+from labapp.images.build_context import write_context
+from labapp.images.build_steps import BuildxSteps, ClassicSteps
+from labapp.images.dockerfile import instructions
 
 
 def _classic(*texts: str | dict[str, Any], total: int = 9) -> ClassicSteps:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labapp.deployment_file import Port, parse_deployment, read_deployment
+from labapp.deployments.deployment_file import Port, parse_deployment, read_deployment
 from labapp.errors import DeploymentError
 
 FILE = Path("deployment.yaml")

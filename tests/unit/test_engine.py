@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from labapp import engine as engines
-from labapp.engine_places import places
+from labapp.engine.places import places
 from labapp.errors import EngineError, EngineLost, EngineNotFound, PushError
 from labapp.feedback import QuietFeedback
 from labapp.state import State

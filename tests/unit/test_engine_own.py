@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from labapp import apt_packages, engine_packages, own_engine, own_network, processes
+from labapp.engine import own_engine, own_network
+from labapp.engine import packages as engine_packages
 from labapp.errors import EngineError
 from labapp.state import State
+from labapp.system import apt_packages, processes
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from labapp.assembly import build_config, build_manifest
+from labapp.bases.layouts import Layout, LayoutWriter
 from labapp.errors import DamagedContent, NotInRegistry
-from labapp.layouts import Layout, LayoutWriter
 from labapp.manifests import (
     OCI_CONFIG,
     OCI_LAYER,
@@ -22,6 +21,7 @@ from labapp.manifests import (
     digest_of,
     parse_manifest,
 )
+from labapp.manifests.assembly import build_config, build_manifest
 
 LAYER = bytes(range(256)) * 12_000
 """Three megabytes: more than one chunk."""

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labapp.assembly import build_config, build_manifest
 from labapp.errors import DamagedContent, LabError, NotInRegistry
 from labapp.manifests import (
     DOCKER_INDEX,
@@ -30,6 +29,7 @@ from labapp.manifests import (
     parse_config,
     parse_manifest,
 )
+from labapp.manifests.assembly import build_config, build_manifest
 
 DIGEST = "sha256:" + "ab" * 32
 LAYER = {"mediaType": OCI_LAYER, "digest": DIGEST, "size": 7}

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labapp import pins
-from labapp.dockerfile import instructions
 from labapp.errors import DeploymentError, InvalidReference, NotInRegistry, StateError
+from labapp.images.dockerfile import instructions
 from labapp.registry import Registry
 
 D = "sha256:" + "0123456789abcdef" * 4

@@ -18,28 +18,30 @@ PACKAGE = ROOT / "labapp"
 CONDA_NAMES = {"docker": "docker-py", "isal": "python-isal"}
 """What conda-forge calls packages that have another name there."""
 
-STANDARD_LIBRARY_ONLY = {"__main__", "bootstrap", "installer"}
+STANDARD_LIBRARY_ONLY = {"__main__", "setup.bootstrap", "setup.installer"}
 """They run before anything is installed."""
 
-COMMANDS = {"cli", "bootstrap"}
+COMMANDS = {"cli", "setup.bootstrap"}
 """They import a command's modules when it runs: help comes at once, and on a bare Python."""
 
 FLOORS = [
-    "labapp errors feedback fields ports privileges installer engine_places build_context "
-    "build_steps dockerfile",
-    "state reference manifests registry_http apt_packages own_network processes "
-    "deployment_file charts pages wheels bootstrap",
-    "own_engine engine_packages registry_reader assembly layouts __main__",
-    "engine registry debian_recipes",
-    "builds running leftovers copies compose debian pins jupyter",
-    "registry_storage",
-    "registry_server",
-    "transfer request_log removal",
-    "pushes pulls",
-    "containers",
+    "labapp setup system errors feedback manifests.fields system.ports system.privileges "
+    "setup.installer engine.places images.build_context images.build_steps "
+    "images.dockerfile",
+    "state reference manifests registry.http system.apt_packages engine.own_network "
+    "system.processes deployments.deployment_file charts pages bases.wheels setup.bootstrap",
+    "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__",
+    "engine registry bases.debian_recipes",
+    "images.builds images.running leftovers registry.copies deployments.compose "
+    "bases.debian pins jupyter",
+    "registry.storage",
+    "registry.server",
+    "images.transfer registry.request_log removal",
+    "images.pushes images.pulls",
+    "images.containers",
     "images",
-    "base_sources deployments",
-    "base_shelf registry_image",
+    "bases.sources deployments",
+    "bases.shelf bases.registry_image",
     "bases",
     "bench doctor",
     "bundles exercises.exercise exercises.evidence",

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from labapp import registry_http
 from labapp.errors import (
     DamagedContent,
     InvalidReference,
@@ -24,10 +23,11 @@ from labapp.errors import (
     RegistryUnreachable,
 )
 from labapp.manifests import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of
-from labapp.ports import free_port, is_listening, says_taken
 from labapp.registry import Registry
-from labapp.registry_http import is_loopback, same_address
-from labapp.registry_reader import RegistryReader
+from labapp.registry import http as registry_http
+from labapp.registry.http import is_loopback, same_address
+from labapp.registry.reader import RegistryReader
+from labapp.system.ports import free_port, is_listening, says_taken
 
 MANIFEST = json.dumps(
     {

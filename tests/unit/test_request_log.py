@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labapp.request_log import Request, parse_log
+from labapp.registry.request_log import Request, parse_log
 
 DIGEST = "sha256:" + "ab" * 32
 UPLOAD = "/v2/shop/web/blobs/uploads/b0f31722-dd59-4467-9629-ee5a29160a9b"

@@ -1,0 +1,127 @@
+"""What pushes and pulls have in common: the stream of events, and the registry's side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from labapp.engine import Engine
+from labapp.errors import DamagedContent, LabError, RegistryError, RegistryUnreachable
+from labapp.feedback import Bars
+from labapp.manifests import Index, Manifest, Platform
+from labapp.reference import DEFAULT_TAG, Reference
+from labapp.registry import BlobDamage, Registry
+from labapp.registry.http import is_loopback, same_address
+from labapp.registry.server import RegistryServer
+
+START = "'python3 -m labapp status' tells whether it runs, 'python3 -m labapp start' starts it."
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class Refused(Exception):
+    """The engine ended a stream with an error."""
+
+
+@dataclass
+class Told:
+    """What the engine told of a transfer; ``ends`` maps a layer's last status to its outcome."""
+
+    ends: dict[str, str]
+    outcomes: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+    def read(self, events: Iterable[dict[str, Any]], bars: Bars) -> None:
+        """Take all events of a stream.
+
+        Raises:
+            Refused: the last of them is an error.
+        """
+        for event in events:
+            if "error" in event:
+                detail = event.get("errorDetail") or {}
+                raise Refused(str(detail.get("message") or event["error"]))
+            key, status = event.get("id", ""), event.get("status", "")
+            progress = event.get("progressDetail") or {}
+            outcome = next((self.ends[end] for end in self.ends if status.startswith(end)), None)
+            if outcome is not None:
+                self.outcomes[key] = outcome
+                bars.finish(key, outcome)
+            elif "progressDetail" in event and key:
+                now, total = progress.get("current") or 0, progress.get("total") or None
+                bars.update(key, now, total, status.lower())
+            elif found := _DIGEST.search(status):
+                self.digest = found[0]
+            if "aux" in event and isinstance(event["aux"], dict):
+                self.digest = event["aux"].get("Digest", self.digest)
+
+    def outcome(self, *digests: str) -> str | None:
+        """Return a layer's outcome; the engine names layers by the start of one of its digests."""
+        keys = [digest.partition(":")[2][:12] for digest in digests]
+        return next((self.outcomes[key] for key in keys if key in self.outcomes), None)
+
+
+def with_tag(reference: Reference | str) -> Reference:
+    """Read a reference; one without tag and digest means ``latest``, as for docker."""
+    if isinstance(reference, str):
+        reference = Reference.parse(reference)
+    if reference.tag is None and reference.digest is None:
+        return reference.with_tag(DEFAULT_TAG)
+    return reference
+
+
+def checkable(
+    server: RegistryServer | None, reference: Reference, doing: str, failure: type[LabError]
+) -> Registry | None:
+    """Return a client of a registry on this machine that answers without a login, else None."""
+    host = reference.registry.rpartition(":")[0] or reference.registry
+    if not is_loopback(host.strip("[]")):
+        return None
+    registry = Registry(reference.registry)
+    try:
+        registry.ping()
+    except RegistryUnreachable as error:
+        raise failure(
+            f"{doing}: nothing answers at the registry '{reference.registry}'. {START}"
+        ) from error
+    except RegistryError as error:
+        if is_own(server, registry):
+            raise failure(f"{doing}: {error}") from error
+        return None
+    return registry
+
+
+def is_own(server: RegistryServer | None, registry: Registry) -> bool:
+    """Tell whether a registry is the lab's own."""
+    return server is not None and same_address(server.address, registry.address)
+
+
+@contextmanager
+def translated(doing: str, failure: type[LabError]) -> Iterator[None]:
+    """Turn what the registry refuses inside the block into the transfer's own error."""
+    try:
+        yield
+    except RegistryError as error:
+        raise failure(f"{doing}: {error}") from error
+
+
+def manifest_for(
+    engine: Engine, registry: Registry, reference: Reference, identifier: str
+) -> tuple[str, Manifest]:
+    """Return the digest that an identifier leads to, and the manifest for the engine's platform."""
+    found = registry.manifest(reference.repository, identifier)
+    digest = found.digest
+    if isinstance(found, Index):
+        entry = found.for_platform(Platform.parse(engine.platform))
+        found = registry.manifest(reference.repository, entry.digest)
+    if isinstance(found, Index):
+        raise DamagedContent(f"the index {digest} leads to another index, not to an image")
+    return digest, found
+
+
+def listed(damage: Sequence[BlobDamage]) -> str:
+    """Return damaged blobs as messages name them."""
+    return ", ".join(map(str, damage))

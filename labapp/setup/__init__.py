@@ -1,0 +1,1 @@
+"""From a bare Python to the lab's own environment; the standard library only."""
