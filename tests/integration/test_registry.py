@@ -404,7 +404,7 @@ def test_the_log_begins_where_it_is_asked_to(own: RegistryServer) -> None:
     moment = datetime.now(UTC)
     registry.repositories()
     meanings = requests_since(own, moment, include_lab=True)["meaning"]
-    assert list(meanings) == ["which repositories have you?"]
+    assert list(meanings) == ["which repositories do you have?"]
     later = datetime.now(UTC) + timedelta(hours=1)
     assert requests_since(own, later, include_lab=True).empty
 
