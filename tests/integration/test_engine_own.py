@@ -267,7 +267,7 @@ def test_an_engine_that_cannot_start_tells_the_end_of_its_log(state: State) -> N
 
 
 def test_an_engine_without_the_privilege_says_so() -> None:
-    code = "from labapp import own_engine; print(own_engine.can_start())"
+    code = "from labapp.engine import own_engine; print(own_engine.can_start())"
     answer = subprocess.run(
         [
             "setpriv",

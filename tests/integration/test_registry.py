@@ -241,7 +241,8 @@ def test_two_starts_at_once(
 ) -> None:
     state = State.open(tmp_path / "state")
     script = (
-        "import sys; from labapp import engine, state, feedback, registry_server as r;"
+        "import sys; from labapp import engine, state, feedback;"
+        "from labapp.registry import server as r;"
         "s = state.State.open();"
         "server = r.RegistryServer(engine=engine.find(s), state=s);"
         "print(server.start(image=sys.argv[1], feedback=feedback.QuietFeedback()).address)"
