@@ -203,7 +203,8 @@ def tag_history(rows: pd.DataFrame) -> Chart:
         rows: a row an event; columns ``event``, ``tag`` and ``running`` (digests, or None).
     """
     lanes = {"the tag names": "tag", "the server runs": "running"}
-    seen = [d for lane in ("tag", "running") for d in rows[lane] if isinstance(d, str)]
+    # What ran first has the first colour in every chart.
+    seen = [d for lane in ("running", "tag") for d in rows[lane] if isinstance(d, str)]
     colours = {digest: PALETTE[n % 6] for n, digest in enumerate(dict.fromkeys(seen))}
     figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
     axes = figure.add_subplot()

@@ -212,10 +212,11 @@ def _replace(
         shown += [word for port in publish(service) for word in ("-p", port)]
         for pair in variables(service).items():
             shown += ["-e", "=".join(pair)]
-        feedback.command([*shown, service.image, *(service.command or ())])
         for container in old:
             if container.labels.get(SERVICE_LABEL) == service.name:
+                feedback.command(["docker", "rm", "--force", str(container.name)])
                 discard(container)
+        feedback.command([*shown, service.image, *(service.command or ())])
         container = engine.client.containers.create(
             service.image,
             command=list(service.command) if service.command is not None else None,

@@ -15,6 +15,7 @@ from labapp.exercises import evidence
 from labapp.exercises.exercise import Exercise, Verdict, correct, not_yet, wrong
 from labapp.feedback import QuietFeedback
 from labapp.images import builds
+from labapp.images.build_steps import choosing
 
 _MARK = "changed-by-the-check"
 _SECRET, _BACKUP = "secrets.env", "backup.sql"
@@ -54,7 +55,8 @@ def _judge_rebuild(bench: Bench, copy: Path) -> Verdict:
         if not installs:
             return wrong("No step of your Dockerfile installs 'requirements.txt' any more.")
         if not installs[-1].cached:
-            first = next(step for step in build.steps if step.is_cacheable and not step.cached)
+            bases = choosing(build.steps)
+            first = next(s for s in build.steps if not s.cached and s.number not in bases)
             return wrong(
                 f"After a change in 'shop/app.py' the requirements were installed again (step "
                 f"{installs[-1].number}). The first step that missed the cache was "

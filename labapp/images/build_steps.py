@@ -7,7 +7,7 @@ Sources: the event stream of the engine's build API (``POST /build``), and the o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,10 +48,16 @@ class Step:
     stage: str | None = None
     log: tuple[str, ...] = ()
 
-    @property
-    def is_cacheable(self) -> bool:
-        """Whether there is a result to keep: ``FROM`` and ``ARG`` only choose what comes next."""
-        return self.instruction.split(" ", 1)[0].upper() not in {"FROM", "ARG"}
+
+def choosing(steps: Sequence[Step]) -> set[int]:
+    """Return the numbers of the steps that only choose a base image: nothing to cache there."""
+    keywords = [step.instruction.split(" ", 1)[0].upper() for step in steps]
+    first = keywords.index("FROM") if "FROM" in keywords else 0
+    return {
+        step.number
+        for place, (step, keyword) in enumerate(zip(steps, keywords, strict=True))
+        if keyword == "FROM" or place < first
+    }
 
 
 @dataclass

@@ -21,7 +21,7 @@ from labapp.engine import Engine
 from labapp.errors import BuildError, EngineLost
 from labapp.feedback import Bars, Feedback
 from labapp.images.build_context import write_context
-from labapp.images.build_steps import BuildxSteps, ClassicSteps, Step
+from labapp.images.build_steps import BuildxSteps, ClassicSteps, Step, choosing
 from labapp.images.dockerfile import Instruction, instructions
 from labapp.reference import Reference
 
@@ -58,12 +58,13 @@ class Build:
         A build of several stages has a column ``stage`` as well, after ``step``. ``cached`` is
         empty for the steps that only choose the base image: there is nothing to cache.
         """
+        bases = choosing(self.steps)
         rows = [
             (
                 s.number,
                 s.stage or "",
                 s.instruction,
-                s.cached if s.is_cacheable else "",
+                "" if s.number in bases else s.cached,
                 round(s.seconds, 2),
             )
             for s in self.steps
