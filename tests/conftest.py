@@ -22,9 +22,12 @@ from labapp.state import State
 # `labapp test` names the folder; a bare pytest must not fall back on the learner's own lab.
 os.environ.setdefault("LABAPP_STATE", str(platformdirs.user_state_path("labapp-test")))
 
-# How fast a shared machine draws examples says nothing about the lab.
+# How fast a shared machine draws examples says nothing about the lab. The everyday loop draws few.
 hypothesis.settings.register_profile(
-    "lab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "lab",
+    deadline=None,
+    max_examples=200 if os.environ.get("CI") else 30,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("lab")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -53,6 +54,7 @@ FLOORS = [
 """The package's floors, lowest first: a module may import only from those above its own."""
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """The package's modules, by their name below ``labapp``."""
     found = {}
@@ -77,6 +79,7 @@ def imports(tree: ast.AST, known: set[str]) -> set[str]:
     return found
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     known = set(modules())
     return {
