@@ -9,7 +9,9 @@ from labapp.feedback import Feedback
 from labapp.system import apt_packages
 from labapp.system.privileges import program
 
-NEEDED = ("docker.io", "iproute2", "mmdebstrap")
+NEEDED = ("docker.io", "iproute2", "mmdebstrap", "mount", "procps")
+"""The last two bring ``umount`` and ``kill``, which the smallest systems lack."""
+
 WELCOME = (
     "docker-cli",
     "docker-buildx",

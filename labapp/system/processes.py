@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import time
@@ -62,8 +63,7 @@ def end(pids: Iterable[int], *, at_once: bool = False) -> None:
     """
     left = list(pids)
     for number in [signal.SIGKILL] if at_once else [signal.SIGTERM, signal.SIGKILL]:
-        if left:
-            run_as_root(["kill", f"-{number.value}", *(str(pid) for pid in left)])
+        _signal(left, number)
         deadline = time.monotonic() + END_SECONDS
         while left and time.monotonic() < deadline:
             left = [pid for pid in left if arguments(pid)]
@@ -72,6 +72,16 @@ def end(pids: Iterable[int], *, at_once: bool = False) -> None:
         raise EngineError(
             f"ending the processes {left}: they run on after 'kill -9'. Restart this machine."
         )
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            run_as_root(["kill", f"-{number.value}", str(pid)])
 
 
 def unmount(folders: Collection[Path]) -> None:

@@ -85,25 +85,41 @@ def test_a_sockets_path_fits(length: int) -> None:
         (
             {"docker.io": "20.10.24", "docker-compose": "1.29.2-3", "iptables": "1.8.9-2"},
             set(),
-            {"iproute2", "mmdebstrap", "docker.io", "iptables"},
+            {"iproute2", "mmdebstrap", "mount", "procps", "docker.io", "iptables"},
         ),
         # Debian 13
         (
             {"docker.io": "26", "docker-cli": "26", "docker-compose": "2.26.1-4"},
             set(),
-            {"iproute2", "mmdebstrap", "docker.io", "docker-cli", "docker-compose"},
+            {
+                "iproute2",
+                "mmdebstrap",
+                "mount",
+                "procps",
+                "docker.io",
+                "docker-cli",
+                "docker-compose",
+            },
         ),
         # Ubuntu, where the command line is there already
         (
             {"docker.io": "27", "docker-buildx": "0.14", "docker-compose-v2": "2.27"},
             {"docker"},
-            {"iproute2", "mmdebstrap", "docker.io", "docker-buildx", "docker-compose-v2"},
+            {
+                "iproute2",
+                "mmdebstrap",
+                "mount",
+                "procps",
+                "docker.io",
+                "docker-buildx",
+                "docker-compose-v2",
+            },
         ),
         # an engine from elsewhere is not replaced
         (
             {"docker.io": "27", "docker-compose": "1:2.1"},
             {"dockerd", "docker"},
-            {"iproute2", "mmdebstrap", "docker-compose"},
+            {"iproute2", "mmdebstrap", "mount", "procps", "docker-compose"},
         ),
     ],
 )
