@@ -205,7 +205,14 @@ def test(pytest_args: tuple[str, ...]) -> None:
         os.environ.setdefault("LABAPP_BASES", "debian")
     if not any(argument.startswith("tests/unit") for argument in pytest_args):
         bench.prepare(state, clean=True, feedback=_feedback())
-    child = [sys.executable, "-m", "pytest", *pytest_args]
+    from labapp.engine import own_engine
+
+    child = [sys.executable, "-m", "pytest"]
+    reason = own_engine.can_start()
+    if reason is not None:
+        click.echo(f"Left out: the tests that kill an engine of their own. Why: {reason}")
+        child += ["-m", "not own_engine"]
+    child += pytest_args
     with subprocess.Popen(child, cwd=ROOT) as process:
         # At Ctrl-C, pytest gets the same signal, and cleans up after itself.
         with contextlib.suppress(KeyboardInterrupt):
