@@ -127,6 +127,8 @@ def execute(
         notebook,
         timeout=CELL_SECONDS,
         record_timing=False,
+        # Else each kernel warns on the terminal that it speaks TCP with this machine.
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
         on_cell_complete=executed,
     )
