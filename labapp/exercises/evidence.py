@@ -12,7 +12,7 @@ import docker.errors
 import requests
 
 from labapp.bench import Bench
-from labapp.errors import NotInRegistry
+from labapp.errors import NotInRegistry, RegistryError, RegistryUnreachable
 from labapp.registry.reader import RegistryImage
 
 
@@ -29,7 +29,10 @@ def image(bench: Bench, repository: str, identifier: str) -> RegistryImage | Non
     sign = "@" if identifier.startswith("sha256:") else ":"
     try:
         return bench.registry.image(f"{bench.registry.address}/{repository}{sign}{identifier}")
-    except NotInRegistry:
+    except RegistryUnreachable:
+        raise
+    except RegistryError:
+        # Asked for a manifest by the digest of a config, the registry fails: it can't read it.
         return None
 
 
