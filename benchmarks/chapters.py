@@ -19,7 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "notebooks"))
 
-import nbformat  # noqa: E402
 from conftest import empty  # noqa: E402
 
 from labapp import images, jupyter, pages  # noqa: E402
@@ -75,9 +74,7 @@ def files(bench: Bench, folder: Path) -> Path:
     (folder / "page" / "Dockerfile").write_text(f"FROM {base}\nCOPY index.html /site/\n")
     shutil.copytree(bench.application, folder / "app")
     shutil.copy(ROOT / "dockerfiles" / "full.Dockerfile", folder / "app" / "Dockerfile")
-    build = nbformat.read(ROOT / "notebooks" / "01_build.ipynb", as_version=4)
-    first = next(cell.source for cell in build.cells if cell.id == "first")
-    (folder / "first.Dockerfile").write_text(first.partition("\n")[2] + "\n")
+    shutil.copy(ROOT / "dockerfiles" / "first.Dockerfile", folder)
     return folder
 
 

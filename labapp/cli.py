@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,28 +193,9 @@ def test(pytest_args: tuple[str, ...]) -> None:
     so that a running lab is not disturbed. PYTEST_ARGS go to pytest: 'test tests/unit -x'. Unit
     tests alone need no engine. The exit code is pytest's.
     """
-    from labapp import bench
-    from labapp.system import apt_packages
+    from labapp import suite
 
-    state = State.open(test_folder())
-    os.environ["LABAPP_STATE"] = str(state.folder)
-    if apt_packages.why_not() is None:
-        os.environ.setdefault("LABAPP_BASES", "debian")
-    if not any(argument.startswith("tests/unit") for argument in pytest_args):
-        bench.prepare(state, clean=True, feedback=_feedback())
-    from labapp.engine import own_engine
-
-    child = [sys.executable, "-m", "pytest"]
-    reason = own_engine.can_start()
-    if reason is not None:
-        click.echo(f"Left out: the tests that kill an engine of their own. Why: {reason}")
-        child += ["-m", "not own_engine"]
-    child += pytest_args
-    with subprocess.Popen(child, cwd=ROOT) as process:
-        # At Ctrl-C, pytest gets the same signal, and cleans up after itself.
-        with contextlib.suppress(KeyboardInterrupt):
-            process.wait()
-        _exit(process.wait())
+    _exit(suite.run(pytest_args, feedback=_feedback()))
 
 
 @command.command(short_help="Remove what the lab made.")
@@ -233,12 +211,12 @@ def reset(yes: bool, everything: bool) -> None:
     Exactly those things are removed that carry this lab's label or an image name with its
     registry's address; nothing else on the engine is touched. The list is shown first.
     """
-    from labapp import jupyter, removal
+    from labapp import jupyter, removal, suite
 
     state, feedback = State.open(), _feedback()
     work = ROOT / "notebooks" / "work"
     plans = [removal.plan(state, everything=everything, work=work, feedback=feedback)]
-    tests = test_folder()
+    tests = suite.folder()
     if everything and tests.exists():
         plans.append(removal.plan(State.open(tests), everything=True, feedback=feedback))
     click.echo("This will be removed:")
@@ -284,15 +262,6 @@ def load_bundle(file: Path) -> None:
     from labapp import bundles
 
     bundles.load(State.open(), file, feedback=_feedback())
-
-
-def test_folder() -> Path:
-    """Return the state folder of the tests' own lab."""
-    named = os.environ.get("LABAPP_STATE_TEST")
-    if named:
-        return Path(named).expanduser().absolute()
-    folder = State.open().folder
-    return folder.with_name(f"{folder.name}-test")
 
 
 def _print(findings: Sequence[Finding]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import Markdown, display
 
 from labapp import deployments, images, pins
 from labapp.bench import Bench, prepare
 from labapp.charts import Chart
 from labapp.deployments import Deployment
 from labapp.errors import ExerciseError
-from labapp.exercises import Verdict, find_exercise
+from labapp.exercises.coach import Coach
+from labapp.exercises.exercise import Verdict
 from labapp.feedback import Feedback, feedback_here
 from labapp.images import Pull, Push, Running, builds
 from labapp.images.builds import Build
@@ -26,6 +25,7 @@ from labapp.manifests import ImageConfig, Manifest, layer_history
 from labapp.reference import Reference
 from labapp.registry import Registry, request_log
 from labapp.state import State
+from labapp.workspace import copy_application, copy_dockerfile
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Lab:
 
     bench: Bench
     feedback: Feedback
-    _hints: dict[str, int] = field(default_factory=dict)
+    _coach: Coach = field(repr=False)
 
     @property
     def registry(self) -> Registry:
@@ -73,23 +73,12 @@ class Lab:
     def application(
         self, *, dockerfile: str | None = None, folder: str = "app", fresh: bool = False
     ) -> Path:
-        """Return this chapter's own copy of the application's source, to change at will.
+        """Return this chapter's own copy of the application; see :func:`copy_application`."""
+        return copy_application(self.bench, dockerfile=dockerfile, folder=folder, fresh=fresh)
 
-        Args:
-            folder: the copy's name, for a chapter that needs more than one.
-            dockerfile: which of the lab's Dockerfiles goes with it: ``full``, ``slim`` or
-                ``multistage``; by default none.
-            fresh: throw away the changes of an earlier visit and copy anew.
-        """
-        copy = self.work / folder
-        if fresh and copy.exists():
-            shutil.rmtree(copy)
-        if not copy.exists():
-            shutil.copytree(self.bench.application, copy)
-        if dockerfile is not None and not (copy / "Dockerfile").exists():
-            source = self.bench.application.parent / f"{dockerfile}.Dockerfile"
-            shutil.copy(source, copy / "Dockerfile")
-        return copy
+    def dockerfile(self, name: str) -> Path:
+        """Return this chapter's own copy of one of the lab's Dockerfiles."""
+        return copy_dockerfile(self.bench, name, self.work / f"{name}.Dockerfile")
 
     def base(self, name: str) -> str:
         """Return the lab's copy of a public Python image, ``python:3.13`` say, by digest."""
@@ -265,31 +254,16 @@ class Lab:
         chart.show()
 
     def check(self, id: str, answer: object = ..., *, strict: bool = False) -> Verdict:
-        """Judge an exercise by what the engine, the registry and the chapter's files hold.
-
-        Args:
-            id: the exercise, such as ``03-pin``.
-            answer: for an exercise that asks for one.
-            strict: raise ``AssertionError`` unless the verdict is Correct.
-        """
-        verdict = find_exercise(id).check(self.bench, answer)
-        if strict and verdict.outcome != "Correct":
-            raise AssertionError(str(verdict))
-        return verdict
+        """Judge an exercise; see :meth:`Coach.check`."""
+        return self._coach.check(id, answer, strict=strict)
 
     def hint(self, id: str) -> None:
         """Show the next hint for an exercise."""
-        exercise = find_exercise(id)
-        number = min(self._hints.get(id, 0), len(exercise.hints) - 1)
-        self._hints[id] = number + 1
-        text = f"**Hint {number + 1} of {len(exercise.hints)}.** {exercise.hints[number]}"
-        display(Markdown(text))  # type: ignore[no-untyped-call]
+        self._coach.hint(id)
 
     def solution(self, id: str) -> None:
         """Show a way to solve an exercise."""
-        exercise = find_exercise(id)
-        text = f"```python\n{exercise.solution.strip()}\n```\n\n{exercise.why}"
-        display(Markdown(text))  # type: ignore[no-untyped-call]
+        self._coach.solution(id)
 
     def clean_up(self) -> None:
         """Remove the containers that this lab started; images stay, so that a return is quick."""
@@ -314,7 +288,7 @@ def open_lab(chapter: str) -> Lab:
     bench = replace(prepare(State.open(), feedback=feedback), work=work)
     # So that `!docker` in a cell speaks to the same engine, wherever the kernel was started.
     os.environ.update(bench.engine.variables)
-    lab = Lab(bench=bench, feedback=feedback)
+    lab = Lab(bench=bench, feedback=feedback, _coach=Coach(bench))
     engine = bench.engine
     feedback.say(
         f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "

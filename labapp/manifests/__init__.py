@@ -7,7 +7,6 @@ Docker's Image Manifest Version 2, Schema 2, which differs only in its media typ
 from __future__ import annotations
 
 import hashlib
-import platform as machine
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from datetime import datetime
 
 from labapp.errors import DamagedContent, NotInRegistry
 from labapp.manifests.fields import FieldError, Fields
+from labapp.manifests.platforms import Platform as Platform
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -27,45 +27,6 @@ MANIFEST_TYPES = (OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX)
 """The media types that the lab can read, to be joined into an ``Accept`` header."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
-
-
-@dataclass(frozen=True)
-class Platform:
-    """What a machine must be to run an image, as in ``linux/arm64/v8``."""
-
-    os: str
-    architecture: str
-    variant: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Platform:
-        """Read ``os/architecture`` or ``os/architecture/variant``.
-
-        Raises:
-            ValueError: the text has another form.
-        """
-        parts = text.split("/")
-        if len(parts) not in (2, 3) or not all(parts):
-            raise ValueError(
-                f"reading the platform '{text}': it is not of the form os/architecture or "
-                "os/architecture/variant. Write it as in 'linux/amd64' or 'linux/arm64/v8'."
-            )
-        return cls(*parts)
-
-    @classmethod
-    def here(cls) -> Platform:
-        """Return the platform of this machine's containers, which are Linux on every system."""
-        processor = machine.machine().lower()
-        return cls("linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(processor, processor))
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-    def can_run(self, other: Platform) -> bool:
-        """Tell if an image for another platform runs here; an unsaid variant fits any."""
-        if (self.os, self.architecture) != (other.os, other.architecture):
-            return False
-        return None in (self.variant, other.variant) or self.variant == other.variant
 
 
 @dataclass(frozen=True)

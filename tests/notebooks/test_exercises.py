@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -191,7 +190,7 @@ def wait() -> None:
 
 # ---------------------------------------------------------------- chapter 01
 
-FIRST = (Path(__file__).parents[2] / "notebooks" / "01_build.ipynb").read_text("utf-8")
+FIRST = Path(__file__).parents[2] / "dockerfiles" / "first.Dockerfile"
 
 
 def app(desk: Desk) -> Path:
@@ -199,10 +198,8 @@ def app(desk: Desk) -> Path:
 
 
 def naive() -> str:
-    """The Dockerfile that the chapter starts from, as the notebook has it."""
-    cells = json.loads(FIRST)["cells"]
-    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "first")
-    return source.split("\n", 1)[1] + "\n"
+    """The Dockerfile that the chapter starts from."""
+    return FIRST.read_text("utf-8")
 
 
 def ordered() -> str:

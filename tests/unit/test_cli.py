@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from labapp import cli, doctor
+from labapp import cli, doctor, suite
 from labapp.state import State
 
 COMMANDS = ["start", "stop", "status", "doctor", "run", "test", "reset", "bundle"]
@@ -91,9 +91,9 @@ def test_without_an_engine_the_line_says_what_to_do(
 
 
 def test_the_tests_have_a_lab_apart(own_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli.test_folder() == own_state.folder.with_name("state-test")
+    assert suite.folder() == own_state.folder.with_name("state-test")
     monkeypatch.setenv("LABAPP_STATE_TEST", "/elsewhere")
-    assert cli.test_folder() == Path("/elsewhere")
+    assert suite.folder() == Path("/elsewhere")
 
 
 def test_test_passes_on_its_arguments_and_the_exit_code(

@@ -62,9 +62,8 @@ class TestFile:
 
     def test_code_is_short(self, file: Path) -> None:
         for cell in code(read(file)):
-            if not cell.source.startswith("%%writefile"):
-                lines = [line for line in cell.source.splitlines() if line.strip()]
-                assert len(lines) <= 14, cell.id
+            lines = [line for line in cell.source.splitlines() if line.strip()]
+            assert len(lines) <= 10, cell.id
 
     def test_prose_is_short(self, file: Path) -> None:
         for cell in read(file).cells:

@@ -26,8 +26,8 @@ COMMANDS = {"cli", "setup.bootstrap"}
 """They import a command's modules when it runs: help comes at once, and on a bare Python."""
 
 FLOORS = [
-    "labapp setup system errors feedback manifests.fields system.ports system.privileges "
-    "setup.installer engine.places images.build_context images.build_steps "
+    "labapp setup system errors feedback manifests.fields manifests.platforms system.ports "
+    "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile",
     "state reference manifests registry.http system.apt_packages engine.own_network "
     "system.processes deployments.deployment_file charts pages bases.wheels setup.bootstrap",
@@ -45,9 +45,10 @@ FLOORS = [
     "bases.shelf bases.registry_image",
     "bases",
     "bench doctor",
-    "bundles exercises.exercise exercises.evidence",
+    "bundles suite workspace exercises.exercise exercises.evidence",
     "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03",
     "exercises",
+    "exercises.coach",
     "lab",
     "cli",
 ]
