@@ -31,11 +31,6 @@ from labapp.state import LABEL, State
 
 SLIM, FULL = "python:3.13-slim", "python:3.13"
 
-needs_debian = pytest.mark.skipif(
-    debian.why_not("linux/amd64") is not None and debian.why_not("linux/arm64") is not None,
-    reason="makes a root from Debian packages: needs root on Debian or Ubuntu",
-)
-
 
 @dataclass
 class Lab:
@@ -322,7 +317,7 @@ def test_after_a_rate_limit_the_next_source_is_tried(
 # From Debian packages
 
 
-@needs_debian
+@pytest.mark.own_engine
 def test_a_debian_mirror_that_does_not_answer(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
     with pytest.raises(BaseError, match="Debian mirror can't be reached"):
@@ -331,7 +326,7 @@ def test_a_debian_mirror_that_does_not_answer(lab: Lab, monkeypatch: pytest.Monk
     assert not roots.exists() or not any(roots.iterdir())
 
 
-@needs_debian
+@pytest.mark.own_engine
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_a_client_that_is_ended_leaves_nothing_of_a_root(
     tmp_path: Path, end: signal.Signals

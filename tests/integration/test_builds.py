@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -189,7 +188,6 @@ def test_what_is_missing(engine: Engine, state: State, tmp_path: Path, tag: str)
     assert quiet.commands == []
 
 
-@pytest.mark.skipif(shutil.which("docker") is None, reason="the command line is not installed")
 def test_terminal_and_lab_share_the_cache(
     engine: Engine, state: State, slim: Reference, context: Path, tag: str
 ) -> None:

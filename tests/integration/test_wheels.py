@@ -8,13 +8,13 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from labapp.bases import wheels
 from labapp.errors import BaseError
@@ -192,26 +192,11 @@ def test_a_proxy_that_does_not_answer(application: Path, monkeypatch: pytest.Mon
         fetch(application)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 def test_a_certificate_that_is_not_trusted(
     application: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pem = tmp_path / "both.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=127.0.0.1",
-    ]
-    command += ["-keyout", str(tmp_path / "key"), "-out", str(pem)]
-    subprocess.run(command, check=True, capture_output=True)
-    pem.write_text(pem.read_text() + (tmp_path / "key").read_text())
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
     with _serving(tmp_path, pem) as address:
         monkeypatch.setenv("PIP_INDEX_URL", f"https://{address}/")
         with pytest.raises(BaseError, match=r"certificate is not trusted.*PIP_CERT"):
