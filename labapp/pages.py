@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import time
@@ -22,6 +23,9 @@ CELL_SECONDS = 900
 """How long one cell may take, in seconds, before the run is given up."""
 
 _PACKAGE = Path(__file__).parent
+
+DIAGRAMS = _PACKAGE / "vendor" / "mermaid.tiny.js.gz"
+"""What draws the diagrams in a page; where it comes from is told in the README beside it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def run_chapter(
     """
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(file.parent / "quiz", out / "quiz", dirs_exist_ok=True)
-    shutil.copy(_PACKAGE / "vendor" / "mermaid.tiny.js", out)
+    (out / "mermaid.tiny.js").write_bytes(gzip.decompress(DIAGRAMS.read_bytes()))
     notebook = nbformat.read(file, as_version=4)  # type: ignore[no-untyped-call]
     began = time.monotonic()
     try:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import gzip
+import hashlib
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import labapp
+from labapp.pages import DIAGRAMS
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "labapp"
@@ -151,3 +155,17 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
     assert commands == ['cd "$(dirname "$0")/.." && exec python3 -m labapp test']
     assert "python3 -m labapp test" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_the_vendored_file_is_the_one_that_its_readme_names() -> None:
+    readme = (DIAGRAMS.parent / "README.md").read_text(encoding="utf-8")
+    digest = hashlib.sha256(gzip.decompress(DIAGRAMS.read_bytes())).hexdigest()
+    assert re.findall(r"`([0-9a-f]{64})`", readme) == [digest]
+
+
+def test_no_large_file_is_tracked() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    files = [ROOT / name for name in tracked.stdout.decode().split("\0") if name]
+    large = [str(file) for file in files if file.exists() and file.stat().st_size > 1_000_000]
+    assert len(files) > 100
+    assert large == []
