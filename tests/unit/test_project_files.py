@@ -34,9 +34,10 @@ FLOORS = [
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile",
     "state reference manifests registry.http system.apt_packages engine.own_network "
-    "system.processes deployments.deployment_file charts pages bases.wheels setup.bootstrap",
-    "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__",
-    "engine registry bases.debian_recipes",
+    "system.processes deployments.deployment_file charts.figure pages bases.wheels setup.bootstrap",
+    "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
+    "charts.bars charts.events",
+    "engine registry charts bases.debian_recipes",
     "images.builds images.running leftovers registry.copies deployments.compose "
     "bases.debian pins jupyter",
     "registry.storage",
