@@ -13,7 +13,7 @@ _HOMES = {
     "Reference": "labapp.reference",
     "Registry": "labapp.registry",
     "State": "labapp.state",
-    "open_lab": "labapp.lab",
+    "open_lab": "labapp.opening",
 }
 
 __all__ = [

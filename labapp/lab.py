@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 
 from labapp import deployments, images, pins
-from labapp.bench import Bench, prepare
+from labapp.bench import Bench
 from labapp.charts import Chart
 from labapp.deployments import Deployment
-from labapp.errors import ExerciseError
 from labapp.exercises.coach import Coach
 from labapp.exercises.exercise import Verdict
-from labapp.feedback import Feedback, feedback_here
+from labapp.feedback import Feedback
 from labapp.images import Pull, Push, Running, builds
 from labapp.images.builds import Build
 from labapp.manifests import ImageConfig, Manifest, layer_history
 from labapp.reference import Reference
 from labapp.registry import Registry, request_log
-from labapp.state import State
 from labapp.workspace import copy_application, copy_dockerfile
 
 
@@ -46,11 +43,12 @@ class Lab:
     Attributes:
         bench: engine, registry, base images, and the folder for this chapter's files.
         feedback: where progress and commands are shown.
+        coach: judges the exercises.
     """
 
     bench: Bench
     feedback: Feedback
-    _coach: Coach = field(repr=False)
+    coach: Coach = field(repr=False)
 
     @property
     def registry(self) -> Registry:
@@ -162,12 +160,21 @@ class Lab:
             feedback=self.feedback,
         )
 
-    def run_once(self, reference: str, command: Sequence[str]) -> str:
-        """Run one command in a new container, return what it printed: ``docker run --rm``."""
+    def run_once(
+        self, reference: str, command: Sequence[str], *, beside: Running | None = None
+    ) -> str:
+        """Run one command in a new container, return what it printed: ``docker run --rm``.
+
+        Args:
+            reference: the image.
+            command: the program and its arguments.
+            beside: a running container whose processes and network the command is to see.
+        """
         return images.run_once(
             self.bench.engine,
             reference,
             command,
+            beside=beside,
             labels=self.bench.state.labels,
             feedback=self.feedback,
         )
@@ -255,43 +262,17 @@ class Lab:
 
     def check(self, id: str, answer: object = ..., *, strict: bool = False) -> Verdict:
         """Judge an exercise; see :meth:`Coach.check`."""
-        return self._coach.check(id, answer, strict=strict)
+        return self.coach.check(id, answer, strict=strict)
 
     def hint(self, id: str) -> None:
         """Show the next hint for an exercise."""
-        self._coach.hint(id)
+        self.coach.hint(id)
 
     def solution(self, id: str) -> None:
         """Show a way to solve an exercise."""
-        self._coach.solution(id)
+        self.coach.solution(id)
 
     def clean_up(self) -> None:
         """Remove the containers that this lab started; images stay, so that a return is quick."""
         for name in images.remove_running(self.bench.engine, self.bench.state.labels):
             self.feedback.command(["docker", "rm", "--force", name])
-
-
-def open_lab(chapter: str) -> Lab:
-    """Open the lab for a chapter: find or start engine and registry, and say where they are.
-
-    Args:
-        chapter: two digits; the chapter's files are in ``work/<chapter>`` beside the notebook.
-
-    Raises:
-        LabError: something is missing; the message says what, and what to do.
-    """
-    if not (chapter.isdigit() and len(chapter) == 2):
-        raise ExerciseError(f"opening chapter {chapter!r}: write two digits, such as '03'.")
-    feedback = feedback_here()
-    work = Path.cwd() / "work" / chapter
-    work.mkdir(parents=True, exist_ok=True)
-    bench = replace(prepare(State.open(), feedback=feedback), work=work)
-    # So that `!docker` in a cell speaks to the same engine, wherever the kernel was started.
-    os.environ.update(bench.engine.variables)
-    lab = Lab(bench=bench, feedback=feedback, _coach=Coach(bench))
-    engine = bench.engine
-    feedback.say(
-        f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "
-        f"registry {lab.address} · lab {bench.state.lab_id}"
-    )
-    return lab

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import docker.errors
 import requests
@@ -93,6 +94,7 @@ def run_once(
     reference: Reference | str,
     command: Sequence[str],
     *,
+    beside: Running | None = None,
     labels: Mapping[str, str],
     seconds: float = 120.0,
     feedback: Feedback,
@@ -103,6 +105,8 @@ def run_once(
         engine: where to run it.
         reference: the image; pulled if the engine has not got it.
         command: the program and its arguments.
+        beside: a running container whose processes and network the command sees, as the same
+            user: the way to look into a container that has no shell.
         labels: the lab's labels, not shown in the command that is printed.
         seconds: how long it may take.
         feedback: where the command is told.
@@ -118,12 +122,15 @@ def run_once(
     """
     reference = with_tag(reference)
     doing = f"running {' '.join(command)[:60]!r} in '{reference}'"
-    feedback.command(["docker", "run", "--rm", str(reference), *command])
+    shared = _shared(engine, beside)
+    shown = [f"--{option.removesuffix('_mode')}={value}" for option, value in shared.items()]
+    feedback.command(["docker", "run", "--rm", *shown, str(reference), *command])
     _have(engine, reference, feedback)
     with engine.doing(doing, RunError):
         container = engine.client.containers.create(
             str(reference),
             command=list(command),
+            **shared,
             # Should this process die, the next start knows by the owner that nobody waits any more.
             labels={**labels, ROLE_LABEL: "oneshot", OWNER_LABEL: owner()},
         )
@@ -160,6 +167,16 @@ def remove_running(engine: Engine, labels: Mapping[str, str]) -> list[str]:
                 discard(container)
                 removed.append(str(container.name))
     return removed
+
+
+def _shared(engine: Engine, beside: Running | None) -> dict[str, Any]:
+    """Return the options that put a container beside another one, as the same user."""
+    if beside is None:
+        return {}
+    with engine.doing(f"looking at the container '{beside.name}'", RunError):
+        user = engine.client.api.inspect_container(beside.name)["Config"]["User"]
+    place = f"container:{beside.name}"
+    return {"pid_mode": place, "network_mode": place} | ({"user": user} if user else {})
 
 
 def _have(engine: Engine, reference: Reference, feedback: Feedback) -> None:

@@ -430,3 +430,30 @@ def test_client_killed_in_mid_run(
         client.wait()
     assert found[0].name in " ".join(remove_leftovers(engine, state))
     assert engine.client.containers.list(all=True, filters=wanted) == []
+
+
+def test_a_command_beside_a_container_sees_its_processes_and_files(
+    engine: Engine, slim: Reference, state: State, feedback: QuietFeedback
+) -> None:
+    """The way to look into a container whose image has no shell."""
+    running = images.run(
+        engine, slim, command=SERVER, wait_for="/", labels=state.labels, feedback=feedback
+    )
+    try:
+        look = "print(open('/proc/1/cmdline').read().split('\\0'))"
+        said = images.run_once(
+            engine, slim, ["python3", "-c", look], beside=running, labels=state.labels,
+            feedback=feedback,
+        )  # fmt: skip
+        assert said.strip() == str([*SERVER, ""])
+        shown = feedback.commands[-1]
+        assert f"--pid=container:{running.name}" in shown
+        assert f"--network=container:{running.name}" in shown
+        ask = "import urllib.request as u; print(u.urlopen('http://localhost:8000/').status)"
+        words = ["python3", "-c", ask]
+        said = images.run_once(
+            engine, slim, words, beside=running, labels=state.labels, feedback=feedback
+        )
+        assert said.strip() == "200"
+    finally:
+        running.stop()

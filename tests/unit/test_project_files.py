@@ -55,6 +55,7 @@ FLOORS = [
     "exercises",
     "exercises.coach",
     "lab",
+    "opening",
     "cli",
 ]
 """The package's floors, lowest first: a module may import only from those above its own."""
