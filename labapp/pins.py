@@ -16,7 +16,7 @@ from labapp.errors import InvalidReference, LabError, StateError
 from labapp.images.dockerfile import Instruction, Word, instructions
 from labapp.reference import Reference
 from labapp.registry import Registry
-from labapp.registry.http import same_address
+from labapp.registry.addresses import same_address
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
 

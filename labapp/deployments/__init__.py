@@ -23,7 +23,7 @@ from labapp.feedback import Feedback
 from labapp.images import pull
 from labapp.images.running import Running, discard, published_url, wait_until_ready
 from labapp.reference import Reference
-from labapp.registry.http import is_loopback
+from labapp.registry.addresses import is_loopback
 from labapp.registry.server import RegistryServer
 from labapp.state import LABEL, ROLE_LABEL, State
 

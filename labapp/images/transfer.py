@@ -14,7 +14,7 @@ from labapp.feedback import Bars
 from labapp.manifests import Index, Manifest, Platform
 from labapp.reference import DEFAULT_TAG, Reference
 from labapp.registry import BlobDamage, Registry
-from labapp.registry.http import is_loopback, same_address
+from labapp.registry.addresses import is_loopback, same_address
 from labapp.registry.server import RegistryServer
 
 START = "'python3 -m labapp status' tells whether it runs, 'python3 -m labapp start' starts it."

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from labapp.errors import DamagedContent, LabError, RegistryError
 from labapp.manifests import Descriptor, Manifest, digest_of
-from labapp.registry.http import Answer
+from labapp.registry.answers import Answer
 from labapp.registry.reader import RegistryReader
 
 CHECK_THREADS = 4

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import ipaddress
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
-from labapp.errors import NotInRegistry, RegistryError, RegistryUnreachable
+from labapp.errors import RegistryError, RegistryUnreachable
 from labapp.manifests.fields import FieldError, Fields
+from labapp.registry.addresses import is_local, url_of
+from labapp.registry.answers import (
+    ANSWER_SECONDS,
+    CONNECT_SECONDS,
+    Answer,
+    not_a_registry,
+    refusal,
+    unreachable,
+)
+from labapp.registry.credentials import Credentials, docker_credentials
+from labapp.registry.logins import Logins, Signature
 
 MEBIBYTE = 1024 * 1024
 
@@ -27,49 +36,33 @@ ANSWER_LIMIT = 4 * MEBIBYTE
 USER_AGENT = f"labapp/{importlib.metadata.version('labapp')}"
 """How the lab names itself to a registry, so that its own requests can be told from docker's."""
 
-CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 60.0
-
-_START = (
-    "Is the registry running? 'python3 -m labapp status' tells, 'python3 -m labapp start' helps."
-)
-_FULL = re.compile(r'no space left|"Err":\s*(?:28|112|122)\b', re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a registry answered: status, headers (any case) and the whole body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def media_type(self) -> str:
-        """The ``Content-Type`` without its parameters; empty where there is none."""
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-
 
 class RegistryHTTP:
     """The connections to one registry; several threads may use them at once."""
 
-    def __init__(self, address: str, *, secure: bool | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        secure: bool | None = None,
+        credentials: Callable[[str], Credentials | None] = docker_credentials,
+        certificates: Path | None = None,
+    ) -> None:
         """Prepare the connections; nothing is sent yet.
 
         Args:
-            address: host and port, as in ``localhost:41233``.
+            address: host and port, as in ``localhost:41233``; ``docker.io`` is Docker Hub.
             secure: whether to speak HTTPS; by default except on this machine, as docker does.
+            credentials: who the learner is at an address, asked for when the registry asks.
+            certificates: a file of the authorities to trust, for a registry's own TLS.
         """
         self.address = address
-        host = (urlsplit(f"//{address}").hostname or "").lower()
-        local = is_loopback(host)
-        scheme = "https" if (not local if secure is None else secure) else "http"
-        # Windows spends two seconds on [::1] before it tries 127.0.0.1, where the registry is.
-        reach = address.replace("localhost", "127.0.0.1", 1) if host == "localhost" else address
-        self.url = f"{scheme}://{reach}"
+        self.url = url_of(address, secure=secure)
+        self._logins = Logins(address, self.url, credentials=credentials, certificates=certificates)
         self._session = requests.Session()
         # A proxy must not be asked for an address of this machine.
-        self._session.trust_env = not local
+        self._session.trust_env = not is_local(self.url)
+        self._session.verify = str(certificates) if certificates else True
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
 
     @contextlib.contextmanager
@@ -100,23 +93,62 @@ class RegistryHTTP:
             NotInRegistry: status 404.
             RegistryError: another status, or the answer is not a registry's.
         """
-        with self.translated(doing):
-            response = self._session.request(
-                method,
-                urljoin(self.url, path),
-                headers=headers,
-                data=data,
-                stream=True,
-                timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
-                allow_redirects=method in ("GET", "HEAD"),
-            )
+        response = self._send(method, urljoin(self.url, path), doing, headers, data)
         with response:
             if response.status_code not in expected:
                 with self.translated(doing):
                     body = response.raw.read(64 * 1024) or b""
                 answer = Answer(response.status_code, response.headers, body)
-                raise _refusal(doing, self.address, answer, missing)
+                raise refusal(
+                    doing, self.address, answer, missing=missing, login=self._logins.advice
+                )
             yield response
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        doing: str,
+        headers: Mapping[str, str] | None,
+        data: bytes | Iterable[bytes] | None,
+    ) -> requests.Response:
+        """Send a request, and once more with a login if the registry asks for one."""
+        sent = self._logins.signature(method, url)
+        response = self._send_once(method, url, doing, headers, data, sent)
+        # A body that came piece by piece is gone, and can't be sent again.
+        if response.status_code != 401 or not (data is None or isinstance(data, bytes)):
+            return response
+        try:
+            renewed = self._logins.renew(method, url, response, sent=sent, doing=doing)
+        except RegistryError:
+            response.close()
+            raise
+        if not renewed:
+            return response
+        response.close()
+        sent = self._logins.signature(method, url)
+        return self._send_once(method, url, doing, headers, data, sent)
+
+    def _send_once(
+        self,
+        method: str,
+        url: str,
+        doing: str,
+        headers: Mapping[str, str] | None,
+        data: bytes | Iterable[bytes] | None,
+        signature: Signature,
+    ) -> requests.Response:
+        with self.translated(doing):
+            return self._session.request(
+                method,
+                url,
+                headers=headers,
+                data=data,
+                auth=signature,
+                stream=True,
+                timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+                allow_redirects=method in ("GET", "HEAD"),
+            )
 
     def ask(
         self,
@@ -190,103 +222,4 @@ class RegistryHTTP:
         try:
             yield
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise RegistryUnreachable(
-                f"{doing}: {_broken(error, self.address)}. {_START}"
-            ) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Tell if a host name or address is this machine itself."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def same_address(one: str, other: str) -> bool:
-    """Tell if two addresses lead to the same registry, for all names of this machine."""
-    (host, _, port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
-    local = is_loopback(host.strip("[]")) and is_loopback(other_host.strip("[]"))
-    return one == other or (local and port == other_port)
-
-
-def not_a_registry(doing: str, address: str, seen: str) -> RegistryError:
-    """Return the error for an address where something answers that is not a registry."""
-    return RegistryError(
-        f"{doing}: what answers at '{address}' is not a registry ({seen}). Another program has "
-        "that port; on macOS, AirPlay takes 5000. 'python3 -m labapp start' finds a free one."
-    )
-
-
-def _broken(error: BaseException, address: str) -> str:
-    """Say in words why there is no connection, from the chain of causes."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = getattr(cause, "reason", None) or cause.__cause__ or cause.__context__
-        cause = cause if isinstance(cause, BaseException) else None
-    for kinds, words in _CAUSES:
-        if any(isinstance(cause, kinds) for cause in chain):
-            return words.format(address=address)
-    return f"the connection to '{address}' broke off"
-
-
-_CAUSES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    ((requests.exceptions.ProxyError,), "the proxy that is set here does not let '{address}' by"),
-    ((requests.exceptions.SSLError,), "'{address}' does not speak HTTPS with a valid certificate"),
-    ((urllib3.exceptions.NameResolutionError,), "the name in '{address}' is not known here"),
-    ((ConnectionRefusedError,), "connection refused, nothing listens at '{address}'"),
-    (
-        (requests.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError),
-        f"'{{address}}' could not be reached within {CONNECT_SECONDS:.0f} s",
-    ),
-    (
-        (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError),
-        f"'{{address}}' has not answered for {ANSWER_SECONDS:.0f} s",
-    ),
-    ((requests.exceptions.InvalidURL,), "'{address}' is not an address"),
-)
-
-
-def _refusal(doing: str, address: str, answer: Answer, missing: str) -> RegistryError:
-    """Return the error for an answer whose status was not expected."""
-    status, said = answer.status, _said(answer.body)
-    is_registry = bool(said) or "Docker-Distribution-Api-Version" in answer.headers
-    text = answer.body.decode("utf-8", "replace")
-    if status == 507 or (status >= 500 and _FULL.search(text)):
-        return RegistryError(
-            f"{doing}: the disk under the registry is full. Make room there, for example with "
-            "'docker image prune', then try again."
-        )
-    if status == 429:
-        return RegistryError(
-            f"{doing}: '{address}' has had too many requests from this network. Wait, or use a "
-            "mirror or a bundle."
-        )
-    if status >= 500:
-        said = said or f"status {status}"
-        return RegistryError(
-            f"{doing}: the registry failed ({said}). 'python3 -m labapp doctor' seeks the cause."
-        )
-    if not is_registry and (status == 403 or answer.media_type == "text/html"):
-        return not_a_registry(doing, address, f"status {status}")
-    if status == 404:
-        return NotInRegistry(f"{doing}: {missing}.")
-    if status in (401, 403):
-        return RegistryError(
-            f"{doing}: '{address}' wants a login or does not allow it (status {status}). Take "
-            "another registry; the lab's own needs no login."
-        )
-    return RegistryError(f"{doing}: the registry refuses it ({said or f'status {status}'}).")
-
-
-def _said(body: bytes) -> str:
-    """Return the registry's own words in an error's body; empty where there are none."""
-    try:
-        errors = Fields.read(body).objects("errors")
-        return "; ".join(error.text("message") or error.text("code") for error in errors)
-    except FieldError:
-        return ""
+            raise RegistryUnreachable(f"{doing}: {unreachable(error, self.address)}") from error

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 
 from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, RegistryError
 from labapp.manifests import (
@@ -22,14 +23,10 @@ from labapp.manifests import (
     parse_manifest,
 )
 from labapp.reference import Reference
-from labapp.registry.http import (
-    ANSWER_LIMIT,
-    MEBIBYTE,
-    Answer,
-    RegistryHTTP,
-    not_a_registry,
-    same_address,
-)
+from labapp.registry.addresses import same_address
+from labapp.registry.answers import Answer, not_a_registry
+from labapp.registry.credentials import Credentials, docker_credentials
+from labapp.registry.http import ANSWER_LIMIT, MEBIBYTE, RegistryHTTP
 
 CHUNK_BYTES = MEBIBYTE
 PAGE = 500
@@ -60,17 +57,21 @@ class RegistryImage:
 
 
 class RegistryReader:
-    """A registry to read from, without a login; several threads may use one at once."""
+    """A registry to read from; several threads may use one at once."""
 
-    def __init__(self, address: str, *, secure: bool | None = None) -> None:
-        """Prepare to speak with a registry; nothing is sent yet.
-
-        Args:
-            address: host and port, as in ``localhost:41233``.
-            secure: whether to speak HTTPS; by default except on this machine, as docker does.
-        """
+    def __init__(
+        self,
+        address: str,
+        *,
+        secure: bool | None = None,
+        credentials: Callable[[str], Credentials | None] = docker_credentials,
+        certificates: Path | None = None,
+    ) -> None:
+        """Prepare to speak with a registry; see :class:`RegistryHTTP` for the arguments."""
         self.address = address
-        self._http = RegistryHTTP(address, secure=secure)
+        self._http = RegistryHTTP(
+            address, secure=secure, credentials=credentials, certificates=certificates
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -87,8 +88,8 @@ class RegistryReader:
             answer = self._http.ask("GET", "/v2/", doing=doing)
         except NotInRegistry as error:
             raise not_a_registry(doing, self.address, "it has no /v2/") from error
-        known = "Docker-Distribution-Api-Version" in answer.headers
-        if not known and answer.media_type not in ("application/json", ""):
+        typed = answer.media_type not in ("application/json", "")
+        if typed and "Docker-Distribution-Api-Version" not in answer.headers:
             raise not_a_registry(doing, self.address, f"it serves {answer.media_type}")
 
     def repositories(self) -> list[str]:

@@ -33,8 +33,12 @@ FLOORS = [
     "labapp setup system errors feedback manifests.fields manifests.platforms system.ports "
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile",
-    "state reference manifests registry.http system.apt_packages engine.own_network "
+    "state reference manifests registry.credentials system.apt_packages engine.own_network "
     "system.processes deployments.deployment_file charts.figure pages bases.wheels setup.bootstrap",
+    "registry.addresses",
+    "registry.answers",
+    "registry.logins",
+    "registry.http",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.events",
     "engine registry charts bases.debian_recipes",

@@ -25,7 +25,7 @@ from labapp.errors import (
 from labapp.manifests import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of
 from labapp.registry import Registry
 from labapp.registry import http as registry_http
-from labapp.registry.http import is_loopback, same_address
+from labapp.registry.addresses import is_loopback, same_address
 from labapp.registry.reader import RegistryReader
 from labapp.system.ports import free_port, is_listening, says_taken
 
