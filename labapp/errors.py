@@ -18,6 +18,7 @@ Every error that leaves the package is a :class:`LabError`::
     │   ├── PullError
     │   └── RunError
     ├── BaseError              a base image or the wheels could not be had
+    ├── VulnerabilityError     no source can tell which known vulnerabilities an image carries
     ├── DeploymentError        a deployment file that can't be read or run
     ├── ExerciseError          an exercise or chapter that does not exist or can't be judged
     └── ChapterError           a cell of a chapter failed in a run without a browser
@@ -104,6 +105,10 @@ class RunError(ImageError):
 
 class BaseError(LabError):
     """A base image, or the application's wheels, could not be had from any source."""
+
+
+class VulnerabilityError(LabError):
+    """No source can tell which known vulnerabilities an image carries."""
 
 
 class DeploymentError(LabError):

@@ -34,16 +34,17 @@ FLOORS = [
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile",
     "state reference manifests registry.credentials system.apt_packages engine.own_network "
-    "system.processes deployments.deployment_file charts.figure pages bases.wheels setup.bootstrap",
-    "registry.addresses",
-    "registry.answers",
-    "registry.logins",
+    "system.processes deployments.deployment_file charts.figure pages bases.wheels setup.bootstrap "
+    "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror",
+    "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes",
+    "registry.answers vulnerabilities.changelogs vulnerabilities.report",
+    "registry.logins vulnerabilities.snapshots",
     "registry.http",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.events",
-    "engine registry charts bases.debian_recipes",
+    "engine registry charts bases.debian_recipes vulnerabilities.scanners",
     "images.builds images.running leftovers registry.copies deployments.compose "
-    "bases.debian pins jupyter",
+    "bases.debian pins jupyter vulnerabilities",
     "registry.storage",
     "registry.server",
     "images.transfer registry.request_log removal",
