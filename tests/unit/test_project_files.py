@@ -32,19 +32,22 @@ COMMANDS = {"cli", "setup.bootstrap"}
 FLOORS = [
     "labapp setup system errors feedback manifests.fields manifests.platforms system.ports "
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
-    "images.dockerfile",
+    "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release "
+    "contents.streams",
     "state reference manifests registry.credentials system.apt_packages engine.own_network "
     "system.processes deployments.deployment_file charts.figure pages bases.wheels setup.bootstrap "
-    "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror",
-    "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes",
-    "registry.answers vulnerabilities.changelogs vulnerabilities.report",
-    "registry.logins vulnerabilities.snapshots",
+    "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.archive",
+    "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.layers",
+    "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layer_cache "
+    "contents.merge",
+    "registry.logins vulnerabilities.snapshots contents.tables",
     "registry.http",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.events",
-    "engine registry charts bases.debian_recipes vulnerabilities.scanners",
+    "engine registry charts bases.debian_recipes vulnerabilities.scanners "
+    "contents.reading",
     "images.builds images.running leftovers registry.copies deployments.compose "
-    "bases.debian pins jupyter vulnerabilities",
+    "bases.debian pins jupyter vulnerabilities contents",
     "registry.storage",
     "registry.server",
     "images.transfer registry.request_log removal",
