@@ -32,16 +32,14 @@ COMMANDS = {"cli", "setup.bootstrap"}
 FLOORS = [
     "labapp setup system errors feedback manifests.fields manifests.platforms system.ports "
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
-    "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release "
-    "contents.streams",
+    "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release",
     "state reference manifests registry.credentials system.apt_packages engine.own_network "
     "system.processes deployments.deployment_file charts.figure pages bases.wheels setup.bootstrap "
-    "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.archive",
-    "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.layers",
-    "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layer_cache "
-    "contents.merge",
-    "registry.logins vulnerabilities.snapshots contents.tables",
-    "registry.http",
+    "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.streams",
+    "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.archive",
+    "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers",
+    "registry.logins vulnerabilities.snapshots contents.layer_cache contents.merge",
+    "registry.http contents.tables",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.events",
     "engine registry charts bases.debian_recipes vulnerabilities.scanners "
