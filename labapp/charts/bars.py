@@ -1,27 +1,16 @@
-"""Bars of bytes and seconds: layers, pushes, builds, and any few amounts side by side."""
+"""Bars of bytes: layers, pushes, and any few amounts side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from labapp.charts.figure import (
-    BLUE,
-    DEEP,
-    GREY,
-    Chart,
-    bars_axes,
-    end_labels,
-    ending,
-    entitle,
-    name_rows,
-    short,
-)
+from labapp.charts.figure import BLUE, Chart, fitted_middle, whole
+from labapp.charts.frames import THICK, Bar, bars_axes, ground
+from labapp.charts.rows import byte_unit, checked, counted, named, numbers
 from labapp.feedback import amount
-
-NOTICED = 0.05
-"""A step that takes less, in seconds, only wrote down a setting."""
 
 
 def layers(rows: pd.DataFrame) -> Chart:
@@ -29,53 +18,26 @@ def layers(rows: pd.DataFrame) -> Chart:
 
     Args:
         rows: a row a layer, lowest first; columns ``instruction`` and ``download_bytes``.
+
+    Raises:
+        LabError: there are no rows, or a column is missing.
     """
-    names = [short(text, 52) for text in rows["instruction"]]
-    sizes = [float(size) for size in rows["download_bytes"]]
-    axes = bars_axes(len(names), "megabytes to download (compressed)")
-    axes.barh(range(len(names)), [size / 1e6 for size in sizes], color=BLUE, height=0.62)
-    end_labels(axes, [size / 1e6 for size in sizes], [amount(size) for size in sizes])
-    name_rows(axes, names)
+    checked(rows, "instruction", "download_bytes#", chart="layers")
+    names = [" ".join(str(text).split()) for text in rows["instruction"]]
+    sizes = numbers(rows, "download_bytes")
     total, largest = sum(sizes), max(range(len(sizes)), key=sizes.__getitem__)
-    entitle(axes, f"{len(names)} layers, {amount(total)} in all; the first instruction is on top")
+    count = counted(len(names), "layer")
+    figure = _bars(
+        names, sizes, [amount(size) for size in sizes],
+        title=f"{count}, {amount(total)} to download; the first instruction is on top",
+        unit="{} to download (compressed)",
+    )  # fmt: skip
+    share = f", {sizes[largest] / total:.0%} of the download" if total else ""
     return Chart(
-        axes.figure,  # type: ignore[arg-type]
-        f"Bar chart of {len(names)} layers, {amount(total)} in all. The largest is "
-        f"'{names[largest]}' with {amount(sizes[largest])}, "
-        f"{sizes[largest] / total:.0%} of the download.",
+        figure,
+        f"Bar chart of {count}, {amount(total)} in all. The largest is "
+        f"'{fitted_middle(names[largest], 500, 9)}' with {amount(sizes[largest])}{share}.",
     )
-
-
-def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
-    """Draw how long builds took, step by step.
-
-    Args:
-        builds: for each build's name its steps; columns ``instruction``, ``cached``, ``seconds``.
-    """
-    axes = bars_axes(len(builds), "seconds")
-    totals, words = [], []
-    widest = max(float(steps["seconds"].sum()) for steps in builds.values()) or 1.0
-    for row, steps in enumerate(builds.values()):
-        left = 0.0
-        for number, step in enumerate(steps.to_dict("records")):
-            seconds = float(step["seconds"])
-            axes.barh(
-                row, seconds, left=left, height=0.62, edgecolor="white",
-                color=GREY if step["cached"] else (BLUE, DEEP)[number % 2],
-            )  # fmt: skip
-            if seconds > 0.13 * widest and not step["cached"]:
-                text = ending(str(step["instruction"]), int(60 * seconds / widest))
-                axes.text(left + seconds / 2, row, text, ha="center", va="center", fontsize=8,
-                          color="white")  # fmt: skip
-            left += seconds
-        ran = int((~steps["cached"].astype(bool) & (steps["seconds"] >= NOTICED)).sum())
-        totals.append(left)
-        words.append(f"{left:.1f} s, {ran} steps had work to do")
-    end_labels(axes, totals, words)
-    name_rows(axes, list(builds))
-    entitle(axes, "Each block is a step that had work to do; cached steps take no time")
-    said = "; ".join(f"{name}: {text}" for name, text in zip(builds, words, strict=True))
-    return Chart(axes.figure, f"Bar chart of build times. {said}.")  # type: ignore[arg-type]
 
 
 def sizes(values: Mapping[str, float], *, title: str) -> Chart:
@@ -84,16 +46,16 @@ def sizes(values: Mapping[str, float], *, title: str) -> Chart:
     Args:
         values: bytes by name.
         title: what the bars have in common.
+
+    Raises:
+        LabError: there are no values, or one is no number of bytes.
     """
-    axes = bars_axes(len(values), "megabytes")
-    numbers = [value / 1e6 for value in values.values()]
+    named(values, chart="sizes")
+    checked(pd.DataFrame({"bytes": list(values.values())}), "bytes#", chart="sizes")
     words = [amount(value) for value in values.values()]
-    axes.barh(range(len(numbers)), numbers, color=BLUE, height=0.62)
-    end_labels(axes, numbers, words)
-    name_rows(axes, list(values))
-    entitle(axes, title)
+    figure = _bars(list(values), list(values.values()), words, title=title, unit="{}")
     said = "; ".join(f"{name}: {text}" for name, text in zip(values, words, strict=True))
-    return Chart(axes.figure, f"Bar chart. {title}. {said}.")  # type: ignore[arg-type]
+    return Chart(figure, f"Bar chart. {title}. {said}.")
 
 
 def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
@@ -102,17 +64,34 @@ def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
     Args:
         rows: for each push's name its layers; columns ``bytes`` (compressed) and ``outcome``
             (``sent``, ``mounted`` or ``already there``).
+
+    Raises:
+        LabError: there are no rows, or a column is missing.
     """
-    axes = bars_axes(len(rows), "megabytes sent (layers, compressed)")
-    words, ends = [], []
-    for row, table in enumerate(rows.values()):
+    words, sent = [], []
+    for name, table in named(rows, chart="pushes").items():
+        checked(table, "bytes#", "outcome", chart="pushes", name=name)
         is_sent = table["outcome"] == "sent"
-        sent, whole = float(table.loc[is_sent, "bytes"].sum()), float(table["bytes"].sum())
-        axes.barh(row, sent / 1e6, color=BLUE, height=0.62)
-        words.append(f"{amount(sent)}: {is_sent.sum()} of {len(table)} layers")
-        ends.append(sent / 1e6)
-    end_labels(axes, ends, words)
-    name_rows(axes, list(rows))
-    entitle(axes, f"The image has {amount(whole)}. Each push sent only what was missing")
+        sent.append(float(table.loc[is_sent, "bytes"].sum()))
+        words.append(f"{amount(sent[-1])}: {is_sent.sum()} of {counted(len(table), 'layer')}")
+    largest = max(float(table["bytes"].sum()) for table in rows.values())
+    figure = _bars(
+        list(rows), sent, words,
+        title=f"The image has {amount(largest)}. Each push sent only what was missing",
+        unit="{} sent (layers, compressed)",
+    )  # fmt: skip
     said = "; ".join(f"{name}: {text}" for name, text in zip(rows, words, strict=True))
-    return Chart(axes.figure, f"Bar chart of pushes. {said}.")  # type: ignore[arg-type]
+    return Chart(figure, f"Bar chart of pushes. {said}.")
+
+
+def _bars(
+    names: Sequence[str], values: Sequence[float], words: Sequence[str], *, title: str, unit: str
+) -> Figure:
+    """Draw bars of bytes; ``{}`` in the axis' unit becomes the name of the fitting one."""
+    size, word = byte_unit(max(values))
+    ends = [value / size for value in values]
+    bars = [Bar(*row) for row in zip(names, ends, words, strict=True)]
+    axes, places = bars_axes(bars, title=title, unit=unit.format(word))
+    axes.barh(places, ends, color=BLUE, height=THICK)
+    ground(axes)
+    return whole(axes)

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from labapp.charts.figure import BLUE, DARK, GREY, PALETTE, WIDTH, Chart, entitle, name_rows, quiet
+from labapp.charts.figure import (
+    BLUE,
+    DARK,
+    GREY,
+    MARGIN,
+    PALETTE,
+    SMALL,
+    TEXT,
+    WIDTH,
+    Chart,
+    fitted,
+    frame,
+    ink,
+    text_width,
+    whole,
+    wrapped,
+)
+from labapp.charts.frames import axes_width, label_rows
+from labapp.charts.rows import checked
 from labapp.feedback import amount
 
 PHRASES = {200: "yes", 201: "stored", 202: "go on", 404: "no"}
+"""What a registry's answers mean, in a word or two."""
+
+_EXCHANGE = 36.0
 
 
 def conversation(rows: pd.DataFrame) -> Chart:
@@ -22,34 +41,40 @@ def conversation(rows: pd.DataFrame) -> Chart:
 
     Args:
         rows: requests in order; columns ``client``, ``method``, ``meaning``, ``status``, ``bytes``.
+
+    Raises:
+        LabError: there are no requests, or a column is missing.
     """
-    steps = _grouped(rows)
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.5 * len(steps)), layout="constrained")
-    axes = figure.add_subplot()
+    columns = ("client", "method", "meaning", "status#", "bytes#")
+    steps = _grouped(checked(rows, *columns, chart="a conversation"))
+    client = str(rows["client"].iloc[0])
+    axes = frame(
+        title="Equal requests are drawn once, where the first of them came",
+        height=_EXCHANGE * (len(steps) + 0.9), left=MARGIN, right=MARGIN, bottom=MARGIN,
+    )  # fmt: skip
     axes.axis("off")
-    axes.set(xlim=(0, 10), ylim=(len(steps) + 0.1, -1.0))
-    client = str(rows["client"].iloc[0]) if len(rows) else "docker"
+    axes.set(xlim=(0, 10), ylim=(len(steps), -0.9))
     for x, name in ((1.2, client), (8.8, "registry")):
         axes.plot([x, x], [-0.4, len(steps) - 0.2], color=GREY, linewidth=1)
-        axes.text(x, -0.6, name, ha="center", va="center", weight="bold", color=DARK)
+        axes.text(x, -0.62, fitted(name, 140, TEXT, bold=True), ha="center", va="center",
+                  fontsize=TEXT, weight="bold", color=DARK, parse_math=False)  # fmt: skip
+    room = axes_width(axes) * 0.72
     for row, step in enumerate(steps):
         times = f"{step.count} times " if step.count > 1 else ""
-        axes.annotate("", xy=(8.75, row + 0.1), xytext=(1.25, row + 0.1),
+        axes.annotate("", xy=(8.78, row + 0.1), xytext=(1.22, row + 0.1),
                       arrowprops={"arrowstyle": "-|>", "color": BLUE})  # fmt: skip
-        axes.text(1.45, row - 0.02, f"{times}{step.method}  {step.meaning}", va="bottom",
-                  fontsize=9, color=DARK)  # fmt: skip
-        axes.annotate("", xy=(1.25, row + 0.42), xytext=(8.75, row + 0.42),
+        axes.text(1.45, row - 0.01, fitted(f"{times}{step.method}  {step.meaning}", room, TEXT),
+                  va="bottom", fontsize=TEXT, color=DARK, parse_math=False)  # fmt: skip
+        axes.annotate("", xy=(1.22, row + 0.45), xytext=(8.78, row + 0.45),
                       arrowprops={"arrowstyle": "-|>", "color": GREY, "ls": "--"})  # fmt: skip
         answer = f"{step.status} {PHRASES.get(step.status, '')}".strip()
         answer += f", {amount(step.bytes)}" if step.bytes > 2 else ""
-        axes.text(8.4, row + 0.42, answer, ha="right", va="center", fontsize=8,
-                  color=DARK,
+        axes.text(8.4, row + 0.45, answer, ha="right", va="center", fontsize=SMALL, color=DARK,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
-    entitle(axes, "Equal requests are drawn once, where the first of them came")
     said = "; ".join(
         f"{step.count} times {step.method} {step.meaning}: {step.status}" for step in steps
     )
-    return Chart(figure, f"Sequence diagram between {client} and the registry. {said}.")
+    return Chart(whole(axes), f"Sequence diagram between {client} and the registry. {said}.")
 
 
 def tag_history(rows: pd.DataFrame) -> Chart:
@@ -57,34 +82,41 @@ def tag_history(rows: pd.DataFrame) -> Chart:
 
     Args:
         rows: a row an event; columns ``event``, ``tag`` and ``running`` (digests, or None).
+
+    Raises:
+        LabError: there are no events, or a column is missing.
     """
+    checked(rows, "event", "tag", "running", chart="a tag's history")
     lanes = {"the tag names": "tag", "the server runs": "running"}
     # What ran first has the first colour in every chart.
     seen = [d for lane in ("running", "tag") for d in rows[lane] if isinstance(d, str)]
     colours = {digest: PALETTE[n % 6] for n, digest in enumerate(dict.fromkeys(seen))}
-    figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
-    axes = figure.add_subplot()
-    for y, column in enumerate(lanes.values()):
-        for x, digest in enumerate(rows[column]):
+    left = MARGIN + max(text_width(lane, TEXT) for lane in lanes) + 8
+    column = (WIDTH - left - MARGIN) / len(rows)
+    events = [wrapped(str(event), column - 8, SMALL) for event in rows["event"]]
+    axes = frame(
+        title="First eight digits of each digest, after each event", height=76, left=left,
+        right=MARGIN, bottom=MARGIN + 8 + max(map(len, events)) * SMALL * 1.35,
+    )  # fmt: skip
+    for y, lane in enumerate(lanes.values()):
+        for x, digest in enumerate(rows[lane]):
             if not isinstance(digest, str):
                 continue
-            axes.barh(y, 1, left=x, height=0.66, color=colours[digest], edgecolor="white")
-            dark = colours[digest] in {"#ffa90e", "#92dadd"}
-            axes.text(x + 0.5, y, digest.removeprefix("sha256:")[:8], ha="center", va="center",
-                      family="monospace", fontsize=9, color=DARK if dark else "white")  # fmt: skip
-    name_rows(axes, list(lanes))
-    axes.set_ylim(1.5, -0.5)
-    axes.set_xticks([n + 0.5 for n in range(len(rows))])
-    axes.set_xticklabels(["\n".join(textwrap.wrap(str(event), 17)) for event in rows["event"]])
-    axes.set_xlim(0, len(rows))
-    quiet(axes)
-    entitle(axes, "First eight digits of each digest, after each event")
+            colour = colours[digest]
+            axes.barh(y, 1, left=x, height=0.72, color=colour, edgecolor="white", linewidth=2)
+            axes.text(x + 0.5, y, fitted(_eight(digest), column - 4, TEXT), ha="center",
+                      va="center", fontsize=TEXT, color=ink(colour))  # fmt: skip
+    label_rows(axes, range(len(lanes)), list(lanes))
+    axes.set(xlim=(0, len(rows)), ylim=(1.5, -0.5))
+    ticks = [n + 0.5 for n in range(len(rows))]
+    axes.set_xticks(ticks, ["\n".join(lines) for lines in events], fontsize=SMALL, parse_math=False)
+    axes.spines["bottom"].set_visible(False)
     said = "; ".join(
         f"after '{row.event}' the tag names {_eight(row.tag)} and the server runs "
         f"{_eight(row.running)}"
         for row in rows.itertuples()
     )
-    return Chart(figure, f"Two lanes of digests over time. {said}.")
+    return Chart(whole(axes), f"Two lanes of digests over time. {said}.")
 
 
 @dataclass(frozen=True)

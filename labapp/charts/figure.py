@@ -1,25 +1,38 @@
-"""The quiet style that all charts share, and what a chart is: a figure and what it says.
+"""What a chart is, a figure and what it says, and how text fits into one.
 
-Colour-blind safe colours that also differ in brightness, labels at the marks instead of a legend,
-units on every axis. Nothing here measures; it only draws.
+The style is quiet: few colours, safe for the colour-blind and different in brightness, labels at
+the marks instead of a legend, units on every axis. Lengths are in points, 1/72 of an inch, unless
+said otherwise. Nothing in this package measures; it only draws.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from IPython.display import HTML, display
+import matplotlib
+from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
-BLUE, DEEP, ORANGE, GREY, DARK = "#3f90da", "#1f5f9e", "#bd1f01", "#b9bec4", "#30343a"
-PALETTE = ("#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#92dadd", "#717581")
-WIDTH, ROW = 8.6, 0.42
+from labapp.errors import LabError
+
+BLUE, DEEP, PALE = "#3f90da", "#1f5f9e", "#b5d6f4"
+ORANGE, SAND, GREY, DARK = "#bd1f01", "#ffd89a", "#b9bec4", "#30343a"
+PALETTE = (DEEP, "#ffa90e", "#832db6", "#92dadd", ORANGE, GREY)
+"""For things that are told apart by colour: dark and bright by turns, for a print without it."""
+
+SMALL, TEXT, TITLE = 9.0, 9.5, 11.5
+WIDTH, MARGIN = 640.0, 8.0
+
+_SHOWN_DPI = 88
 
 
 @dataclass(frozen=True)
@@ -34,78 +47,192 @@ class Chart:
     figure: Figure
     alt: str
 
+    @property
+    def title(self) -> str:
+        """The sentence on top of the picture, in one line."""
+        return " ".join(self.figure.get_suptitle().split())
+
     def show(self) -> None:
-        """Show the chart below the notebook's cell, with its alternative text."""
+        """Show the chart below the notebook's cell; where only text is shown, what it says."""
+        shown = {"text/html": self._repr_html_(), "text/plain": self.alt}
+        display(shown, raw=True)  # type: ignore[no-untyped-call]
+
+    def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")
-        width = round(self.figure.get_figwidth() * 88)
-        display(  # type: ignore[no-untyped-call]
-            HTML(  # type: ignore[no-untyped-call]
-                f'<img class="labapp-chart" alt="{html.escape(self.alt)}" '
-                f'style="max-width:100%;width:{width}px" src="data:image/png;base64,{data}">'
-            )
+        width = round(self.figure.get_figwidth() * _SHOWN_DPI)
+        return (
+            f'<img class="labapp-chart" alt="{html.escape(self.alt)}" '
+            f'style="max-width:100%;width:{width}px" src="data:image/png;base64,{data}">'
         )
 
     def png(self) -> bytes:
-        """Return the picture as PNG, twice as fine as it is shown."""
+        """Return the picture as PNG, twice as fine as it is shown; the file holds the alt text."""
         out = io.BytesIO()
-        self.figure.savefig(out, format="png", dpi=176, facecolor="white")
+        said = {"Title": self.title, "Description": self.alt}
+        self.figure.savefig(out, format="png", dpi=2 * _SHOWN_DPI, facecolor="white", metadata=said)
         return out.getvalue()
 
-    def save(self, path: Path) -> Path:
-        """Write the picture to a ``.png`` or ``.svg`` file."""
-        self.figure.savefig(path, dpi=176, facecolor="white")
+    def svg(self) -> bytes:
+        """Return the picture as SVG: its text is text, and a screen reader reads the alt text.
+
+        Source: Scalable Vector Graphics 2, section 5.8, the ``desc`` and ``title`` elements.
+        """
+        out = io.BytesIO()
+        # Neither the time nor a random number: the same rows give the same file.
+        said = {"Title": self.title, "Date": None}
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "labapp"}):
+            self.figure.savefig(out, format="svg", facecolor="white", metadata=said)
+        text = out.getvalue().decode("utf-8")
+        text = text.replace("<svg ", '<svg role="img" ', 1)
+        described = f"</title>\n <desc>{html.escape(self.alt)}</desc>"
+        return text.replace("</title>", described, 1).encode("utf-8")
+
+    def save(self, path: Path | str) -> Path:
+        """Write the picture to a ``.png`` or ``.svg`` file, and make its folder if need be.
+
+        Raises:
+            LabError: the name ends with neither, or the file can't be written.
+        """
+        path = Path(path)
+        writers = {".png": self.png, ".svg": self.svg}
+        if path.suffix.lower() not in writers:
+            raise LabError(
+                f"saving a chart as '{path}': a chart is saved as PNG or SVG. "
+                "Give a file name that ends with '.png' or '.svg'."
+            )
+        data = writers[path.suffix.lower()]()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except OSError as error:
+            raise LabError(
+                f"saving a chart as '{path}': {error.strerror or error}. "
+                "Choose a folder that you may write to."
+            ) from error
         return path
 
 
-def short(text: str, length: int) -> str:
-    """Return the beginning of a text, with an ellipsis where it is cut."""
+def show(chart: Chart) -> None:
+    """Show a chart below the notebook's cell, with its alternative text."""
+    chart.show()
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """Return how wide a text gets, at a font size in points."""
+    return size * sum(_advance(character, bold) for character in text)
+
+
+def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:
+    """Return a text in one line, cut at its end with an ellipsis if it is too wide."""
     text = " ".join(text.split())
-    return text if len(text) <= length else text[: max(0, length - 1)] + "…"
+    if text_width(text, size, bold=bold) <= width:
+        return text
+    for length in range(len(text) - 1, 0, -1):
+        cut = text[:length].rstrip() + "…"
+        if text_width(cut, size, bold=bold) <= width:
+            return cut
+    return ""
 
 
-def ending(text: str, length: int) -> str:
-    """Return the end of an instruction: its beginning is often the same as another's."""
+def fitted_middle(text: str, width: float, size: float, *, bold: bool = False) -> str:
+    """Return a text in one line, cut in its middle: both ends of a long name tell it apart."""
     text = " ".join(text.split())
-    return text if len(text) <= length else "…" + text[-max(1, length - 1) :]
+    length = len(text)
+    cut = text
+    while text_width(cut, size, bold=bold) > width and length > 2:
+        length -= 1
+        cut = text[: (length + 1) // 2] + "…" + text[len(text) - length // 2 :]
+    return cut
 
 
-def bars_axes(count: int, unit: str) -> Axes:
-    """Return axes for a number of horizontal bars, first on top, with their unit below."""
-    figure = Figure(figsize=(WIDTH, 1.15 + ROW * count), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(unit, color=DARK, fontsize=9)
-    axes.set_ylim(count - 0.4, -0.6)
+def wrapped(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:
+    """Return a text as lines that are no wider than allowed, broken at spaces where it can be."""
+    lines, line = [], ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if line and text_width(longer, size, bold=bold) > width:
+            lines.append(line)
+            longer = word
+        line = fitted_middle(longer, width, size, bold=bold)
+    return [*lines, line]
+
+
+def fitted_end(text: str, width: float, size: float) -> str:
+    """Return the end of a text in one line: instructions often begin alike."""
+    return fitted(" ".join(text.split())[::-1], width, size)[::-1]
+
+
+def ink(colour: str) -> str:
+    """Return the colour of text that stands on another colour: dark, or white.
+
+    Source: Web Content Accessibility Guidelines 2.2, contrast ratio and relative luminance.
+    """
+    ground = _luminance(colour) + 0.05
+    white, dark = 1.05 / ground, ground / (_luminance(DARK) + 0.05)
+    return DARK if dark > white else "white"
+
+
+def frame(*, title: str, height: float, left: float, right: float = 20.0, bottom: float = 40.0,
+          note: str = "") -> Axes:  # fmt: skip
+    """Return the axes of a new figure that is as wide as all others.
+
+    Args:
+        title: the finding, or how to read the chart; it is written on top.
+        height: of the axes.
+        left: from the figure's edge to the axes; ``right`` and ``bottom`` likewise.
+        note: a small line below: a source, a date, what the numbers leave out.
+    """
+    lines = wrapped(title, WIDTH - 2 * MARGIN, TITLE)
+    notes = wrapped(note, WIDTH - 2 * MARGIN, SMALL) if note else []
+    top = MARGIN + len(lines) * TITLE * 1.3 + 8
+    bottom += len(notes) * SMALL * 1.35 + (4 if notes else 0)
+    tall = top + height + bottom
+    figure = Figure(figsize=(WIDTH / 72, tall / 72))
+    figure.suptitle(
+        "\n".join(lines), x=MARGIN / WIDTH, y=1 - MARGIN / tall, ha="left", va="top",
+        fontsize=TITLE, linespacing=1.2, color=DARK, parse_math=False,
+    )  # fmt: skip
+    if notes:
+        figure.text(
+            MARGIN / WIDTH, (MARGIN - 2) / tall, "\n".join(notes), va="bottom",
+            fontsize=SMALL, linespacing=1.25, color=DARK, parse_math=False,
+        )  # fmt: skip
+    axes = figure.add_axes(
+        (left / WIDTH, bottom / tall, (WIDTH - left - right) / WIDTH, height / tall)
+    )
     quiet(axes)
     return axes
 
 
 def quiet(axes: Axes) -> None:
     """Take away what draws the eye from the data."""
+    axes.set_facecolor("none")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
-    axes.tick_params(length=0, labelsize=9, colors=DARK)
+    axes.tick_params(length=0, labelsize=SMALL, colors=DARK)
 
 
-def entitle(axes: Axes, text: str) -> None:
-    """Write the sentence on top that says the finding, or how to read the chart."""
-    axes.figure.suptitle(text, fontsize=10, x=0.01, ha="left", color=DARK)
+def whole(axes: Axes) -> Figure:
+    """Return the figure that axes stand in."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure
 
 
-def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Write each bar's name before it."""
-    axes.set_yticks(range(len(names)))
-    axes.set_yticklabels(names)
+def _luminance(colour: str) -> float:
+    red, green, blue = (
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+        for share in to_rgb(colour)
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def end_labels(axes: Axes, ends: Sequence[float], words: Sequence[str]) -> None:
-    """Write each bar's number behind its end, and leave room for the longest one."""
-    longest = max(ends, default=1.0) or 1.0
-    for row, (end, text) in enumerate(zip(ends, words, strict=True)):
-        axes.text(end + longest * 0.012, row, text, va="center", fontsize=9, color=DARK)
-    room = max((end + longest * 0.0145 * len(text) for end, text in zip(ends, words, strict=True)))
-    axes.set_xlim(0, max(longest * 1.05, room))
+@functools.cache
+def _advance(character: str, bold: bool) -> float:
+    """Return by how much a character moves the pen, as a share of the font size."""
+    font = FontProperties(weight="bold" if bold else "normal", size=100)
 
+    def wide(text: str) -> float:
+        return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
-def show(chart: Chart) -> None:
-    """Show a chart below the notebook's cell, with its alternative text."""
-    chart.show()
+    return (wide(f"n{character}n") - wide("nn")) / 100

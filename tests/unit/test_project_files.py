@@ -41,7 +41,8 @@ FLOORS = [
     "registry.logins vulnerabilities.snapshots contents.layer_cache contents.merge",
     "registry.http contents.tables",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
-    "charts.bars charts.events",
+    "charts.bars charts.builds charts.cves charts.events charts.exposure charts.pulls "
+    "charts.treemap charts.variants",
     "engine registry charts bases.debian_recipes vulnerabilities.scanners "
     "contents.reading",
     "images.builds images.running leftovers registry.copies deployments.compose "

@@ -1,0 +1,122 @@
+"""Rows as charts take them: checked before anything is drawn, and numbers as a person says them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import pandas as pd
+
+from labapp.errors import LabError
+
+Anything = TypeVar("Anything")
+
+
+def checked(rows: pd.DataFrame, *columns: str, chart: str, name: str = "") -> pd.DataFrame:
+    """Return a table that has rows, and in some columns no number that is missing or negative.
+
+    Args:
+        rows: a table.
+        columns: what it must have; a name that ends with ``#`` stands for a column of numbers.
+        chart: what is drawn, for the message.
+        name: which of several tables it is, for the message.
+
+    Raises:
+        LabError: something is missing; the message says what.
+    """
+    drawing = f"drawing {chart}" + (f" of '{name}'" if name else "")
+    if not isinstance(rows, pd.DataFrame):
+        raise LabError(f"{drawing}: it takes a table, not '{type(rows).__name__}'.")
+    missing = [column.rstrip("#") for column in columns if column.rstrip("#") not in rows]
+    if missing:
+        raise LabError(
+            f"{drawing}: the table has no column '{missing[0]}', only "
+            f"{', '.join(map(repr, map(str, rows.columns))) or 'none'}. "
+            "Give the table as the lab returned it."
+        )
+    if rows.empty:
+        raise LabError(f"{drawing}: the table has no rows. Measure something first.")
+    for column in (column.rstrip("#") for column in columns if column.endswith("#")):
+        numbers = pd.to_numeric(rows[column], errors="coerce")
+        bad = rows.loc[~(numbers >= 0) | (numbers == float("inf")), column]
+        if len(bad):
+            raise LabError(
+                f"{drawing}: '{bad.iloc[0]}' in the column '{column}' is not a number from 0 up. "
+                "Give the table as the lab returned it."
+            )
+    return rows
+
+
+def named(variants: Mapping[str, Anything], *, chart: str, most: int = 0) -> Mapping[str, Anything]:
+    """Return what was given by name, if there is some of it.
+
+    Args:
+        variants: anything by name.
+        chart: what is drawn, for the message.
+        most: how many fit; 0 for any number.
+
+    Raises:
+        LabError: there are none, or too many.
+    """
+    if not isinstance(variants, Mapping):
+        raise LabError(
+            f"drawing {chart}: it takes values by name, such as {{'slim': …}}, "
+            f"not '{type(variants).__name__}'."
+        )
+    if not variants:
+        raise LabError(f"drawing {chart}: there is nothing to draw. Give one variant or more.")
+    if most and len(variants) > most:
+        raise LabError(
+            f"drawing {chart}: it shows at most {most} variants, and there are {len(variants)}: "
+            f"{quoted(list(variants))}. Choose {most}."
+        )
+    return variants
+
+
+def numbers(rows: pd.DataFrame, column: str) -> list[float]:
+    """Return a column of checked rows as plain numbers."""
+    return [float(value) for value in rows[column]]
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Return how many bytes the unit of an axis has (a power of ten), and its name."""
+    for size, name in ((1e9, "gigabytes"), (1e6, "megabytes"), (1e3, "kilobytes")):
+        if largest >= 2 * size:
+            return size, name
+    return 1.0, "bytes"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: ``0.4 s``, ``20 s``, ``3 min 23 s``, ``2 h 5 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s" if seconds >= 0.05 or seconds == 0 else f"{seconds:.2f} s"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    minutes, rest = divmod(rounded, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: ``1 layer``, ``1,200 layers``."""
+    return f"{number:,.0f} {noun if number == 1 else plural or noun + 's'}"
+
+
+def times(larger: float, smaller: float) -> str:
+    """Return how many times one number is another: ``8 times``, ``1.4 times``."""
+    ratio = larger / smaller
+    return f"{ratio:,.0f} times" if ratio >= 9.5 else f"{ratio:.1f} times"
+
+
+def quoted(texts: Sequence[str]) -> str:
+    """Return names in quotes, with commas."""
+    return ", ".join(f"'{text}'" for text in texts)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Return texts as a sentence lists them: ``a, b and c``."""
+    *most, last = texts
+    return f"{', '.join(most)} and {last}" if most else last

@@ -1,0 +1,269 @@
+"""Where an image's bytes are: a map of its packages and directories, area for bytes.
+
+Source: Bruls, Huizing and van Wijk, "Squarified Treemaps" (2000), as the library squarify does it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import squarify  # type: ignore[import-untyped]
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from labapp.charts.figure import (
+    DARK,
+    DEEP,
+    MARGIN,
+    PALE,
+    SAND,
+    SMALL,
+    TEXT,
+    WIDTH,
+    Chart,
+    fitted,
+    fitted_end,
+    fitted_middle,
+    frame,
+    ink,
+    text_width,
+    whole,
+)
+from labapp.charts.rows import checked, counted, listed, named, times
+from labapp.feedback import amount
+
+_HIGH, _GAP, _LINE, _KEY = 330.0, 24.0, 13.5, 40.0
+_NARROW = 178.0
+"""So wide is a variant's place at least, for its name and numbers."""
+
+_SMALL = 130.0
+"""Things with a smaller area, in square points, are drawn as one."""
+
+_COLOURS = {"alone": DEEP, "package": PALE, "directory": SAND}
+_ROUND = sorted((digit * 10**power for digit in (1, 2, 5) for power in range(10)), reverse=True)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """A rectangle, from its lower left corner, in points."""
+
+    x: float
+    y: float
+    wide: float
+    high: float
+
+
+@dataclass(frozen=True)
+class _Image:
+    """What one map shows.
+
+    Attributes:
+        name: the image's.
+        pieces: bytes of each package and directory, largest first; columns ``kind`` (``alone``: a
+            package that only this image has, ``package``, ``directory``), ``name``, ``bytes``.
+        files: how many the image has.
+    """
+
+    name: str
+    pieces: pd.DataFrame
+    files: int
+
+    @property
+    def bytes(self) -> float:
+        return float(self.pieces["bytes"].sum())
+
+    def kinds(self) -> dict[str, float]:
+        """Return the bytes of each kind, the most first."""
+        sums = self.pieces.groupby("kind")["bytes"].sum().sort_values(ascending=False)
+        return {str(kind): float(bytes_) for kind, bytes_ in sums.items() if bytes_}
+
+    def count(self, kind: str) -> int:
+        """Return of how many packages or directories the image has files."""
+        return int((self.pieces["kind"] == kind).sum())
+
+
+def where_bytes_are(variants: Mapping[str, pd.DataFrame]) -> Chart:
+    """Draw where the unpacked bytes of one or two images are; equal areas are equal bytes.
+
+    A file that a package owns counts there, any other in its directory. What is too small to be
+    seen is drawn as one.
+
+    Args:
+        variants: for each image's name its files; columns ``path``, ``bytes`` and ``package``
+            (empty for a file that none owns).
+
+    Raises:
+        LabError: there are no rows, a column is missing, or there are more than two images.
+    """
+    for name, rows in named(variants, chart="where the bytes are", most=2).items():
+        checked(rows, "path", "bytes#", "package", chart="where the bytes are", name=name)
+    images = [
+        _read(name, rows, [other for key, other in variants.items() if key != name])
+        for name, rows in variants.items()
+    ]
+    boxes, scale = _boxes([image.bytes for image in images])
+    head = (2 + max(len(image.kinds()) for image in images)) * _LINE + 4
+    maps = max(box.high for box in boxes)
+    axes = frame(
+        title=_title(images), height=head + maps + _KEY, left=MARGIN, right=MARGIN, bottom=MARGIN
+    )
+    axes.axis("off")
+    # A unit of the axes is a point; the maps hang from the line at 0, their words stand on it.
+    axes.set(xlim=(0, WIDTH - 2 * MARGIN), ylim=(-maps - _KEY, head))
+    for image, box in zip(images, boxes, strict=True):
+        _write_head(axes, image, box.x, head)
+        for kind, region in _cut(image.kinds(), box, scale).items():
+            for name, piece in _cut(_pieces(image, kind, scale), region, scale).items():
+                _draw(axes, name, piece, scale, _COLOURS[kind])
+    _write_key(axes, scale, -maps - _KEY)
+    return Chart(whole(axes), f"Treemap of unpacked files. {' '.join(map(_said, images))}")
+
+
+def _read(name: str, rows: pd.DataFrame, others: Sequence[pd.DataFrame]) -> _Image:
+    """Add up an image's files by package, or else by directory."""
+    owner = rows["package"].fillna("").astype(str)
+    elsewhere = {str(package) for other in others for package in other["package"].dropna()}
+    kind = pd.Series("package", index=rows.index)
+    if others:
+        kind[~owner.isin(elsewhere)] = "alone"
+    kind[owner == ""] = "directory"
+    place = owner.where(owner != "", rows["path"].map(_directory))
+    table = pd.DataFrame({"kind": kind, "name": place, "bytes": rows["bytes"].astype(float)})
+    pieces = table.groupby(["kind", "name"], as_index=False)["bytes"].sum()
+    pieces = pieces[pieces["bytes"] > 0].sort_values("bytes", ascending=False, kind="stable")
+    files = int((rows["type"] == "file").sum()) if "type" in rows else len(rows)
+    return _Image(name, pieces, files)
+
+
+def _directory(path: str) -> str:
+    """Return the directory that a file counts for: ``/opt/venv``, below ``/usr`` one deeper."""
+    parts = path.strip("/").split("/")[:-1]
+    return "/" + "/".join(parts[: 3 if parts[:1] == ["usr"] else 2])
+
+
+def _boxes(totals: Sequence[float]) -> tuple[list[_Box], float]:
+    """Return where each image's map is, and how many square points a byte has in all of them."""
+    room = WIDTH - 2 * MARGIN - _GAP * (len(totals) - 1)
+    if not any(totals):
+        return [_Box(0, 0, 0, 0) for _ in totals], 1.0
+    if len(totals) == 1 or min(totals) / sum(totals) * room >= _NARROW:
+        # Side by side, equally high.
+        widths = [room * total / sum(totals) for total in totals]
+        scale = room * _HIGH / sum(totals)
+        highs = [_HIGH] * len(totals)
+    else:
+        # The smaller one keeps room for its words, and its map is not as high.
+        scale = (room - _NARROW) * _HIGH / max(totals)
+        wide_one = totals.index(max(totals))
+        areas = [total * scale for total in totals]
+        widths = [min(_NARROW, math.sqrt(area * 1.8)) for area in areas]
+        widths[wide_one] = room - _NARROW
+        highs = [area / wide if wide else 0.0 for area, wide in zip(areas, widths, strict=True)]
+    lefts = [0.0, max(widths[0], _NARROW) + _GAP]
+    return [
+        _Box(x, -high, wide, high)
+        for x, wide, high in zip(lefts[: len(totals)], widths, highs, strict=True)
+    ], scale
+
+
+def _pieces(image: _Image, kind: str, scale: float) -> dict[str, float]:
+    """Return bytes by name, the most first, with what is too small to be seen folded into one."""
+    rows = image.pieces[image.pieces["kind"] == kind]
+    is_small = rows["bytes"] * scale < _SMALL
+    if is_small.sum() < 2:
+        is_small[:] = False
+    pieces = dict(zip(rows.loc[~is_small, "name"], rows.loc[~is_small, "bytes"], strict=True))
+    if is_small.any():
+        one, more = ("directory", "directories") if kind == "directory" else ("package", "packages")
+        rest = counted(is_small.sum(), f"smaller {one}", f"smaller {more}")
+        pieces[rest] = float(rows.loc[is_small, "bytes"].sum())
+    return dict(sorted(pieces.items(), key=lambda piece: -piece[1]))
+
+
+def _cut(parts: Mapping[str, float], box: _Box, scale: float) -> dict[str, _Box]:
+    """Cut a box into one for each part, the largest first, as square as can be."""
+    areas = [value * scale for value in parts.values()]
+    cut = squarify.squarify(areas, box.x, box.y, box.wide, box.high)
+    return {
+        name: _Box(piece["x"], piece["y"], piece["dx"], piece["dy"])
+        for name, piece in zip(parts, cut, strict=True)
+    }
+
+
+def _draw(axes: Axes, name: str, box: _Box, scale: float, colour: str) -> None:
+    """Draw a piece, with its name and bytes where they fit, upright in a narrow one."""
+    axes.add_patch(
+        Rectangle((box.x, box.y), box.wide, box.high, facecolor=colour, edgecolor="white",
+                  linewidth=1)
+    )  # fmt: skip
+    cut = fitted_end if name.startswith("/") else fitted
+    upright = box.high > box.wide and text_width(name, SMALL) > box.wide - 6
+    along, across = (box.high, box.wide) if upright else (box.wide, box.high)
+    shown = cut(name, along - 6, SMALL)
+    if across < SMALL * 1.3 or (shown != name and len(shown) < 7):
+        return
+    size = amount(box.wide * box.high / scale)
+    if across >= SMALL * 2.7 and text_width(size, SMALL) <= along - 6:
+        shown += f"\n{size}"
+    axes.text(
+        box.x + box.wide / 2, box.y + box.high / 2, shown, ha="center", va="center",
+        rotation=90 if upright else 0, fontsize=SMALL, linespacing=1.15, color=ink(colour),
+        parse_math=False,
+    )  # fmt: skip
+
+
+def _write_head(axes: Axes, image: _Image, x: float, top: float) -> None:
+    """Write an image's name and numbers, and what its colours mean."""
+    name = fitted_middle(image.name, _NARROW, TEXT, bold=True)
+    total = f"{amount(image.bytes)} in {counted(image.files, 'file')}"
+    for line, (text, weight) in enumerate(((name, "bold"), (total, "normal"))):
+        axes.text(x, top - (line + 0.5) * _LINE, text, va="center", fontsize=TEXT, weight=weight,
+                  color=DARK, parse_math=False)  # fmt: skip
+    for line, (kind, size) in enumerate(image.kinds().items(), start=2):
+        y = top - (line + 0.5) * _LINE
+        axes.add_patch(
+            Rectangle((x, y - 4), 8, 8, facecolor=_COLOURS[kind], edgecolor=DARK, linewidth=0.4)
+        )
+        text = {
+            "alone": counted(image.count(kind), "package") + " only here",
+            "package": counted(image.count(kind), "package"),
+            "directory": "in no package",
+        }[kind]
+        axes.text(x + 12, y, f"{text}: {amount(size)}", va="center", fontsize=SMALL, color=DARK)
+
+
+def _write_key(axes: Axes, scale: float, bottom: float) -> None:
+    """Draw an area that everybody can compare with."""
+    size = next((size for size in _ROUND if size * scale <= 26**2), 1)
+    side = min(math.sqrt(size * scale), 26.0)
+    axes.add_patch(
+        Rectangle((0.5, bottom + 0.5), side, side, facecolor="none", edgecolor=DARK, linewidth=0.8)
+    )
+    axes.text(side + 7, bottom + side / 2, f"so large is {amount(size)}, unpacked", va="center",
+              fontsize=SMALL, color=DARK)  # fmt: skip
+
+
+def _title(images: Sequence[_Image]) -> str:
+    """Say how to read the map, and how the images compare."""
+    *_, most = ordered = sorted(images, key=lambda image: image.bytes)
+    least = ordered[0]
+    if len(images) == 1 or not least.bytes:
+        return f"{most.name} has {amount(most.bytes)} of files, and equal areas are equal bytes"
+    ratio = times(most.bytes, least.bytes)
+    return f"{most.name} has {ratio} the bytes of {least.name}, and equal areas are equal bytes"
+
+
+def _said(image: _Image) -> str:
+    """Say what is largest, and how much is in packages that the other image has not."""
+    rows = image.pieces.head(3).to_dict("records")
+    said = f"{image.name}: {amount(image.bytes)} in {counted(image.files, 'file')}"
+    if rows:
+        most = listed([f"{row['name']} with {amount(row['bytes'])}" for row in rows])
+        said += f"; the most have {most}"
+    if alone := image.count("alone"):
+        bytes_ = amount(image.kinds()["alone"])
+        said += f"; {counted(alone, 'package')} with {bytes_} only it has"
+    return said + "."
