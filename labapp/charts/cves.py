@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.ticker import MaxNLocator
 
 from labapp.charts.figure import (
@@ -32,86 +32,97 @@ _LINES = (
 )  # fmt: skip
 """Colour, dashes and mark of each line: any of the three tells it apart."""
 
+_MONTHS = 7
+"""As many months are named below a chart, or one more."""
+
 
 def cves_since_release(
-    variants: Mapping[str, pd.DataFrame], *, source: str, date: datetime.date
+    variants: Mapping[str, pd.DataFrame], *, source: str, date: datetime.date, blind: str = ""
 ) -> Chart:
     """Draw how the CVEs add up in images that were built on release day and never again.
 
     Args:
         variants: for each image's name a row a month; columns ``month`` (its first day) and
-            ``cves`` (distinct ones since the release, added up). No rows mean no CVEs.
+            ``cves`` (distinct ones from the release to the month's end). No rows mean that no
+            dated fix is known.
         source: who says so; it is named in the chart.
         date: of what the source says.
+        blind: what the source can't see, in a sentence.
 
     Raises:
         LabError: there is nothing to draw, or a column is missing.
     """
-    lines: dict[str, pd.Series[float]] = {}
-    for name, rows in named(variants, chart="CVEs since the release").items():
-        if isinstance(rows, pd.DataFrame) and rows.empty:
-            lines[name] = pd.Series(dtype=float)
-            continue
-        checked(rows, "month", "cves#", chart="CVEs since the release", name=name)
-        line = pd.Series(rows["cves"].astype(float).array, index=pd.to_datetime(rows["month"]))
-        lines[name] = line.sort_index()
-    day = f"{date.day} {date:%B %Y}"
     now = pd.Timestamp(date.year, date.month, date.day)
-    began = min((line.index[0] for line in lines.values() if len(line)), default=now)
-    began = min(began, now - pd.DateOffset(months=1))
-    last = {name: line.iloc[-1] if len(line) else 0.0 for name, line in lines.items()}
-    words = {name: f"{fitted_middle(name, 120, TEXT)}: {last[name]:,.0f}" for name in lines}
-    note = (
-        f"Source: {source}, {day}. Counted: CVEs with a fix in the image's packages since this "
-        "Debian was released. An image built on release day, and never again, has them all."
-    )
+    known = {
+        name: _line(name, rows, now)
+        for name, rows in named(variants, chart="CVEs since the release").items()
+    }
+    began = min((line.index[0] for line in known.values() if len(line)), default=now)
+    began = min(began.replace(day=1), (now - pd.DateOffset(months=1)).replace(day=1))
+    last = {name: float(line.iloc[-1]) if len(line) else 0.0 for name, line in known.items()}
+    words = {
+        name: f"{fitted_middle(name, 120, TEXT)}: {_number(value)}" for name, value in last.items()
+    }
+    day = f"{date.day} {date:%B %Y}"
     axes = frame(
-        title=_cves_title(last), height=230, left=MARGIN + 56, note=note, bottom=32,
-        right=MARGIN + 14 + max(text_width(text, TEXT) for text in words.values()),
+        title=_title(last), height=230, left=MARGIN + 56, bottom=34,
+        right=MARGIN + 16 + max(text_width(text, TEXT) for text in words.values()),
+        note=f"Source: {source}, {day}. Counted are CVEs that were fixed in the image's packages "
+        f"since this Debian was released, but for kernel headers, which never run. {blind}",
     )  # fmt: skip
-    for number, (name, line) in enumerate(lines.items()):
+    for number, (name, line) in enumerate(known.items()):
+        # Nothing on release day, and the same from the last month on until today.
+        ends = {began: 0.0, **dict(zip(line.index, line, strict=True)), now: last[name]}
         colour, dashes, mark = _LINES[number % len(_LINES)]
-        # It was nothing before its first month, and is the same until today.
-        drawn = line if len(line) and line.index[0] <= began else pd.concat(
-            [pd.Series([0.0], index=[began]), line]
-        )  # fmt: skip
-        if drawn.index[-1] < now:
-            drawn = pd.concat([drawn, pd.Series([last[name]], index=[now])])
         axes.plot(
-            drawn.index.to_numpy(), drawn.to_numpy(), color=colour, linestyle=dashes,
-            marker=mark, markersize=4, markevery=max(1, len(drawn) // 8), linewidth=2,
-            clip_on=False,
+            pd.DatetimeIndex(list(ends)).to_numpy(), list(ends.values()), color=colour, linestyle=dashes, linewidth=2,
+            marker=mark, markersize=4.5, markevery=max(1, len(ends) // 8), clip_on=False,
         )  # fmt: skip
     axes.set_xlim(began, now)  # type: ignore[arg-type]
     axes.set_ylim(0, max(*last.values(), 1.0) * 1.04)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="y", color=GREY, alpha=0.4, linewidth=0.6)
-    locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    formatter = ConciseDateFormatter(locator, show_offset=False)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_formatter(formatter)
+    apart = math.ceil((now - began).days / 30 / _MONTHS)
+    months = pd.date_range(began, now, freq=f"{apart}MS")
+    axes.set_xticks(months.to_numpy(), [f"{month:%b %Y}" for month in months])
     axes.set_ylabel("CVEs fixed since the release", color=DARK, fontsize=SMALL)
     axes.set_xlabel("month", color=DARK, fontsize=SMALL)
-    _line_ends(axes, [last[name] for name in lines], list(words.values()))
-    said = listed([f"{name} {value:,.0f}" for name, value in last.items()])
+    _line_ends(axes, [last[name] for name in known], list(words.values()))
+    said = listed([f"{name} {_number(value)}" for name, value in last.items()])
     return Chart(
         whole(axes),
         f"Line chart of CVEs fixed since the release, added up until {day}, from {source}: {said}.",
     )
 
 
-def _cves_title(last: Mapping[str, float]) -> str:
+def _line(name: str, rows: pd.DataFrame, now: pd.Timestamp) -> pd.Series[float]:
+    """Return CVEs by the end of each month, or by now."""
+    if isinstance(rows, pd.DataFrame) and rows.empty:
+        return pd.Series(dtype=float)
+    checked(rows, "month", "cves#", chart="CVEs since the release", name=name)
+    ends = pd.DatetimeIndex(pd.to_datetime(rows["month"])) + pd.offsets.MonthEnd(0)
+    line = pd.Series(rows["cves"].astype(float).array, index=ends.where(ends < now, now))
+    return line.sort_index()
+
+
+def _number(cves: float) -> str:
+    return f"{cves:,.0f}" if cves else "none known"
+
+
+def _title(last: Mapping[str, float]) -> str:
     """Say the finding: how many today, in the image that has most and the one that has least."""
     least, most = min(last, key=last.__getitem__), max(last, key=last.__getitem__)
     if not last[most]:
-        return "No CVE was fixed in these packages since the release"
+        return "No fix with a date is known in these packages since the release"
     title = f"Never rebuilt since the release, {most} would have {counted(last[most], 'known CVE')}"
-    if last[least] == last[most]:
-        return title + (", like the others" if len(last) > 1 else "")
-    title += f", {least} {last[least]:,.0f}"
-    ratio = f": {times(last[most], last[least])} as many" if last[least] else ""
-    return title + ratio
+    if len(last) == 1:
+        return title
+    if not last[least]:
+        return f"{title}, {least} none"
+    if last[most] < 1.05 * last[least]:
+        return f"{title}, {least} {last[least]:,.0f}"
+    return f"{title}: {times(last[most], last[least])} those of {least} ({last[least]:,.0f})"
 
 
 def _line_ends(axes: Axes, ends: Sequence[float], words: Sequence[str]) -> None:
@@ -133,6 +144,7 @@ def _line_ends(axes: Axes, ends: Sequence[float], words: Sequence[str]) -> None:
         axes.annotate(
             text, (1, end), xycoords=("axes fraction", "data"), xytext=(14, placed[text]),
             textcoords=("offset points", "axes points"), va="center", fontsize=TEXT, color=DARK,
-            arrowprops={"arrowstyle": "-", "color": GREY, "shrinkA": 1, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": GREY, "shrinkA": 1, "shrinkB": 4,
+                        "relpos": (0, 0.5)},
             annotation_clip=False, parse_math=False,
         )  # fmt: skip

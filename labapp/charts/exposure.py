@@ -48,12 +48,12 @@ def surface(variants: Mapping[str, Mapping[str, float]]) -> Chart:
     }
     names = [fitted_middle(name, 110, TEXT) for name in variants]
     left = MARGIN + max(text_width(name, TEXT) for name in names) + 8
-    columns = min(_COLUMNS, len(kinds))
+    columns = 2 if len(kinds) in (2, 4) else min(_COLUMNS, len(kinds))
     rows = math.ceil(len(kinds) / columns)
     high = _ROW * len(names)
     height = rows * (high + _HEAD) + (rows - 1) * 8
     base = frame(
-        title="Fewer is better. Each small chart counts one kind of thing, on a scale of its own",
+        title=f"{_finding(counts)}Fewer is better; each small chart has a scale of its own",
         height=height, left=left, right=MARGIN, bottom=MARGIN,
     )  # fmt: skip
     base.axis("off")
@@ -87,6 +87,15 @@ def _count(value: object, kind: str, name: str) -> float:
             "Give None for what is not known."
         )
     return number
+
+
+def _finding(counts: Mapping[str, Mapping[str, float]]) -> str:
+    """Say how far the images are apart in the first kind of thing that is known of all."""
+    for kind, own in counts.items():
+        least, most = min(own, key=own.__getitem__), max(own, key=own.__getitem__)
+        if not any(map(math.isnan, own.values())) and own[least] < own[most]:
+            return f"{most} has {_number(own[most])} {kind}, {least} {_number(own[least])}. "
+    return ""
 
 
 def _panel(

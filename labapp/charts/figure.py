@@ -25,7 +25,7 @@ from matplotlib.textpath import text_to_path
 from labapp.errors import LabError
 
 BLUE, DEEP, PALE = "#3f90da", "#1f5f9e", "#b5d6f4"
-ORANGE, SAND, GREY, DARK = "#bd1f01", "#ffd89a", "#b9bec4", "#30343a"
+ORANGE, AMBER, GREY, DARK = "#bd1f01", "#e0a04a", "#b9bec4", "#30343a"
 PALETTE = (DEEP, "#ffa90e", "#832db6", "#92dadd", ORANGE, GREY)
 """For things that are told apart by colour: dark and bright by turns, for a print without it."""
 

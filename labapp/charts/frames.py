@@ -27,7 +27,7 @@ THICK = 0.66
 ROW = 27.0
 
 _GAP = 0.5
-_NAME, _GROUP = 270.0, 140.0
+_NAME, _GROUP = 230.0, 140.0
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,17 @@ def bars_axes(
     )
     left = MARGIN + of_names + (of_groups + 12 if of_groups else 0)
     axes = frame(
-        title=title, height=row * (places[-1] + 1), left=left, bottom=44 if unit else MARGIN,
+        title=title, height=row * (places[-1] + 1), left=left, bottom=40 if unit else MARGIN,
         note=note,
     )  # fmt: skip
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_yticks(places, names, fontsize=TEXT, parse_math=False)
     axes.set_xlabel(unit, color=DARK, fontsize=SMALL, labelpad=6, parse_math=False)
     room = axes_width(axes)
     words = [fitted(bar.words, 0.7 * room, TEXT) for bar in bars]
     scales = [
-        (room - 5 - text_width(text, TEXT)) / bar.end
+        (room - 6 - text_width(text, TEXT)) / bar.end
         for bar, text in zip(bars, words, strict=True)
         if bar.end > 0
     ]
@@ -100,12 +101,13 @@ def bars_axes(
 def behind(axes: Axes, x: float, y: float, text: str) -> None:
     """Write what a bar amounts to behind its end."""
     axes.annotate(
-        text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=TEXT,
+        text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=TEXT,
         color=DARK, parse_math=False, annotation_clip=False,
     )  # fmt: skip
 
 
-def inside(axes: Axes, left: float, width: float, y: float, text: str, *, on: str) -> None:
+def inside(axes: Axes, left: float, width: float, y: float, text: str, *, on: str,
+           before: str = "") -> None:  # fmt: skip
     """Write into a part of a bar the end of what it is, if there is room for some of it.
 
     Args:
@@ -115,10 +117,15 @@ def inside(axes: Axes, left: float, width: float, y: float, text: str, *, on: st
         y: the bar's place.
         text: what it is; it is cut where it does not fit.
         on: the part's colour.
+        before: a letter that is written before it, and alone where there is no room for more.
     """
     low, high = axes.get_xlim()
-    shown = fitted_end(text, width / (high - low) * axes_width(axes) - 8, SMALL)
-    if shown.startswith(text[:1]) or len(shown) > 6:
+    room = width / (high - low) * axes_width(axes) - 4
+    shown = fitted_end(text, room - 4 - text_width(before, SMALL), SMALL)
+    if shown.startswith("…") and len(shown) < 10:
+        shown = ""
+    shown = (before + shown).strip()
+    if shown and text_width(shown, SMALL) <= room:
         axes.text(
             left + width / 2, y, shown, ha="center", va="center", fontsize=SMALL,
             color=ink(on), parse_math=False,

@@ -106,8 +106,10 @@ def counted(number: float, noun: str, plural: str = "") -> str:
 
 
 def times(larger: float, smaller: float) -> str:
-    """Return how many times one number is another: ``8 times``, ``1.4 times``."""
+    """Return how many times one number is another: ``8 times``, ``1.4 times``, ``about``."""
     ratio = larger / smaller
+    if ratio < 1.05:
+        return "about"
     return f"{ratio:,.0f} times" if ratio >= 9.5 else f"{ratio:.1f} times"
 
 

@@ -6,6 +6,7 @@ Source: Bruls, Huizing and van Wijk, "Squarified Treemaps" (2000), as the librar
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from labapp.charts.figure import (
+    AMBER,
     DARK,
     DEEP,
     MARGIN,
     PALE,
-    SAND,
     SMALL,
     TEXT,
     WIDTH,
@@ -35,20 +36,21 @@ from labapp.charts.figure import (
 from labapp.charts.rows import checked, counted, listed, named, times
 from labapp.feedback import amount
 
-_HIGH, _GAP, _LINE, _KEY = 330.0, 24.0, 13.5, 40.0
+_HIGH, _GAP, _LINE, _KEY = 330.0, 24.0, 13.5, 36.0
 _NARROW = 178.0
 """So wide is a variant's place at least, for its name and numbers."""
 
 _SMALL = 130.0
 """Things with a smaller area, in square points, are drawn as one."""
 
-_COLOURS = {"alone": DEEP, "package": PALE, "directory": SAND}
+_COLOURS = {"alone": DEEP, "package": PALE, "directory": AMBER}
+_SPACING = 1.15
 _ROUND = sorted((digit * 10**power for digit in (1, 2, 5) for power in range(10)), reverse=True)
 
 
 @dataclass(frozen=True)
 class _Box:
-    """A rectangle, from its lower left corner, in points."""
+    """A rectangle, from its upper left corner, in points."""
 
     x: float
     y: float
@@ -111,14 +113,14 @@ def where_bytes_are(variants: Mapping[str, pd.DataFrame]) -> Chart:
         title=_title(images), height=head + maps + _KEY, left=MARGIN, right=MARGIN, bottom=MARGIN
     )
     axes.axis("off")
-    # A unit of the axes is a point; the maps hang from the line at 0, their words stand on it.
-    axes.set(xlim=(0, WIDTH - 2 * MARGIN), ylim=(-maps - _KEY, head))
+    # A unit of the axes is a point. The maps hang from the line at 0, their words stand on it.
+    axes.set(xlim=(0, WIDTH - 2 * MARGIN), ylim=(maps + _KEY, -head))
     for image, box in zip(images, boxes, strict=True):
-        _write_head(axes, image, box.x, head)
+        _write_head(axes, image, box.x, -head, paired=len(images) > 1)
         for kind, region in _cut(image.kinds(), box, scale).items():
             for name, piece in _cut(_pieces(image, kind, scale), region, scale).items():
                 _draw(axes, name, piece, scale, _COLOURS[kind])
-    _write_key(axes, scale, -maps - _KEY)
+    _write_key(axes, scale, maps + _KEY)
     return Chart(whole(axes), f"Treemap of unpacked files. {' '.join(map(_said, images))}")
 
 
@@ -164,7 +166,7 @@ def _boxes(totals: Sequence[float]) -> tuple[list[_Box], float]:
         highs = [area / wide if wide else 0.0 for area, wide in zip(areas, widths, strict=True)]
     lefts = [0.0, max(widths[0], _NARROW) + _GAP]
     return [
-        _Box(x, -high, wide, high)
+        _Box(x, 0.0, wide, high)
         for x, wide, high in zip(lefts[: len(totals)], widths, highs, strict=True)
     ], scale
 
@@ -199,37 +201,60 @@ def _draw(axes: Axes, name: str, box: _Box, scale: float, colour: str) -> None:
         Rectangle((box.x, box.y), box.wide, box.high, facecolor=colour, edgecolor="white",
                   linewidth=1)
     )  # fmt: skip
-    cut = fitted_end if name.startswith("/") else fitted
-    upright = box.high > box.wide and text_width(name, SMALL) > box.wide - 6
-    along, across = (box.high, box.wide) if upright else (box.wide, box.high)
-    shown = cut(name, along - 6, SMALL)
-    if across < SMALL * 1.3 or (shown != name and len(shown) < 7):
-        return
     size = amount(box.wide * box.high / scale)
-    if across >= SMALL * 2.7 and text_width(size, SMALL) <= along - 6:
-        shown += f"\n{size}"
+    flat, upright = (
+        _label(name, size, along - 5, across - 3)
+        for along, across in ((box.wide, box.high), (box.high, box.wide))
+    )
+    # As it is read, unless a narrow piece has clearly more room the other way.
+    turned = len(upright) > len(flat) + 3
     axes.text(
-        box.x + box.wide / 2, box.y + box.high / 2, shown, ha="center", va="center",
-        rotation=90 if upright else 0, fontsize=SMALL, linespacing=1.15, color=ink(colour),
-        parse_math=False,
+        box.x + box.wide / 2, box.y + box.high / 2, upright if turned else flat, ha="center",
+        va="center", rotation=90 if turned else 0, fontsize=SMALL, linespacing=_SPACING,
+        color=ink(colour), parse_math=False,
     )  # fmt: skip
 
 
-def _write_head(axes: Axes, image: _Image, x: float, top: float) -> None:
+def _label(name: str, size: str, along: float, across: float) -> str:
+    """Return the words of a piece as lines for a width and a height; empty if nothing fits."""
+    fit = int((across - SMALL * 1.2) // (SMALL * 1.2)) + 1
+    lines = _broken(name, along) if fit > 0 else []
+    if not lines or len(lines) > fit:
+        cut = (fitted_end if name.startswith("/") else fitted)(name, along, SMALL)
+        lines = [cut] if fit > 0 and len(cut) > 5 else []
+    if lines and len(lines) < fit and text_width(size, SMALL) <= along:
+        lines.append(size)
+    return "\n".join(lines)
+
+
+def _broken(name: str, width: float) -> list[str]:
+    """Return a name as lines, broken behind hyphens, slashes and spaces; none if a part is wider.
+
+    Nothing of it is left out, so that a name that has a label has all of it.
+    """
+    lines = [""]
+    for part in re.findall(r"[^-/ ]+[-/ ]*|[-/ ]+", name):
+        if lines[-1] and text_width((lines[-1] + part).rstrip(), SMALL) > width:
+            lines.append("")
+        lines[-1] += part
+    return lines if all(text_width(line.rstrip(), SMALL) <= width for line in lines) else []
+
+
+def _write_head(axes: Axes, image: _Image, x: float, top: float, *, paired: bool) -> None:
     """Write an image's name and numbers, and what its colours mean."""
     name = fitted_middle(image.name, _NARROW, TEXT, bold=True)
     total = f"{amount(image.bytes)} in {counted(image.files, 'file')}"
     for line, (text, weight) in enumerate(((name, "bold"), (total, "normal"))):
-        axes.text(x, top - (line + 0.5) * _LINE, text, va="center", fontsize=TEXT, weight=weight,
+        axes.text(x, top + (line + 0.5) * _LINE, text, va="center", fontsize=TEXT, weight=weight,
                   color=DARK, parse_math=False)  # fmt: skip
     for line, (kind, size) in enumerate(image.kinds().items(), start=2):
-        y = top - (line + 0.5) * _LINE
+        y = top + (line + 0.5) * _LINE
         axes.add_patch(
             Rectangle((x, y - 4), 8, 8, facecolor=_COLOURS[kind], edgecolor=DARK, linewidth=0.4)
         )
         text = {
             "alone": counted(image.count(kind), "package") + " only here",
-            "package": counted(image.count(kind), "package"),
+            "package": counted(image.count(kind), "package") + (" of both" if paired else ""),
             "directory": "in no package",
         }[kind]
         axes.text(x + 12, y, f"{text}: {amount(size)}", va="center", fontsize=SMALL, color=DARK)
@@ -237,23 +262,24 @@ def _write_head(axes: Axes, image: _Image, x: float, top: float) -> None:
 
 def _write_key(axes: Axes, scale: float, bottom: float) -> None:
     """Draw an area that everybody can compare with."""
-    size = next((size for size in _ROUND if size * scale <= 26**2), 1)
-    side = min(math.sqrt(size * scale), 26.0)
+    size = next((size for size in _ROUND if size * scale <= 24**2), 1)
+    side = min(math.sqrt(size * scale), 24.0)
     axes.add_patch(
-        Rectangle((0.5, bottom + 0.5), side, side, facecolor="none", edgecolor=DARK, linewidth=0.8)
-    )
-    axes.text(side + 7, bottom + side / 2, f"so large is {amount(size)}, unpacked", va="center",
-              fontsize=SMALL, color=DARK)  # fmt: skip
+        Rectangle((0.5, bottom - side - 0.5), side, side, facecolor="none", edgecolor=DARK,
+                  linewidth=0.8)
+    )  # fmt: skip
+    axes.text(side + 7, bottom - side / 2, f"this area is {amount(size)} of unpacked files",
+              va="center", fontsize=SMALL, color=DARK)  # fmt: skip
 
 
 def _title(images: Sequence[_Image]) -> str:
     """Say how to read the map, and how the images compare."""
-    *_, most = ordered = sorted(images, key=lambda image: image.bytes)
-    least = ordered[0]
+    ordered = sorted(images, key=lambda image: image.bytes)
+    least, most = ordered[0], ordered[-1]
     if len(images) == 1 or not least.bytes:
-        return f"{most.name} has {amount(most.bytes)} of files, and equal areas are equal bytes"
+        return f"{most.name} has {amount(most.bytes)} of files. Equal areas are equal bytes"
     ratio = times(most.bytes, least.bytes)
-    return f"{most.name} has {ratio} the bytes of {least.name}, and equal areas are equal bytes"
+    return f"{most.name} has {ratio} the bytes of {least.name}. Equal areas are equal bytes"
 
 
 def _said(image: _Image) -> str:
@@ -261,9 +287,9 @@ def _said(image: _Image) -> str:
     rows = image.pieces.head(3).to_dict("records")
     said = f"{image.name}: {amount(image.bytes)} in {counted(image.files, 'file')}"
     if rows:
-        most = listed([f"{row['name']} with {amount(row['bytes'])}" for row in rows])
-        said += f"; the most have {most}"
+        most = listed([f"{row['name']} {amount(row['bytes'])}" for row in rows])
+        said += f", the largest {'part is' if len(rows) == 1 else 'parts are'} {most}"
     if alone := image.count("alone"):
-        bytes_ = amount(image.kinds()["alone"])
-        said += f"; {counted(alone, 'package')} with {bytes_} only it has"
+        said += f"; {counted(alone, 'package')} that the other has not: "
+        said += amount(image.kinds()["alone"])
     return said + "."

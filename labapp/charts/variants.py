@@ -87,7 +87,11 @@ def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
     alone = {name: rows.drop_duplicates("digest") for name, rows in variants.items()}
     holders = Counter(digest for rows in alone.values() for digest in rows["digest"])
     shared = [digest for digest, count in holders.items() if count > 1]
+    sizes = {digest: _bytes_of(digest, alone.values()) for digest in shared}
+    shared.sort(key=sizes.__getitem__, reverse=True)
     colours = {digest: PALETTE[n % 5] for n, digest in enumerate(shared)}
+    # A letter tells layers apart where colours don't, on paper.
+    letters = {digest: chr(ord("A") + n) + " " for n, digest in enumerate(shared[:26])}
     in_common = {
         name: rows.loc[rows["digest"].isin(colours), "download_bytes"]
         for name, rows in alone.items()
@@ -99,7 +103,7 @@ def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
         for name, own in in_common.items()
     }  # fmt: skip
     size, unit = byte_unit(max(total.values()))
-    saved = sum((holders[digest] - 1) * _bytes_of(digest, alone.values()) for digest in colours)
+    saved = sum((holders[digest] - 1) * sizes[digest] for digest in shared)
     title = _shared_title(len(variants), len(shared), saved)
     axes, places = bars_axes(
         [Bar(name, total[name] / size, words[name]) for name in variants],
@@ -115,7 +119,8 @@ def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
             colour = colours.get(digest, GREY)
             axes.barh(place, wide, left=left, height=THICK, color=colour, edgecolor="white",
                       linewidth=0.5)  # fmt: skip
-            inside(axes, left, wide, place, telling(str(layer["instruction"])), on=colour)
+            text = telling(str(layer["instruction"]))
+            inside(axes, left, wide, place, text, on=colour, before=letters.get(digest, ""))
             spans[-1][digest] = (left, left + wide)
             left += wide
     _ribbons(axes, places, spans, colours)
@@ -154,7 +159,7 @@ def _shared_title(images: int, layers: int, saved: float) -> str:
     if not layers:
         return f"These {images} images share no layer: each is fetched whole"
     return (
-        f"{counted(layers, 'shared layer')}, in colour: who has one image "
+        f"{counted(layers, 'shared layer')}, in colour: who has pulled one image "
         f"fetches {amount(saved)} less for the " + ("other" if images == 2 else "others")
     )
 

@@ -34,17 +34,17 @@ FLOORS = [
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release",
     "state reference manifests registry.credentials system.apt_packages engine.own_network "
-    "system.processes deployments.deployment_file charts.figure pages bases.wheels setup.bootstrap "
+    "system.processes deployments.deployment_file pages bases.wheels setup.bootstrap "
+    "charts.figure charts.rows "
     "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.streams",
-    "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.archive",
+    "registry.addresses charts.frames vulnerabilities.debian_security vulnerabilities.fixes contents.archive",
     "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers",
     "registry.logins vulnerabilities.snapshots contents.layer_cache contents.merge",
     "registry.http contents.tables",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.builds charts.cves charts.events charts.exposure charts.pulls "
     "charts.treemap charts.variants",
-    "engine registry charts bases.debian_recipes vulnerabilities.scanners "
-    "contents.reading",
+    "engine registry charts bases.debian_recipes vulnerabilities.scanners contents.reading",
     "images.builds images.running leftovers registry.copies deployments.compose "
     "bases.debian pins jupyter vulnerabilities contents",
     "registry.storage",
