@@ -75,8 +75,8 @@ def cves_since_release(
         ends = {began: 0.0, **dict(zip(line.index, line, strict=True)), now: last[name]}
         colour, dashes, mark = _LINES[number % len(_LINES)]
         axes.plot(
-            pd.DatetimeIndex(list(ends)).to_numpy(), list(ends.values()), color=colour, linestyle=dashes, linewidth=2,
-            marker=mark, markersize=4.5, markevery=max(1, len(ends) // 8), clip_on=False,
+            pd.DatetimeIndex(list(ends)).to_numpy(), list(ends.values()), color=colour,
+            linestyle=dashes, linewidth=2, marker=mark, markersize=4.5, markevery=max(1, len(ends) // 8), clip_on=False,
         )  # fmt: skip
     axes.set_xlim(began, now)  # type: ignore[arg-type]
     axes.set_ylim(0, max(*last.values(), 1.0) * 1.04)

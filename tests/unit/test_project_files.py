@@ -37,7 +37,8 @@ FLOORS = [
     "system.processes deployments.deployment_file pages bases.wheels setup.bootstrap "
     "charts.figure charts.rows "
     "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.streams",
-    "registry.addresses charts.frames vulnerabilities.debian_security vulnerabilities.fixes contents.archive",
+    "registry.addresses charts.frames vulnerabilities.debian_security vulnerabilities.fixes "
+    "contents.archive",
     "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers",
     "registry.logins vulnerabilities.snapshots contents.layer_cache contents.merge",
     "registry.http contents.tables",
