@@ -7,8 +7,9 @@ from labapp.charts.events import conversation, tag_history
 from labapp.charts.exposure import surface
 from labapp.charts.figure import Chart, show
 from labapp.charts.pulls import pull_times
+from labapp.charts.sharing import shared_layers
 from labapp.charts.treemap import where_bytes_are
-from labapp.charts.variants import shared_layers, variant_sizes
+from labapp.charts.variants import variant_sizes
 
 __all__ = [
     "Chart",

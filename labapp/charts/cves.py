@@ -24,7 +24,7 @@ from labapp.charts.figure import (
     text_width,
     whole,
 )
-from labapp.charts.rows import checked, counted, listed, named, times
+from labapp.charts.rows import ALIKE, checked, counted, listed, named, times
 
 _LINES = (
     (DEEP, "-", "o"), (ORANGE, "--", "s"), ("#832db6", "-.", "^"),
@@ -74,9 +74,13 @@ def cves_since_release(
         # Nothing on release day, and the same from the last month on until today.
         ends = {began: 0.0, **dict(zip(line.index, line, strict=True)), now: last[name]}
         colour, dashes, mark = _LINES[number % len(_LINES)]
+        every = max(1, len(ends) // 8)
+        # The last point has a mark, the first has none: all lines begin there.
+        marked = ((len(ends) - 1) % every or every, every)
         axes.plot(
             pd.DatetimeIndex(list(ends)).to_numpy(), list(ends.values()), color=colour,
-            linestyle=dashes, linewidth=2, marker=mark, markersize=4.5, markevery=max(1, len(ends) // 8), clip_on=False,
+            linestyle=dashes, linewidth=2, marker=mark, markersize=4.5, markevery=marked,
+            clip_on=False,
         )  # fmt: skip
     axes.set_xlim(began, now)  # type: ignore[arg-type]
     axes.set_ylim(0, max(*last.values(), 1.0) * 1.04)
@@ -86,6 +90,7 @@ def cves_since_release(
     apart = math.ceil((now - began).days / 30 / _MONTHS)
     months = pd.date_range(began, now, freq=f"{apart}MS")
     axes.set_xticks(months.to_numpy(), [f"{month:%b %Y}" for month in months])
+    axes.tick_params(pad=6)
     axes.set_ylabel("CVEs fixed since the release", color=DARK, fontsize=SMALL)
     axes.set_xlabel("month", color=DARK, fontsize=SMALL)
     _line_ends(axes, [last[name] for name in known], list(words.values()))
@@ -120,7 +125,7 @@ def _title(last: Mapping[str, float]) -> str:
         return title
     if not last[least]:
         return f"{title}, {least} none"
-    if last[most] < 1.05 * last[least]:
+    if last[most] < ALIKE * last[least]:
         return f"{title}, {least} {last[least]:,.0f}"
     return f"{title}: {times(last[most], last[least])} those of {least} ({last[least]:,.0f})"
 

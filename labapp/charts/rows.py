@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -10,6 +11,12 @@ import pandas as pd
 from labapp.errors import LabError
 
 Anything = TypeVar("Anything")
+
+ALIKE = 1.05
+"""What is less than so many times as much counts as about the same."""
+
+
+_CLEAN_UP = re.compile(r"\s*&&\s*rm -.*$", re.DOTALL)
 
 
 def checked(rows: pd.DataFrame, *columns: str, chart: str, name: str = "") -> pd.DataFrame:
@@ -106,10 +113,8 @@ def counted(number: float, noun: str, plural: str = "") -> str:
 
 
 def times(larger: float, smaller: float) -> str:
-    """Return how many times one number is another: ``8 times``, ``1.4 times``, ``about``."""
+    """Return how many times one number is another: ``8 times``, ``1.4 times``."""
     ratio = larger / smaller
-    if ratio < 1.05:
-        return "about"
     return f"{ratio:,.0f} times" if ratio >= 9.5 else f"{ratio:.1f} times"
 
 
@@ -122,3 +127,8 @@ def listed(texts: Sequence[str]) -> str:
     """Return texts as a sentence lists them: ``a, b and c``."""
     *most, last = texts
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def telling(instruction: str) -> str:
+    """Return an instruction without the tidying up at its end, which tells nothing."""
+    return _CLEAN_UP.sub("", " ".join(instruction.split()))

@@ -6,7 +6,6 @@ Source: Bruls, Huizing and van Wijk, "Squarified Treemaps" (2000), as the librar
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,23 +24,18 @@ from labapp.charts.figure import (
     TEXT,
     WIDTH,
     Chart,
-    fitted,
-    fitted_end,
     fitted_middle,
     frame,
     ink,
-    text_width,
     whole,
 )
-from labapp.charts.rows import checked, counted, listed, named, times
+from labapp.charts.pieces import Image, label, pieces_of, read
+from labapp.charts.rows import ALIKE, checked, counted, listed, named, times
 from labapp.feedback import amount
 
 _HIGH, _GAP, _LINE, _KEY = 330.0, 24.0, 13.5, 36.0
 _NARROW = 178.0
 """So wide is a variant's place at least, for its name and numbers."""
-
-_SMALL = 130.0
-"""Things with a smaller area, in square points, are drawn as one."""
 
 _COLOURS = {"alone": DEEP, "package": PALE, "directory": AMBER}
 _SPACING = 1.15
@@ -56,35 +50,6 @@ class _Box:
     y: float
     wide: float
     high: float
-
-
-@dataclass(frozen=True)
-class _Image:
-    """What one map shows.
-
-    Attributes:
-        name: the image's.
-        pieces: bytes of each package and directory, largest first; columns ``kind`` (``alone``: a
-            package that only this image has, ``package``, ``directory``), ``name``, ``bytes``.
-        files: how many the image has.
-    """
-
-    name: str
-    pieces: pd.DataFrame
-    files: int
-
-    @property
-    def bytes(self) -> float:
-        return float(self.pieces["bytes"].sum())
-
-    def kinds(self) -> dict[str, float]:
-        """Return the bytes of each kind, the most first."""
-        sums = self.pieces.groupby("kind")["bytes"].sum().sort_values(ascending=False)
-        return {str(kind): float(bytes_) for kind, bytes_ in sums.items() if bytes_}
-
-    def count(self, kind: str) -> int:
-        """Return of how many packages or directories the image has files."""
-        return int((self.pieces["kind"] == kind).sum())
 
 
 def where_bytes_are(variants: Mapping[str, pd.DataFrame]) -> Chart:
@@ -103,7 +68,7 @@ def where_bytes_are(variants: Mapping[str, pd.DataFrame]) -> Chart:
     for name, rows in named(variants, chart="where the bytes are", most=2).items():
         checked(rows, "path", "bytes#", "package", chart="where the bytes are", name=name)
     images = [
-        _read(name, rows, [other for key, other in variants.items() if key != name])
+        read(name, rows, [other for key, other in variants.items() if key != name])
         for name, rows in variants.items()
     ]
     boxes, scale = _boxes([image.bytes for image in images])
@@ -118,32 +83,10 @@ def where_bytes_are(variants: Mapping[str, pd.DataFrame]) -> Chart:
     for image, box in zip(images, boxes, strict=True):
         _write_head(axes, image, box.x, -head, paired=len(images) > 1)
         for kind, region in _cut(image.kinds(), box, scale).items():
-            for name, piece in _cut(_pieces(image, kind, scale), region, scale).items():
+            for name, piece in _cut(pieces_of(image, kind, scale), region, scale).items():
                 _draw(axes, name, piece, scale, _COLOURS[kind])
     _write_key(axes, scale, maps + _KEY)
     return Chart(whole(axes), f"Treemap of unpacked files. {' '.join(map(_said, images))}")
-
-
-def _read(name: str, rows: pd.DataFrame, others: Sequence[pd.DataFrame]) -> _Image:
-    """Add up an image's files by package, or else by directory."""
-    owner = rows["package"].fillna("").astype(str)
-    elsewhere = {str(package) for other in others for package in other["package"].dropna()}
-    kind = pd.Series("package", index=rows.index)
-    if others:
-        kind[~owner.isin(elsewhere)] = "alone"
-    kind[owner == ""] = "directory"
-    place = owner.where(owner != "", rows["path"].map(_directory))
-    table = pd.DataFrame({"kind": kind, "name": place, "bytes": rows["bytes"].astype(float)})
-    pieces = table.groupby(["kind", "name"], as_index=False)["bytes"].sum()
-    pieces = pieces[pieces["bytes"] > 0].sort_values("bytes", ascending=False, kind="stable")
-    files = int((rows["type"] == "file").sum()) if "type" in rows else len(rows)
-    return _Image(name, pieces, files)
-
-
-def _directory(path: str) -> str:
-    """Return the directory that a file counts for: ``/opt/venv``, below ``/usr`` one deeper."""
-    parts = path.strip("/").split("/")[:-1]
-    return "/" + "/".join(parts[: 3 if parts[:1] == ["usr"] else 2])
 
 
 def _boxes(totals: Sequence[float]) -> tuple[list[_Box], float]:
@@ -171,20 +114,6 @@ def _boxes(totals: Sequence[float]) -> tuple[list[_Box], float]:
     ], scale
 
 
-def _pieces(image: _Image, kind: str, scale: float) -> dict[str, float]:
-    """Return bytes by name, the most first, with what is too small to be seen folded into one."""
-    rows = image.pieces[image.pieces["kind"] == kind]
-    is_small = rows["bytes"] * scale < _SMALL
-    if is_small.sum() < 2:
-        is_small[:] = False
-    pieces = dict(zip(rows.loc[~is_small, "name"], rows.loc[~is_small, "bytes"], strict=True))
-    if is_small.any():
-        one, more = ("directory", "directories") if kind == "directory" else ("package", "packages")
-        rest = counted(is_small.sum(), f"smaller {one}", f"smaller {more}")
-        pieces[rest] = float(rows.loc[is_small, "bytes"].sum())
-    return dict(sorted(pieces.items(), key=lambda piece: -piece[1]))
-
-
 def _cut(parts: Mapping[str, float], box: _Box, scale: float) -> dict[str, _Box]:
     """Cut a box into one for each part, the largest first, as square as can be."""
     areas = [value * scale for value in parts.values()]
@@ -203,7 +132,7 @@ def _draw(axes: Axes, name: str, box: _Box, scale: float, colour: str) -> None:
     )  # fmt: skip
     size = amount(box.wide * box.high / scale)
     flat, upright = (
-        _label(name, size, along - 5, across - 3)
+        label(name, size, along - 5, across - 3)
         for along, across in ((box.wide, box.high), (box.high, box.wide))
     )
     # As it is read, unless a narrow piece has clearly more room the other way.
@@ -215,32 +144,7 @@ def _draw(axes: Axes, name: str, box: _Box, scale: float, colour: str) -> None:
     )  # fmt: skip
 
 
-def _label(name: str, size: str, along: float, across: float) -> str:
-    """Return the words of a piece as lines for a width and a height; empty if nothing fits."""
-    fit = int((across - SMALL * 1.2) // (SMALL * 1.2)) + 1
-    lines = _broken(name, along) if fit > 0 else []
-    if not lines or len(lines) > fit:
-        cut = (fitted_end if name.startswith("/") else fitted)(name, along, SMALL)
-        lines = [cut] if fit > 0 and len(cut) > 5 else []
-    if lines and len(lines) < fit and text_width(size, SMALL) <= along:
-        lines.append(size)
-    return "\n".join(lines)
-
-
-def _broken(name: str, width: float) -> list[str]:
-    """Return a name as lines, broken behind hyphens, slashes and spaces; none if a part is wider.
-
-    Nothing of it is left out, so that a name that has a label has all of it.
-    """
-    lines = [""]
-    for part in re.findall(r"[^-/ ]+[-/ ]*|[-/ ]+", name):
-        if lines[-1] and text_width((lines[-1] + part).rstrip(), SMALL) > width:
-            lines.append("")
-        lines[-1] += part
-    return lines if all(text_width(line.rstrip(), SMALL) <= width for line in lines) else []
-
-
-def _write_head(axes: Axes, image: _Image, x: float, top: float, *, paired: bool) -> None:
+def _write_head(axes: Axes, image: Image, x: float, top: float, *, paired: bool) -> None:
     """Write an image's name and numbers, and what its colours mean."""
     name = fitted_middle(image.name, _NARROW, TEXT, bold=True)
     total = f"{amount(image.bytes)} in {counted(image.files, 'file')}"
@@ -272,17 +176,19 @@ def _write_key(axes: Axes, scale: float, bottom: float) -> None:
               va="center", fontsize=SMALL, color=DARK)  # fmt: skip
 
 
-def _title(images: Sequence[_Image]) -> str:
+def _title(images: Sequence[Image]) -> str:
     """Say how to read the map, and how the images compare."""
     ordered = sorted(images, key=lambda image: image.bytes)
     least, most = ordered[0], ordered[-1]
     if len(images) == 1 or not least.bytes:
         return f"{most.name} has {amount(most.bytes)} of files. Equal areas are equal bytes"
     ratio = times(most.bytes, least.bytes)
+    if most.bytes < ALIKE * least.bytes:
+        return f"{most.name} and {least.name} have about as many bytes. Equal areas are equal bytes"
     return f"{most.name} has {ratio} the bytes of {least.name}. Equal areas are equal bytes"
 
 
-def _said(image: _Image) -> str:
+def _said(image: Image) -> str:
     """Say what is largest, and how much is in packages that the other image has not."""
     rows = image.pieces.head(3).to_dict("records")
     said = f"{image.name}: {amount(image.bytes)} in {counted(image.files, 'file')}"

@@ -37,14 +37,14 @@ FLOORS = [
     "system.processes deployments.deployment_file pages bases.wheels setup.bootstrap "
     "charts.figure charts.rows "
     "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.streams",
-    "registry.addresses charts.frames vulnerabilities.debian_security vulnerabilities.fixes "
-    "contents.archive",
+    "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.archive "
+    "charts.frames charts.pieces",
     "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers",
     "registry.logins vulnerabilities.snapshots contents.layer_cache contents.merge",
     "registry.http contents.tables",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.builds charts.cves charts.events charts.exposure charts.pulls "
-    "charts.treemap charts.variants",
+    "charts.sharing charts.treemap charts.variants",
     "engine registry charts bases.debian_recipes vulnerabilities.scanners contents.reading",
     "images.builds images.running leftovers registry.copies deployments.compose "
     "bases.debian pins jupyter vulnerabilities contents",
