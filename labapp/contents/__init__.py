@@ -112,7 +112,7 @@ class Contents:
 
         Several names of one file count once for each kind.
         """
-        return tables.tools(self._union, self.files)
+        return tables.tools(self._union)
 
     @cached_property
     def secrets(self) -> DataFrame:

@@ -10,8 +10,7 @@ tar's manual, "Basic Tar Format" and "Sparse Formats".
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
-from enum import IntEnum
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from labapp.contents.streams import LayerStream
@@ -28,24 +27,17 @@ MAX_OWNER = (1 << 32) - 1
 _ZEROS = bytes(BLOCK)
 
 
-class Kind(IntEnum):
-    """What an entry is."""
+FILE, DIRECTORY, SYMLINK, HARDLINK, DEVICE, FIFO = range(6)
+KINDS = ("file", "directory", "symlink", "hardlink", "device", "fifo")
+"""What an entry is; plain numbers, as there may be a million of them."""
 
-    FILE = 0
-    DIRECTORY = 1
-    SYMLINK = 2
-    HARDLINK = 3
-    DEVICE = 4
-    FIFO = 5
-
-
-_KINDS = {
-    ord("1"): Kind.HARDLINK,
-    ord("2"): Kind.SYMLINK,
-    ord("3"): Kind.DEVICE,
-    ord("4"): Kind.DEVICE,
-    ord("5"): Kind.DIRECTORY,
-    ord("6"): Kind.FIFO,
+_WITHOUT_DATA = {
+    ord("1"): HARDLINK,
+    ord("2"): SYMLINK,
+    ord("3"): DEVICE,
+    ord("4"): DEVICE,
+    ord("5"): DIRECTORY,
+    ord("6"): FIFO,
 }
 """The types that bring no data, whatever length their header claims; any other is a file."""
 
@@ -54,13 +46,14 @@ class Entry(NamedTuple):
     """One entry, its path from ``/`` on and without ``..``.
 
     Attributes:
+        kind: one of the numbers above, which ``KINDS`` names.
         bytes: of a file as it reads, holes included; 0 of anything else.
         stored: the bytes that follow in the archive.
         outside: the name led out of the image by ``..``.
     """
 
     path: str
-    kind: Kind
+    kind: int
     bytes: int
     mode: int
     uid: int
@@ -87,97 +80,102 @@ def walk(stream: LayerStream, *, doing: str) -> Iterator[Entry]:
     special: dict[str, str] = {}
     unpacked = 0
     while True:
-        begins = stream.position
         header = stream.read(BLOCK)
         if not header or header == _ZEROS:
-            if header and stream.read(BLOCK).strip(b"\0"):
-                raise _damaged(doing, begins, "it goes on after a block of zeros")
-            if special:
-                raise _damaged(doing, begins, "it ends after a header without its entry")
+            if special or (header and stream.read(BLOCK).strip(b"\0")):
+                raise _damaged(doing, stream, "its end comes in the middle")
             return
         if len(header) < BLOCK:
-            raise _damaged(doing, begins, "it is cut off in a header")
-        _check(header, doing, begins)
-        kind_byte, length = header[156], _number(header[124:136], doing, begins)
-        if length < 0 or length > MAX_UNPACKED_BYTES:
-            raise _damaged(doing, begins, f"a header claims {length:,} bytes")
-        if kind_byte in b"xgLK":
-            text = _extension(stream, length, doing)
-            if kind_byte == ord("x"):
-                special |= _pax_records(text, doing, begins)
-            elif kind_byte == ord("g"):
-                common |= _pax_records(text, doing, begins)
-            else:
-                special["path" if kind_byte == ord("L") else "linkpath"] = _text(text)
-            continue
-        entry = _entry(header, length, common | special if common or special else {}, doing, begins)
-        special = {}
-        if kind_byte == ord("S"):
-            entry = entry._replace(bytes=_old_sparse(stream, header, doing))
-        unpacked += entry.bytes
-        if entry.bytes > MAX_UNPACKED_BYTES or unpacked > MAX_UNPACKED_BYTES:
-            raise _damaged(doing, begins, f"its files claim {unpacked:,} bytes")
-        ends = stream.position + (entry.stored + BLOCK - 1) // BLOCK * BLOCK
+            raise _damaged(doing, stream, "it is cut off in a header")
+        try:
+            _check(header)
+            kind, length = header[156], _number(header[124:136])
+            if not 0 <= length <= MAX_UNPACKED_BYTES:
+                raise ValueError(f"a header claims {length:,} bytes")
+            if kind in b"xgLK":
+                text = _extension(stream, length)
+                if kind == ord("x"):
+                    special |= _pax_records(text)
+                elif kind == ord("g"):
+                    common |= _pax_records(text)
+                else:
+                    special["path" if kind == ord("L") else "linkpath"] = _text(text)
+                continue
+            entry = _entry(header, length, common | special if common or special else None)
+            if kind == ord("S"):
+                entry = entry._replace(bytes=_old_sparse(stream, header))
+            special = {}
+            unpacked += entry.bytes
+            if unpacked > MAX_UNPACKED_BYTES:
+                raise ValueError(f"its files claim {unpacked:,} bytes")
+        except ValueError as error:
+            cause = str(error) if stream.position > BLOCK else f"it is not a tar archive ({error})"
+            raise _damaged(doing, stream, cause) from error
+        ends = stream.position + entry.stored + -entry.stored % BLOCK
         yield entry
         if not stream.skip(ends - stream.position):
-            raise _damaged(doing, begins, f"it is cut off in '{entry.path}'")
+            raise _damaged(doing, stream, f"it is cut off in '{entry.path}'")
 
 
-def _entry(header: bytes, length: int, pax: dict[str, str], doing: str, begins: int) -> Entry:
+def _entry(header: bytes, length: int, pax: Mapping[str, str] | None) -> Entry:
+    """Read an entry's header, with the pax records that are in force."""
+    kind = _WITHOUT_DATA.get(header[156], FILE)
     name = _text(header[:100])
-    if header[257:263] == b"ustar\0" and header[345]:
+    if header[345] and header[257:263] == b"ustar\0":
         name = f"{_text(header[345:500])}/{name}"
-    kind = _KINDS.get(header[156], Kind.FILE)
-    target = _text(header[157:257]) if kind in (Kind.SYMLINK, Kind.HARDLINK) else ""
-    uid, gid = _number(header[108:116], doing, begins), _number(header[116:124], doing, begins)
-    size = length
+    target = _text(header[157:257]) if kind in (SYMLINK, HARDLINK) else ""
+    uid, gid, size = _number(header[108:116]), _number(header[116:124]), length
     if pax:
-        try:
-            name = pax.get("GNU.sparse.name") or pax.get("path") or name
-            target = pax.get("linkpath", target) if target else ""
-            uid, gid = int(pax.get("uid", uid)), int(pax.get("gid", gid))
-            length = int(pax.get("size", length))
-            size = int(pax.get("GNU.sparse.realsize") or pax.get("GNU.sparse.size") or length)
-        except ValueError as error:
-            raise _damaged(doing, begins, f"a number in a pax header is none ({error})") from error
-    if min(length, size) < 0 or "\0" in name or len(name) > MAX_PATH or len(target) > MAX_PATH:
-        raise _damaged(doing, begins, f"the header of '{name[:80]}' makes no sense")
-    if kind is Kind.FILE and name.endswith("/"):  # as archives from before POSIX have directories
-        kind = Kind.DIRECTORY
-    path = posixpath.normpath("/" + name.lstrip("/"))
+        name = pax.get("GNU.sparse.name") or pax.get("path") or name
+        target = pax.get("linkpath", target) if kind in (SYMLINK, HARDLINK) else ""
+        uid, gid = int(pax.get("uid", uid)), int(pax.get("gid", gid))
+        length = int(pax.get("size", length))
+        size = int(pax.get("GNU.sparse.realsize") or pax.get("GNU.sparse.size") or length)
+        if not 0 <= max(length, size) <= MAX_UNPACKED_BYTES or min(length, size) < 0:
+            raise ValueError(f"a header claims {max(length, size):,} bytes")
+    if "\0" in name or "\0" in target or max(len(name), len(target)) > MAX_PATH:
+        raise ValueError(f"'{name[:80]}' is no path that a system takes")
+    if kind == FILE and name.endswith("/"):  # as archives from before POSIX have folders
+        kind = DIRECTORY
     return Entry(
-        path=path,
-        kind=kind,
-        bytes=size if kind is Kind.FILE else 0,
-        mode=_number(header[100:108], doing, begins) & 0o7777,
-        uid=uid if 0 <= uid <= MAX_OWNER else -1,
-        gid=gid if 0 <= gid <= MAX_OWNER else -1,
-        target=posixpath.normpath("/" + target.lstrip("/")) if kind is Kind.HARDLINK else target,
-        stored=0 if header[156] in _KINDS else length,
-        outside=".." in name and _leads_out(name),
+        _path(name),
+        kind,
+        size if kind == FILE else 0,
+        _number(header[100:108]) & 0o7777,
+        uid if 0 <= uid <= MAX_OWNER else -1,
+        gid if 0 <= gid <= MAX_OWNER else -1,
+        _path(target) if kind == HARDLINK else target,
+        0 if header[156] in _WITHOUT_DATA else length,
+        ".." in name and _leads_out(name),
     )
 
 
-def _check(header: bytes, doing: str, begins: int) -> None:
+def _path(name: str) -> str:
+    """Return a name as a path from ``/`` on; ``normpath`` is slow where there is nothing to do."""
+    name = name.removeprefix("./").rstrip("/")
+    if not name or name[0] in "./" or "//" in name or "/." in name:
+        return posixpath.normpath(f"/{name.lstrip('/')}")
+    return f"/{name}"
+
+
+def _check(header: bytes) -> None:
     """Compare the header's checksum: the sum of its bytes, the sum itself taken as blanks."""
-    claimed = _number(header[148:156], doing, begins)
-    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != claimed:
-        if begins == 0:
-            raise _damaged(doing, begins, "it is not a tar archive")
-        raise _damaged(doing, begins, "the checksum of a header is wrong")
+    field = header[148:156]
+    if sum(header) - sum(field) + 8 * ord(" ") != _number(field):
+        raise ValueError("the checksum of a header is wrong")
 
 
-def _number(field: bytes, doing: str, begins: int) -> int:
+def _number(field: bytes) -> int:
     """Read a number: octal digits, or, marked by the first bit, the bytes themselves (GNU)."""
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big", signed=False) & ((1 << (8 * len(field) - 1)) - 1)
-        return value if field[0] != 0xFF else value - (1 << (8 * len(field) - 1))
-    digits = field.partition(b"\0")[0].strip()
     try:
-        return int(digits, 8) if digits else 0
-    except ValueError as error:
-        what = "it is not a tar archive" if begins == 0 else "a number in a header is none"
-        raise _damaged(doing, begins, what) from error
+        return int(field.rstrip(b"\0 ") or b"0", 8)
+    except ValueError:
+        if field[0] == 0x80:
+            return int.from_bytes(field[1:], "big")
+        if field[0] == 0xFF:
+            return int.from_bytes(field, "big", signed=True)
+        digits = field.partition(b"\0")[0].strip()  # what follows a NUL is not meant
+        return int(digits or b"0", 8)
 
 
 def _text(field: bytes) -> str:
@@ -185,17 +183,16 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
-def _extension(stream: LayerStream, length: int, doing: str) -> bytes:
-    begins = stream.position
+def _extension(stream: LayerStream, length: int) -> bytes:
     if length > MAX_EXTENSION_BYTES:
-        raise _damaged(doing, begins, f"a header of {length:,} bytes comes before an entry")
+        raise ValueError(f"a header of {length:,} bytes comes before an entry")
     text = stream.read(length)
     if len(text) < length or not stream.skip(-length % BLOCK):
-        raise _damaged(doing, begins, "it is cut off in a header")
+        raise ValueError("it is cut off in a header")
     return text
 
 
-def _pax_records(text: bytes, doing: str, begins: int) -> dict[str, str]:
+def _pax_records(text: bytes) -> dict[str, str]:
     """Read records of the form ``length keyword=value\\n``."""
     records = {}
     while text:
@@ -203,19 +200,19 @@ def _pax_records(text: bytes, doing: str, begins: int) -> dict[str, str]:
         length = int(digits) if digits.isdigit() and len(digits) < 9 else 0
         keyword, equals, value = rest[: length - len(digits) - 1].partition(b"=")
         if not equals or not value.endswith(b"\n"):
-            raise _damaged(doing, begins, "a pax header is broken")
+            raise ValueError("a pax header is broken")
         records[keyword.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "backslashreplace")
         text = text[length:]
     return records
 
 
-def _old_sparse(stream: LayerStream, header: bytes, doing: str) -> int:
+def _old_sparse(stream: LayerStream, header: bytes) -> int:
     """Read the rest of an old GNU sparse header, and return the file's length with its holes."""
-    more, size = header[482], _number(header[483:495], doing, stream.position)
+    more, size = header[482], _number(header[483:495])
     while more:
         further = stream.read(BLOCK)
         if len(further) < BLOCK:
-            raise _damaged(doing, stream.position, "it is cut off in a header")
+            raise ValueError("it is cut off in a header")
         more = further[504]
     return max(size, 0)
 
@@ -229,5 +226,8 @@ def _leads_out(name: str) -> bool:
     return False
 
 
-def _damaged(doing: str, at: int, cause: str) -> DamagedContent:
-    return DamagedContent(f"{doing}: {cause} (at byte {at:,}). Build and push the image again.")
+def _damaged(doing: str, stream: LayerStream, cause: str) -> DamagedContent:
+    return DamagedContent(
+        f"{doing}: {cause}, at byte {stream.position:,} of the archive. Build and push the image "
+        "again."
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labapp.contents import packages, secret_files
-from labapp.contents.archive import Entry, Kind, walk
+from labapp.contents.archive import DIRECTORY, FILE, Entry, walk
 from labapp.contents.packages import Package
 from labapp.contents.streams import LayerStream
 from labapp.errors import RegistryError
@@ -80,7 +80,7 @@ class Layer:
     @property
     def files(self) -> int:
         """How many entries are no folders."""
-        return int((self.kinds != Kind.DIRECTORY).sum())
+        return int((self.kinds != DIRECTORY).sum())
 
 
 def read_layer(stream: LayerStream, *, diff_id: str, doing: str) -> Layer:
@@ -107,6 +107,8 @@ def removal(path: str) -> tuple[str, bool] | None:
     Returns:
         None if the path is no whiteout (OCI Image Specification 1.1, layer.md, "Whiteouts").
     """
+    if f"/{WHITEOUT}" not in path:
+        return None
     folder, _, name = path.rpartition("/")
     if not name.startswith(WHITEOUT):
         return None
@@ -126,8 +128,7 @@ def is_kept(path: str) -> bool:
     return (
         packages.is_database(path)
         or path in OS_RELEASES
-        or path == APT_SOURCES
-        or (path.startswith(f"{APT_SOURCES}.d/") and path.endswith((".list", ".sources")))
+        or (path.startswith(APT_SOURCES) and path.endswith((".list", ".sources")))
     )
 
 
@@ -137,8 +138,7 @@ class _Reading:
     def __init__(self, doing: str) -> None:
         self.doing = doing
         self.numbers: dict[str, int] = {}
-        self.kinds, self.modes, self.bytes = array("B"), array("H"), array("q")
-        self.uids, self.gids = array("q"), array("q")
+        self.columns = array("q")  # for each entry: kind, bytes, mode, uid, gid
         self.targets: dict[int, str] = {}
         self.removed: dict[tuple[str, bool], None] = {}
         self.documents: dict[str, bytes] = {}
@@ -167,7 +167,7 @@ class _Reading:
                 self.removed[hidden] = None
             return
         number = self.add(entry)
-        if entry.kind is not Kind.FILE:
+        if entry.kind != FILE:
             return
         if is_kept(entry.path):
             self.keep(entry, stream)
@@ -181,18 +181,16 @@ class _Reading:
                 self.suspicious[number] = found[:room]
 
     def add(self, entry: Entry) -> int:
-        number = self.numbers.get(entry.path)
-        if number is None:
-            number = self.numbers[entry.path] = len(self.numbers)
-            for column in (self.kinds, self.modes, self.bytes, self.uids, self.gids):
-                column.append(0)
+        number = len(self.numbers)
+        if self.numbers.setdefault(entry.path, number) == number:
+            self.columns.extend(entry[1:6])
         else:  # the same path again: as with tar itself, the last one stays
+            number = self.numbers[entry.path]
+            self.columns[5 * number : 5 * number + 5] = array("q", entry[1:6])
             self.targets.pop(number, None)
             self.suspicious.pop(number, None)
             self.documents.pop(entry.path, None)
-        self.kinds[number], self.modes[number] = entry.kind, entry.mode
-        self.bytes[number], self.uids[number], self.gids[number] = entry.bytes, entry.uid, entry.gid
-        if entry.kind in (Kind.SYMLINK, Kind.HARDLINK):
+        if entry.target:
             self.targets[number] = entry.target
         return number
 
@@ -209,13 +207,14 @@ class _Reading:
 
     def layer(self, diff_id: str) -> Layer:
         """Make the packed layer, once all entries are known."""
+        kinds, sizes, modes, uids, gids = np.frombuffer(self.columns, np.int64).reshape(-1, 5).T
         owners = np.full(len(self.numbers), -1, np.int32)
         claims: list[tuple[str, str]] = []
         elsewhere: dict[int, list[str]] = {}
         databases: dict[str, list[Package]] = {}
         texts: dict[str, str] = {}
         # What the distribution says goes before what Python says: it is taken last.
-        for path in sorted(self.documents, key=lambda path: not packages.python_home(path)):
+        for path in sorted(self.documents, key=lambda name: (not packages.python_home(name), name)):
             if not packages.is_database(path):
                 texts[path] = self.documents[path].decode("utf-8", "replace")
                 continue
@@ -224,14 +223,18 @@ class _Reading:
                 self.note(f"{found.broken:,} broken records of '{path}' were left out")
             if found.packages:
                 databases[path] = found.packages
+            # A RECORD comes after its METADATA, which spells the name as its author does.
+            described = databases.get(f"{packages.python_home(path)}/METADATA", [])
             for package, owned in found.owned.items():
-                claims.append((path, package))
+                claims.append((path, described[0]["name"] if described else package))
                 for name in owned:
                     number = self.number_of(name)
                     if number is None:
                         elsewhere.setdefault(len(claims) - 1, []).append(name)
-                    elif self.kinds[number] != Kind.DIRECTORY:
+                    elif kinds[number] != DIRECTORY:
                         owners[number] = len(claims) - 1
+                        for each in described:
+                            each["unpacked_bytes"] += int(sizes[number])
         for name in self.numbers:
             if name.startswith(RPM_FOLDERS):
                 self.note("an rpm database, which the lab can't read")
@@ -239,11 +242,11 @@ class _Reading:
         return Layer(
             diff_id=diff_id,
             paths=list(self.numbers),
-            kinds=np.frombuffer(self.kinds, np.uint8),
-            bytes=np.frombuffer(self.bytes, np.int64),
-            modes=np.frombuffer(self.modes, np.uint16),
-            uids=np.frombuffer(self.uids, np.int64),
-            gids=np.frombuffer(self.gids, np.int64),
+            kinds=kinds.astype(np.uint8),
+            bytes=sizes.copy(),
+            modes=modes.astype(np.uint16),
+            uids=uids.copy(),
+            gids=gids.copy(),
             owners=owners,
             targets=self.targets,
             removed=list(self.removed),

@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from labapp.contents.archive import Kind
+from labapp.contents.archive import DIRECTORY, HARDLINK
 from labapp.contents.layers import Layer
 
 
@@ -104,9 +104,9 @@ class _Merging:
             replaced = {
                 path: entry
                 for entry, path in enumerate(layer.paths, start)
-                if kinds[entry - start] != Kind.DIRECTORY
+                if kinds[entry - start] != DIRECTORY
                 and path in visible
-                and self.kinds[visible[path]] == Kind.DIRECTORY
+                and self.kinds[visible[path]] == DIRECTORY
             }
             for path, old, cause in self.below(replaced):
                 result.hides[replaced[cause]] += self.hide(path, old)
@@ -120,7 +120,7 @@ class _Merging:
         else:
             visible.update(zip(layer.paths, range(start, result.starts[index + 1]), strict=True))
         for number, target in layer.targets.items():
-            if layer.kinds[number] == Kind.HARDLINK:
+            if layer.kinds[number] == HARDLINK:
                 self.link(start + number, target)
 
     def remove(self, index: int) -> set[str]:
@@ -132,7 +132,7 @@ class _Merging:
         for at, (path, only_inside) in enumerate(layer.removed):
             old = result.visible.get(path)
             # A folder may be there without an entry of its own.
-            if only_inside or old is None or self.kinds[old] == Kind.DIRECTORY:
+            if only_inside or old is None or self.kinds[old] == DIRECTORY:
                 folders.setdefault(path, at)
             if old is not None and not only_inside:
                 wasted[at] += self.hide(path, old)
@@ -185,9 +185,17 @@ class _Merging:
     def give_to_links(self) -> None:
         """Count a file at one of its hard links, where its own name is gone."""
         result = self.result
-        counted = set(result.visible.values()) if self.shared else set()
-        for entry in list(result.visible.values()) if self.shared else ():
+        if all(count == 0 or self.is_visible(holder) for holder, count in self.names.items()):
+            return
+        counted = set(result.visible.values())
+        for entry in list(result.visible.values()):
             holder = self.shared.get(entry, entry)
             if holder not in counted:
                 counted.add(holder)
                 result.bytes[entry], result.bytes[holder] = result.bytes[holder], 0
+
+    def is_visible(self, entry: int) -> bool:
+        """Tell if a container sees an entry."""
+        index = self.result.layer_of(entry)
+        path = self.result.layers[index].paths[entry - self.result.starts[index]]
+        return self.result.visible.get(path) == entry

@@ -27,6 +27,7 @@ _DPKG_SUMS = re.compile(r"/var/lib/dpkg/status\.d/([^/]+)\.md5sums")
 _PYTHON = re.compile(
     r"(?P<home>.*/(?P<name>[^/]+?)(?:-[^/]*)?\.(?:dist|egg)-info)(?:/(?P<file>METADATA|PKG-INFO|RECORD))?"
 )
+_DPKG_FIELDS = ["Package", "Version", "Status", "Source", "Architecture", "Installed-Size"]
 _NOT_THERE = {"config-files", "not-installed"}
 
 
@@ -109,7 +110,7 @@ def _dpkg(text: str) -> Found:
         if not stanza.strip():
             continue
         try:
-            fields = Deb822(stanza)
+            fields = Deb822(stanza, fields=_DPKG_FIELDS)
         except ValueError:
             found.broken += 1
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from labapp.contents import layer_cache, packages
-from labapp.contents.archive import Kind, walk
+from labapp.contents.archive import FILE, walk
 from labapp.contents.layers import MAX_DOCUMENT_BYTES, Layer, read_layer, removal
 from labapp.contents.packages import Package
 from labapp.contents.streams import LayerStream, opened
@@ -148,7 +148,7 @@ def _databases(
         hidden = removal(entry.path)
         if hidden:
             removed.append(hidden)
-        elif entry.kind is Kind.FILE and packages.is_distribution_database(entry.path):
+        elif entry.kind == FILE and packages.is_distribution_database(entry.path):
             if entry.stored > MAX_DOCUMENT_BYTES:
                 raise DamagedContent(
                     f"{doing}: its '{entry.path}' claims {entry.stored:,} bytes. Take another "

@@ -33,18 +33,24 @@ MAX_LINES = 10_000
 """How many suspicious lines of a layer are looked at closely."""
 MAX_LINE = 2_000
 
-_BY_NAME = re.compile(
-    r".*/(?:(?P<key>id_(?:rsa|dsa|ecdsa|ed25519))|(?P<netrc>\.netrc|_netrc)|(?P<pypirc>\.pypirc)"
-    r"|(?P<aws>\.aws/credentials)|(?P<docker>\.docker/config\.json|\.dockercfg)|\.npmrc"
-    r"|\.env(?:\.[\w.-]+)?|\.git-credentials|[^/]+\.(?:pem|key))"
-)
-_IN_NAMED = {
-    "key": ("Private Key", re.compile(rb"PRIVATE KEY")),
-    "netrc": ("Login in .netrc", re.compile(rb"\bpassword\s+\S")),
-    "pypirc": ("Login in .pypirc", re.compile(rb"(?m)^\s*password\s*[=:]\s*\S")),
-    "aws": ("AWS Access Key", re.compile(rb"aws_secret_access_key\s*=\s*\S")),
-    "docker": ("Registry login", re.compile(rb'"(?:auth|identitytoken)"\s*:\s*"[^"]')),
+_NAMED = {
+    "/id_rsa": ("Private Key", re.compile(rb"PRIVATE KEY")),
+    "/id_dsa": ("Private Key", re.compile(rb"PRIVATE KEY")),
+    "/id_ecdsa": ("Private Key", re.compile(rb"PRIVATE KEY")),
+    "/id_ed25519": ("Private Key", re.compile(rb"PRIVATE KEY")),
+    "/.netrc": ("Login in .netrc", re.compile(rb"\bpassword\s+\S")),
+    "/.pypirc": ("Login in .pypirc", re.compile(rb"(?m)^\s*password\s*[=:]\s*\S")),
+    "/.git-credentials": ("Login in .git-credentials", re.compile(rb"://[^/\s]+@")),
+    "/.aws/credentials": ("AWS Access Key", re.compile(rb"aws_secret_access_key\s*=\s*\S")),
+    "/.docker/config.json": (
+        "Registry login",
+        re.compile(rb'"(?:auth|identitytoken)"\s*:\s*"[^"]'),
+    ),
 }
+"""Names that tell what the whole file is for, and what is in it where it holds a secret."""
+
+_LOOKED_INTO = ("/.npmrc", "/.env", ".pem", ".key", *_NAMED)
+"""Endings of files that are looked at wherever they are."""
 _LIBRARIES = re.compile(
     r"/etc/nsswitch\.conf|/(?:usr/(?:lib|lib32|lib64|libexec|share|include|bin|sbin|games)|lib|lib64|bin|sbin|boot|dev"
     r"|proc|sys|var/(?:lib|cache|log))/|.*/(?:site-packages|dist-packages|node_modules|vendor"
@@ -64,11 +70,6 @@ _TEMPLATES = (
 )
 
 
-def is_named_for_secrets(path: str) -> bool:
-    """Tell if a file's name is known for secrets, wherever it is."""
-    return _BY_NAME.fullmatch(path) is not None
-
-
 def is_looked_at(path: str, length: int) -> bool:
     """Tell if a file is looked at; see the module's text for what is left out.
 
@@ -78,7 +79,7 @@ def is_looked_at(path: str, length: int) -> bool:
     """
     if not 0 < length <= MAX_FILE_BYTES:
         return False
-    return _LIBRARIES.match(path) is None or is_named_for_secrets(path)
+    return path.endswith(_LOOKED_INTO) or _LIBRARIES.match(path) is None
 
 
 def suspicious_lines(path: str, content: bytes) -> list[tuple[int | None, str]]:
@@ -88,9 +89,8 @@ def suspicious_lines(path: str, content: bytes) -> list[tuple[int | None, str]]:
     """
     if b"\0" in content:
         return []
-    named = _BY_NAME.fullmatch(path)
-    for group, (kind, pattern) in _IN_NAMED.items():
-        if named and named[group] and pattern.search(content):
+    for ending, (kind, pattern) in _NAMED.items():
+        if path.endswith(ending) and pattern.search(content):
             return [(None, kind)]
     found: list[tuple[int | None, str]] = []
     if _SUSPICIOUS.search(content):

@@ -11,11 +11,11 @@ from pandas import DataFrame
 
 from labapp.contents import packages as databases
 from labapp.contents import tools as programs
-from labapp.contents.archive import Kind
+from labapp.contents.archive import DIRECTORY, FILE, HARDLINK, KINDS, SYMLINK
 from labapp.contents.merge import Union
 from labapp.contents.packages import Package
 
-_KINDS = np.array([kind.name.lower() for kind in Kind], dtype=object)
+_KINDS = np.array(KINDS, dtype=object)
 _CHANGES = np.array(["added", "changed"], dtype=object)
 
 _PACKAGE_COLUMNS = [*Package.__annotations__, "layer"]
@@ -24,23 +24,20 @@ _SET_UID, _SET_GID = 0o4000, 0o2000
 
 def files(union: Union) -> DataFrame:
     """Return what a container sees, sorted by path."""
-    seen = sorted(union.visible.items())
-    at = np.fromiter((entry for _, entry in seen), np.int64, len(seen))
-    targets = [""] * len(seen)
-    where = {entry: row for row, (_, entry) in enumerate(seen)}
+    paths = sorted(union.visible)
+    at = np.fromiter(map(union.visible.__getitem__, paths), np.int64, len(paths))
+    targets = np.full(union.starts[-1], "", dtype=object)
     for start, layer in zip(union.starts, union.layers, strict=False):
-        for number, target in layer.targets.items():
-            if (row := where.get(start + number)) is not None:
-                targets[row] = target
+        targets[np.fromiter(layer.targets, np.int64) + start] = list(layer.targets.values())
     return DataFrame(
         {
-            "path": [path for path, _ in seen],
+            "path": paths,
             "type": _KINDS[union.column("kinds")[at]],
             "bytes": union.bytes[at],
             "mode": union.column("modes")[at],
             "uid": union.column("uids")[at],
             "gid": union.column("gids")[at],
-            "target": targets,
+            "target": targets[at],
             "layer": np.searchsorted(union.starts, at, side="right"),
             "change": _CHANGES[union.changed[at].astype(int)],
             "package": _owners(union)[at],
@@ -113,24 +110,28 @@ def privileged(files: DataFrame) -> DataFrame:
     return pd.concat(found)[columns].sort_values(["path", "bit"], ignore_index=True)
 
 
-def tools(union: Union, files: DataFrame) -> DataFrame:
+def tools(union: Union) -> DataFrame:
     """Return the shells, compilers, package managers and network clients."""
-    links = dict(
-        files.loc[files["type"] == "symlink", ["path", "target"]].itertuples(index=False, name=None)
-    )
-    executable = (files["type"] == "symlink") | (
-        files["type"].isin(["file", "hardlink"]) & ((files["mode"] & 0o111) > 0)
-    )
+    kinds, modes = union.column("kinds"), union.column("modes")
+    regular = (kinds == FILE) | (kinds == HARDLINK)
+    runs = (kinds == SYMLINK) | (regular & ((modes & 0o111) > 0))
+    links: dict[int, str] = {}
+    for start, layer in zip(union.starts, union.layers, strict=False):
+        links |= {start + number: target for number, target in layer.targets.items()}
 
     def link(path: str) -> str | None:
-        return links.get(path, "" if path in union.visible else None)
+        entry = union.visible.get(path)
+        if entry is None:
+            return None
+        return links.get(entry, "") if kinds[entry] == SYMLINK else ""
 
-    found = programs.find(files.loc[executable, "path"].tolist(), link)
+    wanted = runs.tolist()
+    found = programs.find([path for path, entry in union.visible.items() if wanted[entry]], link)
     rows = []
     for tool in found:
-        entry = union.visible[tool.path]
-        layer = union.layer_of(entry) + 1
-        rows.append((tool.name, tool.kind, tool.path, int(union.bytes[entry]), layer))
+        entry = union.visible.get(tool.path)
+        if entry is not None and regular[entry]:
+            rows.append((*tool, int(union.bytes[entry]), union.layer_of(entry) + 1))
     table = DataFrame(rows, columns=["name", "kind", "path", "bytes", "layer"])
     return table.astype({"bytes": "int64", "layer": "int64"})
 
@@ -185,5 +186,5 @@ def _fill(
         if entry is None or owners[entry]:
             continue
         layer = union.layers[union.layer_of(entry)]
-        if layer.kinds[entry - union.starts[union.layer_of(entry)]] != Kind.DIRECTORY:
+        if layer.kinds[entry - union.starts[union.layer_of(entry)]] != DIRECTORY:
             owners[entry] = package

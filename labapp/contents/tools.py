@@ -27,7 +27,9 @@ _PATTERNS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 _GENERIC = {"sh", "ash", "cc", "c++"}
 """Names that tell less than another name of the same file; else the shortest tells best."""
 
-_FOLDERS = re.compile(r"/(?:bin|sbin|usr/bin|usr/sbin|usr/local/bin|usr/local/sbin|opt/[^/]+/bin)")
+_PROGRAM = re.compile(
+    r"/(?:bin|sbin|usr/bin|usr/sbin|usr/local/bin|usr/local/sbin|opt/[^/]+/bin)/[^/]+"
+)
 _MAX_LINKS = 40
 """As many symbolic links as Linux follows (path_resolution(7))."""
 
@@ -50,13 +52,10 @@ def find(paths: list[str], link: Callable[[str], str | None]) -> list[Tool]:
     """
     names: dict[tuple[str, str], list[str]] = {}
     for path in paths:
-        folder, _, name = path.rpartition("/")
-        kinds = [kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(name)]
-        if not kinds or not _FOLDERS.fullmatch(folder):
-            continue
-        real = resolve(path, link)
-        for kind in kinds if real else ():
-            names.setdefault((kind, real or ""), []).append(name)
+        program = _PROGRAM.fullmatch(path)
+        for kind, pattern in _PATTERNS.items() if program else ():
+            if pattern.fullmatch(path, path.rindex("/") + 1) and (real := resolve(path, link)):
+                names.setdefault((kind, real), []).append(path.rpartition("/")[2])
     found = [
         Tool(min(known, key=lambda name: (name in _GENERIC, len(name), name)), kind, real)
         for (kind, real), known in names.items()
