@@ -33,9 +33,11 @@ SMALL, TEXT, TITLE = 9.0, 9.5, 11.5
 WIDTH, MARGIN = 640.0, 8.0
 
 _SHOWN_DPI = 88
+_SLACK = 1.03
+"""Letters are set at whole pixels, and an SVG viewer may have only a font that is like ours."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chart:
     """A figure and what it says.
 
@@ -54,8 +56,10 @@ class Chart:
 
     def show(self) -> None:
         """Show the chart below the notebook's cell; where only text is shown, what it says."""
-        shown = {"text/html": self._repr_html_(), "text/plain": self.alt}
-        display(shown, raw=True)  # type: ignore[no-untyped-call]
+        display(self)  # type: ignore[no-untyped-call]
+
+    def __repr__(self) -> str:
+        return f"Chart: {self.alt}"
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")
@@ -119,7 +123,7 @@ def show(chart: Chart) -> None:
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Return how wide a text gets, at a font size in points."""
-    return size * sum(_advance(character, bold) for character in text)
+    return _SLACK * size * sum(_advance(character, bold) for character in text)
 
 
 def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:

@@ -11,6 +11,9 @@ import pandas as pd
 from labapp.charts.figure import SMALL, fitted, fitted_end, text_width
 from labapp.charts.rows import counted
 
+LINE = SMALL * 1.2
+"""The height of a line in a rectangle."""
+
 _SMALL = 130.0
 """Things with a smaller area, in square points, are drawn as one."""
 
@@ -83,12 +86,15 @@ def pieces_of(image: Image, kind: str, scale: float) -> dict[str, float]:
 
 def label(name: str, size: str, along: float, across: float) -> str:
     """Return the words of a piece as lines for a width and a height; empty if nothing fits."""
-    fit = int((across - SMALL * 1.2) // (SMALL * 1.2)) + 1
-    lines = _broken(name, along) if fit > 0 else []
-    if not lines or len(lines) > fit:
+    most = int(across // LINE)
+    lines = _broken(name, along)
+    if not lines or len(lines) > most:
         cut = (fitted_end if name.startswith("/") else fitted)(name, along, SMALL)
-        lines = [cut] if fit > 0 and len(cut) > 5 else []
-    if lines and len(lines) < fit and text_width(size, SMALL) <= along:
+        rest = re.match(r"([\d,]+) smaller ", name)
+        lines = [f"+{rest[1]}" if rest else cut if len(cut) > 5 else ""]
+    if not lines[0] or most < 1 or text_width(lines[0], SMALL) > along:
+        return ""
+    if len(lines) < most and text_width(size, SMALL) <= along:
         lines.append(size)
     return "\n".join(lines)
 

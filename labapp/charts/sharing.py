@@ -100,9 +100,7 @@ def _shared_note(images: Mapping[str, pd.DataFrame], sizes: Mapping[str, float])
     names = [fitted_middle(telling(str(rows["instruction"][key])), 300, SMALL) for key in ordered]
     said = [
         f"{letter}: {name}, {amount(sizes[digest])}"
-        for letter, name, digest in zip(
-            string.ascii_uppercase[:_TOLD], names, ordered, strict=False
-        )
+        for letter, name, digest in zip(_TOLD, names, ordered, strict=False)
     ]
     rest = len(ordered) - len(_TOLD)
     return "; ".join(said) + (f"; and {counted(rest, 'smaller one')}." if rest > 0 else ".")

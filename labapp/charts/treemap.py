@@ -126,7 +126,7 @@ def _cut(parts: Mapping[str, float], box: _Box, scale: float) -> dict[str, _Box]
 
 def _draw(axes: Axes, name: str, box: _Box, scale: float, colour: str) -> None:
     """Draw a piece, with its name and bytes where they fit, upright in a narrow one."""
-    axes.add_patch(
+    axes.add_artist(
         Rectangle((box.x, box.y), box.wide, box.high, facecolor=colour, edgecolor="white",
                   linewidth=1)
     )  # fmt: skip
@@ -153,7 +153,7 @@ def _write_head(axes: Axes, image: Image, x: float, top: float, *, paired: bool)
                   color=DARK, parse_math=False)  # fmt: skip
     for line, (kind, size) in enumerate(image.kinds().items(), start=2):
         y = top + (line + 0.5) * _LINE
-        axes.add_patch(
+        axes.add_artist(
             Rectangle((x, y - 4), 8, 8, facecolor=_COLOURS[kind], edgecolor=DARK, linewidth=0.4)
         )
         text = {
@@ -168,7 +168,7 @@ def _write_key(axes: Axes, scale: float, bottom: float) -> None:
     """Draw an area that everybody can compare with."""
     size = next((size for size in _ROUND if size * scale <= 24**2), 1)
     side = min(math.sqrt(size * scale), 24.0)
-    axes.add_patch(
+    axes.add_artist(
         Rectangle((0.5, bottom - side - 0.5), side, side, facecolor="none", edgecolor=DARK,
                   linewidth=0.8)
     )  # fmt: skip
@@ -184,7 +184,8 @@ def _title(images: Sequence[Image]) -> str:
         return f"{most.name} has {amount(most.bytes)} of files. Equal areas are equal bytes"
     ratio = times(most.bytes, least.bytes)
     if most.bytes < ALIKE * least.bytes:
-        return f"{most.name} and {least.name} have about as many bytes. Equal areas are equal bytes"
+        both = f"{images[0].name} and {images[1].name}"
+        return f"{both} have about as many bytes. Equal areas are equal bytes"
     return f"{most.name} has {ratio} the bytes of {least.name}. Equal areas are equal bytes"
 
 
