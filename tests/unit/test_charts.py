@@ -65,7 +65,7 @@ def files(packages: dict[str, float], loose: dict[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["path", "type", "bytes", "package"])
 
 
-CROWD = {f"lib{'x' * (n % 9)}{n}-dev": 30e6 / (1 + n) for n in range(400)}
+CROWD = {f"lib{'x' * (n % 9)}{n}-dev": 30e6 / (1 + n) for n in range(250)}
 FULL_FILES = files(
     PACKAGES | CROWD,
     {"/opt/venv/lib/python3.13/a.py": 9e6, "/usr/lib/python3/b.pyc": 15e6, "/var/cache/c": 8e6},
@@ -324,7 +324,7 @@ def rectangles(chart: charts.Chart) -> list[Rectangle]:
     ]
 
 
-@pytest.mark.parametrize("name", ["map of two", "map of alike", "map of one", "map of a speck"])
+@pytest.mark.parametrize("name", ["map of two", "map of one", "map of a speck"])
 def test_equal_areas_are_equal_bytes_in_all_maps(name: str) -> None:
     found = {text: " ".join(text.get_text().split()) for text in texts(hard(name))}
     (axes,) = hard(name).figure.axes
@@ -333,15 +333,16 @@ def test_equal_areas_are_equal_bytes_in_all_maps(name: str) -> None:
     size, unit = told.split()[3:5]
     scale = float(size) * {"MB": 1e6, "kB": 1e3}[unit] / (key.get_width() * key.get_height())
     expected = {"gcc-14-x86-64- linux-gnu": 70e6, "libicu-dev": 51e6, "git": 49e6, "libc6": 13e6}
+    pieces = rectangles(hard(name))
     seen = []
     for text, name_and_bytes in found.items():
         own = [bytes_ for start, bytes_ in expected.items() if name_and_bytes.startswith(start)]
-        pieces = [p for p in rectangles(hard(name)) if p.contains_point(centre(text))]
-        if own and pieces:
+        around = [p for p in pieces if p.contains_point(centre(text))] if own else []
+        if around:
             seen.append(own[0])
-            area = pieces[0].get_width() * pieces[0].get_height()
+            area = around[0].get_width() * around[0].get_height()
             assert area * scale == pytest.approx(own[0], rel=1e-6), name_and_bytes
-    total = sum(p.get_width() * p.get_height() for p in rectangles(hard(name))) * scale
+    total = sum(p.get_width() * p.get_height() for p in pieces) * scale
     assert len(seen) >= 3
     images = {"map of two": [FULL_FILES, SLIM_FILES], "map of alike": [FULL_FILES, FULL_FILES]}
     assert total == pytest.approx(
