@@ -135,7 +135,7 @@ def _entry(header: bytes, length: int, pax: Mapping[str, str] | None) -> Entry:
             raise ValueError(f"a header claims {max(length, size):,} bytes")
     if "\0" in name or "\0" in target or max(len(name), len(target)) > MAX_PATH:
         raise ValueError(f"'{name[:80]}' is no path that a system takes")
-    if kind == FILE and name.endswith("/"):  # as archives from before POSIX have folders
+    if header[156] == 0 and name.endswith("/"):  # as archives from before POSIX have folders
         kind = DIRECTORY
     return Entry(
         _path(name),
@@ -199,7 +199,7 @@ def _pax_records(text: bytes) -> dict[str, str]:
         digits, _, rest = text.partition(b" ")
         length = int(digits) if digits.isdigit() and len(digits) < 9 else 0
         keyword, equals, value = rest[: length - len(digits) - 1].partition(b"=")
-        if not equals or not value.endswith(b"\n"):
+        if length > len(text) or not equals or not value.endswith(b"\n"):
             raise ValueError("a pax header is broken")
         records[keyword.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "backslashreplace")
         text = text[length:]
