@@ -102,13 +102,15 @@ def cves_since_release(
 
 
 def _line(name: str, rows: pd.DataFrame, now: pd.Timestamp) -> pd.Series[float]:
-    """Return CVEs by the end of each month, or by now."""
+    """Return CVEs by the end of each month, or by now; none when the first month began."""
     if isinstance(rows, pd.DataFrame) and rows.empty:
         return pd.Series(dtype=float)
     checked(rows, "month", "cves#", chart="CVEs since the release", name=name)
     ends = pd.DatetimeIndex(pd.to_datetime(rows["month"])) + pd.offsets.MonthEnd(0)
     line = pd.Series(rows["cves"].astype(float).array, index=ends.where(ends < now, now))
-    return line.sort_index()
+    line = line.sort_index()
+    began = line.index[0].replace(day=1)
+    return pd.Series([0.0, *line], index=[began, *line.index])
 
 
 def _number(cves: float) -> str:

@@ -162,8 +162,13 @@ def wrapped(text: str, width: float, size: float, *, bold: bool = False) -> list
 
 
 def fitted_end(text: str, width: float, size: float) -> str:
-    """Return the end of a text in one line: instructions often begin alike."""
-    return fitted(" ".join(text.split())[::-1], width, size)[::-1]
+    """Return the end of a text in one line: instructions often begin alike.
+
+    It begins with a whole word, if the last ones have room.
+    """
+    cut = fitted(" ".join(text.split())[::-1], width, size)[::-1]
+    words = cut.partition(" ")[2]
+    return f"…{words}" if cut.startswith("…") and len(words) > 8 else cut
 
 
 def ink(colour: str) -> str:

@@ -95,8 +95,10 @@ def byte_unit(largest: float) -> tuple[float, str]:
 
 def duration(seconds: float) -> str:
     """Return a time as a person says it: ``0.4 s``, ``20 s``, ``3 min 23 s``, ``2 h 5 min``."""
+    if seconds < 0.005:
+        return "0 s"
     if seconds < 9.95:
-        return f"{seconds:.1f} s" if seconds >= 0.05 or seconds == 0 else f"{seconds:.2f} s"
+        return f"{seconds:.1f} s" if seconds >= 0.05 else f"{seconds:.2f} s"
     rounded = round(seconds)
     if rounded < 60:
         return f"{rounded} s"

@@ -85,7 +85,8 @@ def where_bytes_are(variants: Mapping[str, pd.DataFrame]) -> Chart:
         for kind, region in _cut(image.kinds(), box, scale).items():
             for name, piece in _cut(pieces_of(image, kind, scale), region, scale).items():
                 _draw(axes, name, piece, scale, _COLOURS[kind])
-    _write_key(axes, scale, maps + _KEY)
+    if maps:
+        _write_key(axes, scale, maps + _KEY)
     return Chart(whole(axes), f"Treemap of unpacked files. {' '.join(map(_said, images))}")
 
 

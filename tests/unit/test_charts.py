@@ -307,6 +307,8 @@ def test_lines_begin_with_the_release_and_end_today_with_their_last_number() -> 
     (axes,) = hard("CVEs of five").figure.axes
     ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in axes.lines]
     begins = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
+    late = axes.lines[4]
+    assert [float(y) for y in late.get_ydata()[:3]] == [0, 0, 210], "nothing before its first month"
     assert [float(cves) for _, cves in ends] == [1961, 212, 211, 0, 210]
     assert {pd.Timestamp(day) for day, _ in ends} == {pd.Timestamp("2026-11-23")}
     assert begins == {(pd.Timestamp("2024-07-01").to_datetime64(), 0.0)}
@@ -424,8 +426,8 @@ def test_measured_pulls_stand_beside_the_computed_ones() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0, "0.0 s"), (0.012, "0.01 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min"),
-     (203.2, "3 min 23 s"), (3599.7, "1 h"), (7500, "2 h 5 min")],
+    [(0, "0 s"), (0.004, "0 s"), (0.012, "0.01 s"), (9.94, "9.9 s"), (9.96, "10 s"),
+     (59.6, "1 min"), (203.2, "3 min 23 s"), (3599.7, "1 h"), (7500, "2 h 5 min")],
 )  # fmt: skip
 def test_times_as_a_person_says_them(seconds: float, said: str) -> None:
     assert duration(seconds) == said
