@@ -18,6 +18,7 @@ from labapp.contents.packages import Package
 _KINDS = np.array(KINDS, dtype=object)
 _CHANGES = np.array(["added", "changed"], dtype=object)
 
+_CHANGE_COLUMNS = ["path", "layer", "change", "bytes", "wasted_bytes"]
 _PACKAGE_COLUMNS = [*Package.__annotations__, "layer"]
 _SET_UID, _SET_GID = 0o4000, 0o2000
 
@@ -73,7 +74,9 @@ def changes(union: Union) -> DataFrame:
                 }
             )
         )
-    return pd.concat(parts, ignore_index=True) if parts else DataFrame()
+    if not parts:
+        return DataFrame(columns=_CHANGE_COLUMNS)
+    return pd.concat(parts, ignore_index=True)
 
 
 def packages(union: Union) -> DataFrame:
