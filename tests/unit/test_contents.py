@@ -469,7 +469,9 @@ def test_tools_are_told_from_names_and_links() -> None:
 
 
 def test_busybox_is_a_shell_and_a_network_client() -> None:
-    names = {f"bin/{name}": "-> /bin/busybox" for name in ("sh", "ash", "wget", "ls")}
+    names: dict[str, bytes | str | None] = {
+        f"bin/{name}": "-> /bin/busybox" for name in ("sh", "ash", "wget", "ls")
+    }
     found = tables.tools(union([layer({"bin/busybox": b"box"} | names)]))
     assert found[["kind", "name", "path"]].values.tolist() == [
         ["network client", "wget", "/bin/busybox"],
