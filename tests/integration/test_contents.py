@@ -500,18 +500,45 @@ def by_dives_rule(found: Contents) -> int:
     return total
 
 
-def test_dive_counts_the_same_bytes(
-    made: Counting, registry: Registry, folder: Path, tmp_path: Path
+DIVED = {
+    "replaced and deleted": (
+        *LAYERED[:2],
+        replace(LAYERED[2], files={**LAYERED[2].files, "kept": b"again"}),
+    ),
+    "a folder deleted": (
+        Layer({"a/": None, "a/b/": None, "a/b/one": b"1" * 100, "a/two": b"2" * 20, "c": b"3"}),
+        Layer({"a/": None, "a/.wh.b": b""}),
+    ),
+    "an opaque folder": (
+        Layer({"a/": None, "a/one": b"1" * 100, "a/two": b"2" * 20, "c": b"3"}),
+        Layer({"a/": None, "a/.wh..wh..opq": b"", "a/one": b"new"}),
+    ),
+}
+
+
+def check_with_dive(registry: Registry, reference: Reference | str, folder: Path) -> Contents:
+    found = contents.read(registry, reference, folder=folder, feedback=QuietFeedback())
+    said = dive(docker_archive(registry, reference, folder / "image.tar"), folder / "said.json")
+    (folder / "image.tar").unlink()
+    (folder / "said.json").unlink()
+    sizes = [layer["sizeBytes"] for layer in said["layer"]]
+    assert sizes == found.layers["unpacked_bytes"].tolist()
+    assert said["image"]["sizeBytes"] == found.unpacked_bytes
+    assert said["image"]["inefficientBytes"] == by_dives_rule(found)
+    return found
+
+
+@pytest.mark.parametrize("name", DIVED)
+def test_dive_counts_the_same_bytes_of_layers_on_each_other(
+    made: Counting, folder: Path, name: str
 ) -> None:
-    layers = (*LAYERED[:2], replace(LAYERED[2], files={**LAYERED[2].files, "kept": b"again"}))
-    images: list[tuple[Registry, Reference | str]] = [
-        (made, put(made, *layers)),
-        (registry, f"{registry.address}/base/python:3.13-slim"),
-    ]
-    for source, reference in images:
-        found = contents.read(source, reference, folder=folder, feedback=QuietFeedback())
-        said = dive(docker_archive(source, reference, tmp_path / "x.tar"), tmp_path / "x.json")
-        sizes = [layer["sizeBytes"] for layer in said["layer"]]
-        assert sizes == found.layers["unpacked_bytes"].tolist()
-        assert said["image"]["sizeBytes"] == found.unpacked_bytes
-        assert said["image"]["inefficientBytes"] == by_dives_rule(found)
+    found = check_with_dive(made, put(made, *DIVED[name]), folder)
+    assert found.wasted_bytes > 0
+
+
+@pytest.mark.parametrize("tag", ["3.13-slim", "3.13"])
+def test_dive_counts_the_same_bytes_of_the_bases(
+    registry: Registry, folder: Path, tag: str
+) -> None:
+    found = check_with_dive(registry, f"{registry.address}/base/python:{tag}", folder)
+    assert found.wasted_bytes == 0
