@@ -133,8 +133,8 @@ def _entry(header: bytes, length: int, pax: Mapping[str, str] | None) -> Entry:
         size = int(pax.get("GNU.sparse.realsize") or pax.get("GNU.sparse.size") or length)
         if not 0 <= max(length, size) <= MAX_UNPACKED_BYTES or min(length, size) < 0:
             raise ValueError(f"a header claims {max(length, size):,} bytes")
-    if "\0" in name or "\0" in target or max(len(name), len(target)) > MAX_PATH:
-        raise ValueError(f"'{name[:80]}' is no path that a system takes")
+        if "\0" in name + target or max(len(name), len(target)) > MAX_PATH:
+            raise ValueError(f"'{name[:80]}' is no path that a system takes")
     if header[156] == 0 and name.endswith("/"):  # as archives from before POSIX have folders
         kind = DIRECTORY
     return Entry(

@@ -2,8 +2,8 @@
 
 Looked at are text files of up to 256 KiB where people put things, and files whose names are known
 for secrets. Not looked at: what a distribution's package brought, folders of libraries (such as
-``site-packages`` and ``node_modules``), archives, databases and programs, larger files, and texts
-that are only conspicuous by their randomness.
+``site-packages`` and ``node_modules``), archives, databases and programs, larger files, texts that
+are only conspicuous by their randomness, and the image's config (``ENV``, build arguments).
 """
 
 from __future__ import annotations
