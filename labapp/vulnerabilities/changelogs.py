@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from debian.arfile import ArError
-from debian.changelog import Changelog, ChangelogParseError
+from debian.changelog import ChangeBlock, Changelog, ChangelogParseError
 from debian.debfile import DebError, DebFile
 
 from labapp.feedback import Feedback
@@ -150,7 +150,8 @@ def parse(file: BinaryIO, package: str) -> tuple[Update, ...]:
 
 
 def _updates(text: bytes) -> tuple[Update, ...]:
-    changelog = Changelog(text.decode("utf-8", "replace"))
+    # What is below an entry that is not understood can't be placed in the order of versions.
+    whole = itertools.takewhile(_has_version, Changelog(text.decode("utf-8", "replace")))
     return tuple(
         Update(
             version=str(entry.version),
@@ -160,8 +161,15 @@ def _updates(text: bytes) -> tuple[Update, ...]:
                 dict.fromkeys(id.upper() for id in _CVE.findall("\n".join(entry.changes())))
             ),
         )
-        for entry in changelog
+        for entry in whole
     )
+
+
+def _has_version(entry: ChangeBlock) -> bool:
+    try:
+        return entry.package is not None and bool(str(entry.version))
+    except ValueError:
+        return False
 
 
 def _date(text: str | None) -> datetime | None:

@@ -102,8 +102,9 @@ def judge(packages: pd.DataFrame, fixes: Fixes, *, source: str) -> Verdict:
 
     An update counts as made since the release down to the first entry of the changelog that went to
     unstable or testing; below one that was made from unstable's version (``2.9-1~deb13u1``), what
-    unstable got after the release counts as well, for the update brought it. A CVE belongs to the oldest entry that names it, so that an update which
-    only mends an earlier fix does not count again.
+    unstable got after the release counts as well, for the update brought it. A CVE belongs to the
+    oldest entry that names it, so that an update which only mends an earlier fix does not count
+    again.
 
     Args:
         packages: the installed ones: ``name``, ``kind``, ``source``, ``source_version``.
