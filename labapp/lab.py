@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from labapp import deployments, images, pins
+from labapp import deployments, images, inspection, pins
 from labapp.bench import Bench
 from labapp.charts import Chart
 from labapp.deployments import Deployment
@@ -19,6 +19,7 @@ from labapp.exercises.exercise import Verdict
 from labapp.feedback import Feedback
 from labapp.images import Pull, Push, Running, builds
 from labapp.images.builds import Build
+from labapp.inspection import CACHE, Comparison, Inspection
 from labapp.manifests import ImageConfig, Manifest, layer_history
 from labapp.reference import Reference
 from labapp.registry import Registry, request_log
@@ -214,6 +215,27 @@ class Lab:
                 }
                 for layer, history in layer_history(held.manifest, held.config)
             ]
+        )
+
+    def inspect(self, reference: str) -> Inspection:
+        """Read what is inside an image, in this registry or another; see :func:`inspect`."""
+        name = Reference.parse(reference)
+        registry = self.registry if name.registry == self.address else Registry(name.registry)
+        return inspection.inspect(
+            registry, name, cache=self.bench.state.path(CACHE), feedback=self.feedback
+        )
+
+    def compare(self, **images: Inspection | str) -> Comparison:
+        """Put images side by side, by short names: ``lab.compare(full=…, slim=…)``.
+
+        Args:
+            images: references, or what ``inspect`` returned.
+        """
+        return Comparison(
+            {
+                name: self.inspect(each) if isinstance(each, str) else each
+                for name, each in images.items()
+            }
         )
 
     @contextmanager

@@ -28,7 +28,7 @@ _COLUMNS = 3
 _ROW, _HEAD, _GAP = 18.0, 24.0, 24.0
 
 
-def surface(variants: Mapping[str, Mapping[str, float]]) -> Chart:
+def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
     """Draw how much there is to attack and to patch: a small chart for each kind of thing.
 
     Args:

@@ -57,9 +57,11 @@ FLOORS = [
     "bases.sources deployments",
     "bases.shelf bases.registry_image",
     "bases",
-    "bench doctor",
+    "bench doctor inspection",
     "bundles suite workspace exercises.exercise exercises.evidence",
-    "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03",
+    "exercises.inside",
+    "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03 "
+    "exercises.chapter04 exercises.chapter05",
     "exercises",
     "exercises.coach",
     "lab",
