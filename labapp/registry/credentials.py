@@ -41,7 +41,8 @@ def docker_credentials(address: str) -> Credentials | None:
     """
     try:
         found = docker.auth.load_config().resolve_authconfig(address)
-    except (docker.errors.DockerException, ValueError, OSError) as error:
+    # The SDK trusts the file to be an object of objects; where it is not, it stumbles anywhere.
+    except (docker.errors.DockerException, ValueError, OSError, AttributeError, TypeError) as error:
         raise RegistryError(
             f"looking up the login for '{address}': docker's configuration can't be read ({error})."
             f" 'docker logout {address}' and 'docker login {address}' write it anew."

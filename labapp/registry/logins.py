@@ -136,12 +136,15 @@ class Logins:
             if held and held.signature != sent and time.monotonic() < held.until:
                 return True  # another thread was first
             scheme, fields = _challenge(refused)
-            realm = urljoin(self._url, fields.get("realm", "")) if scheme == "bearer" else ""
+            if not scheme:
+                self.advice = self._wants_login
+                return False
+            realm = self._realm(fields) if scheme == "bearer" else ""
             known = self._known(realm)
             if scheme == "basic" and known is not None and known.password:
                 new = _Held(Signature(known.basic), float("inf"))
             elif scheme == "bearer":
-                new = self._fetch(fields, known, doing)
+                new = self._fetch(realm, fields, known, doing)
             else:
                 return False
             self._held[purpose] = new
@@ -176,11 +179,22 @@ class Logins:
                 return place
         return ""
 
-    def _fetch(self, fields: Mapping[str, str], known: Credentials | None, doing: str) -> _Held:
+    def _realm(self, fields: Mapping[str, str]) -> str:
+        """Return the URL of the token service; empty if none is named, or no URL."""
+        if not fields.get("realm"):
+            return ""
+        try:
+            realm = urljoin(self._url, fields["realm"])
+            return realm if urlsplit(realm).netloc else ""
+        except ValueError:  # as in "http://[::1/token"
+            return ""
+
+    def _fetch(
+        self, realm: str, fields: Mapping[str, str], known: Credentials | None, doing: str
+    ) -> _Held:
         """Ask the token service for a token."""
-        realm = urljoin(self._url, fields.get("realm", ""))
         host = urlsplit(realm).netloc
-        if not host or not fields.get("realm"):
+        if not host:
             raise RegistryError(
                 f"{doing}: '{self._address}' wants a token, but does not name a token service. "
                 "Take another registry."
@@ -276,8 +290,7 @@ def _challenge(refused: requests.Response) -> tuple[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for value in values:
         scheme, _, rest = value.strip().partition(" ")
-        pairs = [item for item in urllib.request.parse_http_list(rest) if "=" in item]
-        fields = urllib.request.parse_keqv_list(pairs)
-        found[scheme.lower()] = {name.lower(): text for name, text in fields.items()}
+        pairs = [item.partition("=") for item in urllib.request.parse_http_list(rest)]
+        found[scheme.lower()] = {name.lower(): text.strip('"') for name, _, text in pairs}
     scheme = next((one for one in ("bearer", "basic") if one in found), "")
     return scheme, found.get(scheme, {})
