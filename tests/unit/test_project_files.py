@@ -48,7 +48,7 @@ FLOORS = [
     "engine registry charts bases.debian_recipes vulnerabilities.scanners contents.reading",
     "images.builds images.running leftovers registry.copies deployments.compose "
     "bases.debian pins jupyter vulnerabilities contents",
-    "registry.storage",
+    "registry.storage sbom",
     "registry.server",
     "images.transfer registry.request_log removal",
     "images.pushes images.pulls",
