@@ -7,18 +7,17 @@ are installed; a *snapshot* holds Debian's fixes for a class without internet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Protocol
-
-import pandas as pd
 
 from labapp.errors import VulnerabilityError
 from labapp.feedback import Feedback
 from labapp.registry.reader import RegistryImage
-from labapp.vulnerabilities import apt_sources, changelogs, debian_security, scanners, snapshots
+from labapp.vulnerabilities import apt_sources, own_fixes, scanners, snapshots
 from labapp.vulnerabilities.fixes import Fixes, judge
-from labapp.vulnerabilities.mirror import Mirror
+from labapp.vulnerabilities.own_fixes import Packaged as Packaged
 from labapp.vulnerabilities.report import Report as Report
 
 DEBIAN = "Debian's own fixes"
@@ -32,22 +31,6 @@ BLIND = (
 
 SNAPSHOT = "snapshot.json.gz"
 """The file in the cache's folder that a bundle brings."""
-
-
-class Packaged(Protocol):
-    """What Debian's fixes are judged by: the installed packages, and where they came from."""
-
-    @property
-    def packages(self) -> pd.DataFrame:
-        """``name``, ``kind``, ``source``, ``source_version`` and ``architecture``."""
-
-    @property
-    def os_release(self) -> Mapping[str, str]:
-        """The fields of ``/etc/os-release``."""
-
-    @property
-    def apt_sources(self) -> tuple[str, ...]:
-        """The texts of apt's configuration."""
 
 
 class PackagedImage(Packaged, Protocol):
@@ -72,7 +55,8 @@ def known(
     Args:
         contents: of the image.
         folder: of the cache.
-        source: whom to ask. ``auto`` asks the mirror, and takes the snapshot if it doesn't answer.
+        source: whom to ask. ``auto`` asks the mirror; if it doesn't answer, or the image names
+            none, it takes the newer of what was last read and the snapshot.
         snapshot: the snapshot's file; by default the one that a bundle brought.
         sources_of: the image that it was built on, where it has no apt configuration itself.
         feedback: where the progress is told.
@@ -89,14 +73,19 @@ def known(
         case "snapshot":
             return _from_snapshot(contents, path)
         case "debian":
-            return _report(contents, _look_up(contents, folder, sources_of, feedback), DEBIAN)
+            fixes = own_fixes.look_up(
+                contents, folder=folder, sources_of=sources_of, feedback=feedback
+            )
+            return _report(contents, fixes, DEBIAN)
     try:
         return known(contents, folder=folder, sources_of=sources_of, feedback=feedback)
     except VulnerabilityError as error:
-        if not path.exists():
+        report = _without_mirror(contents, folder, path, feedback)
+        if report is None:
             raise
-        feedback.say(f"{error} The snapshot is taken instead.")
-        return _from_snapshot(contents, path)
+        if report.source != DEBIAN:
+            feedback.say(f"{error} Taken instead: {report.source}.")
+        return report
 
 
 def save_snapshot(
@@ -113,7 +102,7 @@ def save_snapshot(
     Raises:
         VulnerabilityError: the mirror doesn't answer, or the images are of several releases.
     """
-    found = [_look_up(image, folder, None, feedback) for image in images]
+    found = [own_fixes.look_up(image, folder=folder, feedback=feedback) for image in images]
     if len({fixes.release for fixes in found}) != 1:
         raise VulnerabilityError(
             f"writing the snapshot '{path}': it takes images of one release of Debian, not "
@@ -122,42 +111,23 @@ def save_snapshot(
     merged = {name: updates for fixes in found for name, updates in fixes.updates.items()}
     notes = dict.fromkeys(note for fixes in found for note in fixes.notes)
     date = min(fixes.date for fixes in found)
-    snapshots.write(path, Fixes(found[0].release, date, merged, tuple(notes)))
+    covers = frozenset().union(*(fixes.covers or () for fixes in found))
+    snapshots.write(path, Fixes(found[0].release, date, merged, tuple(notes), covers))
 
 
-def _look_up(
-    contents: Packaged, folder: Path, sources_of: Packaged | None, feedback: Feedback
-) -> Fixes:
-    """Return what the security suite says of an image's packages."""
-    release = apt_sources.release(contents.os_release)
-    texts = contents.apt_sources or (sources_of.apt_sources if sources_of else ())
-    suites = apt_sources.security_suites(texts, release)
-    installed = _installed(contents)
-    architectures = installed[installed["architecture"] != "all"]["architecture"].mode()
-    architecture = str(architectures.iloc[0]) if len(architectures) else "amd64"
-    for number, suite in enumerate(suites):
-        mirror = Mirror(suite.mirror)
-        try:
-            index = debian_security.read(mirror, suite, architecture=architecture, folder=folder)
-            break
-        except VulnerabilityError:
-            if number == len(suites) - 1:
-                raise
-    names = sorted(set(installed["source"]) & set(index.sources))
-    updates, notes = changelogs.read(
-        mirror, {name: index.sources[name] for name in names}, folder=folder, feedback=feedback
-    )
-    return Fixes(release, index.date, updates, notes)
-
-
-def _installed(contents: Packaged) -> pd.DataFrame:
-    installed = contents.packages[contents.packages["kind"] == "deb"]
-    if installed.empty:
-        raise VulnerabilityError(
-            "looking up Debian's own fixes: the image lists no Debian packages, so nobody can tell "
-            "what it has. Take Grype or Trivy for it."
-        )
-    return installed
+def _without_mirror(
+    contents: Packaged, folder: Path, snapshot: Path, feedback: Feedback
+) -> Report | None:
+    """Return the newest that is known without asking anybody; None if nothing is."""
+    found = []
+    with contextlib.suppress(VulnerabilityError):
+        if last := own_fixes.last_read(contents, folder=folder, feedback=feedback):
+            fixes, is_fresh = last
+            as_of = "" if is_fresh else f", as of {fixes.date:%Y-%m-%d}"
+            found.append(_report(contents, fixes, f"{DEBIAN}{as_of}"))
+    with contextlib.suppress(VulnerabilityError):
+        found.append(_from_snapshot(contents, snapshot))
+    return max(found, key=lambda report: report.date, default=None)
 
 
 def _from_snapshot(contents: Packaged, path: Path) -> Report:
@@ -168,7 +138,7 @@ def _from_snapshot(contents: Packaged, path: Path) -> Report:
             f"reading the snapshot '{path}': it is of Debian {fixes.release.number}, the image of "
             f"Debian {release.number}. Take another source."
         )
-    _installed(contents)
+    own_fixes.installed(contents)
     return _report(contents, fixes, f"{DEBIAN}, snapshot of {fixes.date:%Y-%m-%d}")
 
 

@@ -66,8 +66,7 @@ def security_suites(texts: Iterable[str], release: Release) -> tuple[Suite, ...]
     Raises:
         VulnerabilityError: there is none, so that nothing can be told.
     """
-    # Until Debian 10 the suite had a slash in its name.
-    names = {f"{release.codename}-security", f"{release.codename}/updates"}
+    names = security_names(release.codename)
     found = [suite for text in texts for suite in _suites(text) if suite.name in names]
     if not found:
         raise VulnerabilityError(
@@ -76,6 +75,11 @@ def security_suites(texts: Iterable[str], release: Release) -> tuple[Suite, ...]
             "image that it was built on, or take a snapshot, Grype or Trivy."
         )
     return tuple(dict.fromkeys(found))
+
+
+def security_names(codename: str) -> frozenset[str]:
+    """Return the names of a release's security suite; until Debian 10 it had a slash in it."""
+    return frozenset({f"{codename}-security", f"{codename}/updates"})
 
 
 def _suites(text: str) -> Iterator[Suite]:

@@ -26,6 +26,7 @@ from debian.arfile import ArError
 from debian.changelog import ChangeBlock, Changelog, ChangelogParseError
 from debian.debfile import DebError, DebFile
 
+from labapp.errors import VulnerabilityError
 from labapp.feedback import Feedback
 from labapp.vulnerabilities import cache
 from labapp.vulnerabilities.debian_security import Deb, Source
@@ -51,12 +52,12 @@ _UNREADABLE = (
 
 
 def read(
-    mirror: Mirror, sources: Mapping[str, Source], *, folder: Path, feedback: Feedback
+    mirror: Mirror | None, sources: Mapping[str, Source], *, folder: Path, feedback: Feedback
 ) -> tuple[dict[str, tuple[Update, ...]], tuple[str, ...]]:
     """Read the changelogs of source packages; from the mirror, where the cache has none.
 
     Args:
-        mirror: where the files are.
+        mirror: where the files are; None to take the cache alone.
         sources: by name.
         folder: of the cache.
         feedback: where the progress is told.
@@ -65,11 +66,17 @@ def read(
         The updates by source package, the newest first; and a note for each that can't be read.
 
     Raises:
-        VulnerabilityError: the mirror does not serve a file as its index lists it.
+        VulnerabilityError: the mirror does not serve a file as its index lists it; or, without a
+            mirror, the cache lacks one.
     """
     found = {name: _cached(_candidates(source), folder) for name, source in sources.items()}
     missing = [name for name, updates in found.items() if updates is None]
-    if missing:
+    if missing and mirror is None:
+        raise VulnerabilityError(
+            f"looking up Debian's own fixes: the changelog of '{missing[0]}' was never read. "
+            "Connect to the network, or take a snapshot."
+        )
+    if missing and mirror:
         total, done = sum(sources[name].debs[0].size for name in missing), 0
         with feedback.bars("Reading what Debian has fixed since the release") as bars:
 

@@ -8,10 +8,13 @@ Source: the Debian wiki's DebianRepository/Format, "Release files" and "Packages
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import lzma
+import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,12 +28,15 @@ from debian.debian_support import Version
 
 from labapp.errors import VulnerabilityError
 from labapp.vulnerabilities import cache
-from labapp.vulnerabilities.apt_sources import Suite
+from labapp.vulnerabilities.apt_sources import Suite, security_names
 from labapp.vulnerabilities.mirror import Mirror
 
 RELEASE_LIMIT = 8 * 1024 * 1024
 INDEX_LIMIT = 64 * 1024 * 1024
 UNPACKED_LIMIT = 128 * 1024 * 1024
+
+FRESH_SECONDS = 4 * 3600.0
+"""How long an index is taken as it was read; a suite changes about once a day."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +65,32 @@ class Index:
     sources: Mapping[str, Source]
 
 
-def read(mirror: Mirror, suite: Suite, *, architecture: str, folder: Path) -> Index:
-    """Read a suite's index; from the cache, where ``InRelease`` is still the same.
+def read(
+    mirror: Mirror, suite: Suite, *, architecture: str, folder: Path, again: bool = False
+) -> Index:
+    """Read a suite's index; from the cache, where it is fresh or ``InRelease`` is still the same.
 
     Args:
         mirror: where the suite is.
         suite: its name and components.
         architecture: as Debian names it (``amd64``).
         folder: of the cache.
+        again: ask the mirror even if the index was read a moment ago.
 
     Raises:
         VulnerabilityError: the mirror does not serve it, or serves a damaged one.
     """
-    place = f"dists/{suite.name}"
-    text = mirror.read(f"{place}/InRelease", limit=RELEASE_LIMIT)
-    digest = hashlib.sha256(text).hexdigest()
     key = "\n".join((mirror.name, suite.name, architecture, *suite.components))
     cached = folder / f"index-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json.gz"
     found = cache.read(cached)
+    if found and not again and _is_fresh(cached):
+        return _from_json(found)
+    place = f"dists/{suite.name}"
+    text = mirror.read(f"{place}/InRelease", limit=RELEASE_LIMIT)
+    digest = hashlib.sha256(text).hexdigest()
     if found and found.get("release") == digest:
+        with contextlib.suppress(OSError):
+            os.utime(cached)
         return _from_json(found)
     where = f"'{mirror.name}/{place}'"
     release, date = _release(text, where)
@@ -87,8 +100,34 @@ def read(mirror: Mirror, suite: Suite, *, architecture: str, folder: Path) -> In
             _fetch(mirror, place, f"{component}/binary-{architecture}/Packages.xz", release, file)
             _read_packages(file, sources, where)
     index = Index(date, sources)
-    cache.keep(cached, _to_json(index, digest))
+    about = {"release": digest, "suite": suite.name, "architecture": architecture}
+    cache.keep(cached, about | _to_json(index))
     return index
+
+
+def last_read(codename: str, *, architecture: str, folder: Path) -> tuple[Index, bool] | None:
+    """Return the newest index of a release's security suite that was read from any mirror.
+
+    Args:
+        codename: of the release.
+        architecture: as Debian names it.
+        folder: of the cache.
+
+    Returns:
+        The index, and whether it is fresh; None if there is none.
+    """
+    found = []
+    for path in folder.glob("index-*.json.gz"):
+        content = cache.read(path) or {}
+        suites = security_names(codename)
+        if content.get("suite") in suites and content["architecture"] == architecture:
+            found.append((_from_json(content), _is_fresh(path)))
+    return max(found, key=lambda pair: pair[0].date, default=None)
+
+
+def _is_fresh(path: Path) -> bool:
+    """Tell if an index was read lately; a clock that was set back makes it old."""
+    return 0 <= time.time() - path.stat().st_mtime < FRESH_SECONDS
 
 
 def _release(text: bytes, where: str) -> tuple[ReleaseFile, datetime]:
@@ -153,9 +192,8 @@ def _read_packages(file: BinaryIO, sources: dict[str, Source], where: str) -> No
             sources[name] = Source(str(version), tuple(debs))
 
 
-def _to_json(index: Index, digest: str) -> dict[str, object]:
+def _to_json(index: Index) -> dict[str, object]:
     return {
-        "release": digest,
         "date": index.date.isoformat(),
         "sources": {
             name: [source.version, [[d.package, d.path, d.size, d.sha256] for d in source.debs]]

@@ -69,12 +69,14 @@ class Fixes:
         date: of the suite's index.
         updates: by source package, the newest first.
         notes: which source packages could not be read, in words.
+        covers: the source packages that were looked up; None for all of the image.
     """
 
     release: Release
     date: datetime
     updates: Mapping[str, tuple[Update, ...]]
     notes: tuple[str, ...] = ()
+    covers: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def judge(packages: pd.DataFrame, fixes: Fixes, *, source: str) -> Verdict:
     unstable or testing; below one that was made from unstable's version (``2.9-1~deb13u1``), what
     unstable got after the release counts as well, for the update brought it. A CVE belongs to the
     oldest entry that names it, so that an update which only mends an earlier fix does not count
-    again.
+    again. Its date and fixed version are those of the update that brought it to the release.
 
     Args:
         packages: the installed ones: ``name``, ``kind``, ``source``, ``source_version``.
@@ -115,6 +117,8 @@ def judge(packages: pd.DataFrame, fixes: Fixes, *, source: str) -> Verdict:
     notes = list(fixes.notes)
     silent: set[tuple[str, str]] = set()
     installed = packages[packages["kind"] == "deb"]
+    if fixes.covers is not None and (unknown := sorted(set(installed["source"]) - fixes.covers)):
+        notes.append(f"the snapshot does not cover {', '.join(unknown)}")
     for (name, version), group in installed.groupby(["source", "source_version"]):
         updates = fixes.updates.get(str(name), ())
         if not updates:
@@ -125,14 +129,15 @@ def judge(packages: pd.DataFrame, fixes: Fixes, *, source: str) -> Verdict:
             notes.append(f"the version '{version}' of '{name}' can't be compared with a fix")
             continue
         first = {cve: number for number in range(len(updates)) for cve in updates[number].cves}
-        for number, state in wanted:
-            update = updates[number]
+        for number, carrier, state in wanted:
+            update, published = updates[number], updates[carrier]
             if not update.cves and not all(map(is_headers, group["name"])):
                 silent.add((str(name), update.version))
             new = [cve for cve in update.cves if first[cve] == number]
-            when = pd.Timestamp(update.date).tz_convert(None) if update.date else pd.NaT
+            when = pd.Timestamp(published.date).tz_convert(None) if published.date else pd.NaT
+            fixed = published.version
             rows += [
-                (cve, package, name, version, update.version, when, state, source, "", headers)
+                (cve, package, name, version, fixed, when, state, source, "", headers)
                 for package in group["name"]
                 for headers in [is_headers(package)]
                 for cve in new
@@ -150,19 +155,25 @@ def table(rows: list[tuple[object, ...]]) -> pd.DataFrame:
 
 def _wanted(
     updates: tuple[Update, ...], installed: Version, release: Release
-) -> Iterator[tuple[int, str]]:
-    """Yield the numbers of the updates since the release or since what is installed."""
+) -> Iterator[tuple[int, int, str]]:
+    """Yield the updates since the release or since what is installed.
+
+    Each is its number, the number of the update that brought it to the release, and a state.
+    """
     lacking = _newer(updates, installed)
     day = RELEASE_DAYS.get(release.number)
-    since_release, from_unstable = True, False
+    since_release, carrier = True, None
     for number, update in enumerate(updates):
         # 2.9-1~deb13u1 brought all of unstable's 2.9-1; what is younger than the release is new.
-        brought = from_unstable and day and update.date and update.date.date() > day
-        since_release = since_release and (update.is_stable(release) or bool(brought))
-        from_unstable = from_unstable or f"~deb{release.number}u" in update.version
+        stable = update.is_stable(release)
+        brought = carrier is not None and day and update.date and update.date.date() > day
+        since_release = since_release and (stable or bool(brought))
+        if f"~deb{release.number}u" in update.version:
+            carrier = number
         if number >= lacking and not since_release:
             break
-        yield number, MISSING if number < lacking else SINCE_RELEASE
+        by = number if stable or carrier is None else carrier
+        yield number, by, MISSING if number < lacking else SINCE_RELEASE
 
 
 def _newer(updates: tuple[Update, ...], installed: Version) -> int:

@@ -28,6 +28,7 @@ def write(path: Path, fixes: Fixes) -> None:
         "date": fixes.date.isoformat(),
         "updates": {name: to_json(updates) for name, updates in fixes.updates.items()},
         "notes": list(fixes.notes),
+        "covers": sorted(fixes.covers or fixes.updates),
     }
     try:
         cache.write(path, content)
@@ -53,6 +54,7 @@ def read(path: Path) -> Fixes:
             date=datetime.fromisoformat(content["date"]),
             updates={str(name): from_json(rows) for name, rows in content["updates"].items()},
             notes=tuple(map(str, content["notes"])),
+            covers=frozenset(map(str, content["covers"])),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         cause = "it is damaged or none" if path.exists() else "there is no such file"

@@ -40,7 +40,8 @@ FLOORS = [
     "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.archive "
     "charts.frames charts.pieces",
     "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers",
-    "registry.logins vulnerabilities.snapshots contents.layer_cache contents.merge",
+    "registry.logins vulnerabilities.own_fixes vulnerabilities.snapshots contents.layer_cache "
+    "contents.merge",
     "registry.http contents.tables",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.builds charts.cves charts.events charts.exposure charts.pulls "

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -291,7 +292,9 @@ def test_what_is_missing_and_what_was_fixed_since_the_release(mirror: Mirror, kn
     }
     months = report.by_month
     assert list(months["month"]) == list(pd.date_range("2025-09-01", "2026-11-01", freq="MS"))
-    assert list(months["cves"]) == [1, 1, 1, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 5, 5]
+    # What unstable got in January came to the release in October.
+    assert list(months["cves"]) == [1, 1, 1, *[3] * 10, 5, 5]
+    assert set(report.rows[report.rows["package"] == "libexpat1"]["fixed"]) == {"2.9.0-1~deb13u1"}
 
 
 def test_an_image_that_is_up_to_date_lacks_nothing(mirror: Mirror, known: Known) -> None:
@@ -323,12 +326,24 @@ def test_versions_are_compared_as_debian_does(
     assert known(installed(mirror, [("openssl", "openssl", version)])).missing == missing
 
 
-def test_a_second_look_reads_the_release_file_alone(mirror: Mirror, known: Known) -> None:
+def age(folder: Path, hours: float = 5) -> None:
+    """Make a cache's index one that was read some hours ago."""
+    (index,) = folder.glob("index-*")
+    when = index.stat().st_mtime - hours * 3600
+    os.utime(index, (when, when))
+
+
+def test_a_second_look_asks_the_mirror_only_after_hours(
+    mirror: Mirror, known: Known, tmp_path: Path
+) -> None:
     first = known(installed(mirror))
     assert len(mirror.asked) == 6, "InRelease, the index, libssl-dev, libssl3, expat, linux"
-    mirror.asked.clear()
-    assert known(installed(mirror)).rows.equals(first.rows)
-    assert mirror.asked == [RELEASE]
+    for hours, asked in ((0, []), (3, []), (5, [RELEASE]), (0, []), (-1, [RELEASE])):
+        mirror.asked.clear()
+        age(tmp_path, hours)
+        assert known(installed(mirror)).rows.equals(first.rows)
+        assert mirror.asked == asked, hours
+    age(tmp_path)
     # A new index, and of the changelogs only the one that is new.
     newer = entry("expat", "2.9.1-1~deb13u1", "trixie-security", "9 Nov 2026", "CVE-2026-0100")
     mirror.add("libexpat1", "2.9.1-1~deb13u1", newer.encode() + b"\n" + EXPAT, "expat")
@@ -355,7 +370,17 @@ def test_a_damaged_cache_is_noticed_and_read_again(
     assert known(installed(mirror)).rows.equals(first.rows)
     mirror.asked.clear()
     known(installed(mirror))
-    assert mirror.asked == [RELEASE]
+    assert mirror.asked == []
+
+
+def test_a_file_that_went_from_the_mirror_since_the_index_was_read(
+    mirror: Mirror, known: Known
+) -> None:
+    known(installed(mirror, [("openssl", "openssl", "3.5.1-1")]))
+    newer = entry("expat", "2.9.1-1~deb13u1", "trixie-security", "9 Nov 2026", "CVE-2026-0100")
+    mirror.add("libexpat1", "2.9.1-1~deb13u1", newer.encode() + b"\n" + EXPAT, "expat")
+    del mirror.files[EXPAT_FILE]
+    assert known(installed(mirror, [("libexpat1", "expat", "2.9.0-1~deb13u1")])).missing == 1
 
 
 def test_what_cannot_be_kept_costs_time_only(mirror: Mirror, known: Known, tmp_path: Path) -> None:
@@ -636,8 +661,70 @@ def test_a_snapshot_tells_the_same_without_the_mirror(
     assert report.rows.drop(columns="source").equals(live.rows.drop(columns="source"))
     assert (report.date, report.without_cve) == (live.date, live.without_cve)
     feedback = QuietFeedback()
-    assert known(image, source="auto", feedback=feedback).rows.equals(report.rows)
+    empty = tmp_path / "empty"
+    auto = known(image, source="auto", folder=empty, snapshot=path, feedback=feedback)
+    assert auto.rows.equals(report.rows)
     assert "answers 404" in feedback.lines[0]
+    assert feedback.lines[0].endswith("Taken instead: Debian's own fixes, snapshot of 2026-11-21.")
+
+
+def test_a_snapshot_says_what_it_does_not_cover(
+    mirror: Mirror, known: Known, tmp_path: Path
+) -> None:
+    base = installed(mirror, [("bash", "bash", "5.2.37-2"), ("openssl", "openssl", "3.5.1-1")])
+    path = tmp_path / "snapshot.json.gz"
+    vulnerabilities.save_snapshot(path, [base], folder=tmp_path, feedback=QuietFeedback())
+    assert known(base, source="snapshot").notes == ()
+    report = known(installed(mirror), source="snapshot")
+    assert report.notes == ("the snapshot does not cover expat, linux",)
+
+
+def test_auto_takes_what_was_last_read_when_the_mirror_is_down(
+    mirror: Mirror, known: Known, tmp_path: Path
+) -> None:
+    image = installed(mirror)
+    live = known(image)
+    age(tmp_path)
+    mirror.files.clear()
+    feedback = QuietFeedback()
+    report = known(image, source="auto", feedback=feedback)
+    assert report.source == "Debian's own fixes, as of 2026-11-21"
+    assert (report.date, report.missing) == (live.date, live.missing)
+    assert "answers 404" in feedback.lines[0]
+    # Not all of this one's changelogs were read, and there is no snapshot.
+    with pytest.raises(VulnerabilityError, match="answers 404"):
+        known(installed(mirror, [("aide", "aide", "0.19.1-2")]), source="auto")
+    with pytest.raises(VulnerabilityError, match="answers 404"):
+        known(image, source="debian")
+
+
+def test_auto_takes_the_newer_of_snapshot_and_last_read(
+    mirror: Mirror, known: Known, tmp_path: Path
+) -> None:
+    image = installed(mirror)
+    known(image)
+    age(tmp_path)
+    mirror.files[RELEASE] = mirror.files[RELEASE].replace(b"Sat, 21 Nov", b"Sun, 22 Nov")
+    path = tmp_path / "newer.json.gz"
+    vulnerabilities.save_snapshot(path, [image], folder=tmp_path / "o", feedback=QuietFeedback())
+    mirror.files.clear()
+    report = known(image, source="auto", snapshot=path)
+    assert report.source == "Debian's own fixes, snapshot of 2026-11-22"
+
+
+def test_auto_judges_an_image_without_apt_by_what_was_read_for_another(
+    mirror: Mirror, known: Known
+) -> None:
+    image = installed(mirror)
+    live = known(image)
+    feedback = QuietFeedback()
+    report = known(replace(image, apt_sources=()), source="auto", feedback=feedback)
+    assert report.source == live.source
+    assert report.rows.equals(live.rows)
+    assert feedback.lines == []
+    other = {**OS_RELEASE, "VERSION_ID": "12", "VERSION_CODENAME": "bookworm"}
+    with pytest.raises(VulnerabilityError, match="names no mirror with 'bookworm-security'"):
+        known(replace(image, apt_sources=(), os_release=other), source="auto")
 
 
 def test_auto_asks_the_mirror_first(mirror: Mirror, known: Known, tmp_path: Path) -> None:
@@ -661,7 +748,7 @@ def test_auto_without_mirror_and_snapshot(known: Known) -> None:
         (
             gzip.compress(
                 b'{"format": 1, "release": ["13", "trixie"], "date": "2026-11-21T00:00:00+00:00",'
-                b' "updates": {"a": [["1"]]}, "notes": []}'
+                b' "updates": {"a": [["1"]]}, "notes": [], "covers": []}'
             ),
             "damaged",
         ),
