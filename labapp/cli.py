@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from labapp import cli_images
 from labapp.errors import LabError
 from labapp.state import State
 
@@ -262,6 +263,10 @@ def load_bundle(file: Path) -> None:
     from labapp import bundles
 
     bundles.load(State.open(), file, feedback=_feedback())
+
+
+command.add_command(cli_images.inspect)
+command.add_command(cli_images.compare)
 
 
 def _print(findings: Sequence[Finding]) -> None:

@@ -12,7 +12,7 @@ from labapp.exercises import evidence, inside
 from labapp.exercises.exercise import Exercise, Verdict, correct, not_yet, wrong
 from labapp.feedback import QuietFeedback
 
-_RATIO = 1.3
+_RATIO = 1.4
 """How many times the slim base's download the small image may have."""
 
 _CVE = re.compile(r"CVE-\d{4}-\d{4,}")

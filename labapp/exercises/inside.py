@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import requests
 
@@ -19,6 +20,9 @@ from labapp.vulnerabilities import Report
 
 _ASKED = {"/price/tea?count=3": {"count": 3, "item": "tea", "total_cents": 678}}
 """What the shop must answer, whatever it was built on."""
+
+
+_COMPILER = re.compile(r"cc1|cc1plus|.*-linux-(gnu|musl)\w*-(gcc|g\+\+|as|ld).*")
 
 
 def contents(bench: Bench, held: RegistryImage) -> Contents:
@@ -43,9 +47,9 @@ def report(bench: Bench, held: RegistryImage) -> Report:
 
 def compilers(bench: Bench, held: RegistryImage) -> list[str]:
     """Return the compilers in any layer of an image, also those that a later layer deletes."""
-    names = ("cc1", "cc1plus", "gcc", "g++", "as", "ld")
-    paths = contents(bench, held).changes["path"]
-    return sorted(path for path in set(paths) if path.rpartition("/")[2] in names)
+    changes = contents(bench, held).changes
+    paths = set(changes.loc[changes["bytes"] > 0, "path"])
+    return sorted(path for path in paths if _COMPILER.fullmatch(path.rpartition("/")[2]))
 
 
 def judge_small(bench: Bench, held: RegistryImage, *, limit: int) -> Verdict:

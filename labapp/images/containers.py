@@ -105,8 +105,8 @@ def run_once(
         engine: where to run it.
         reference: the image; pulled if the engine has not got it.
         command: the program and its arguments.
-        beside: a running container whose processes and network the command sees, as the same
-            user: the way to look into a container that has no shell.
+        beside: a running container whose processes, files (below ``/proc/1/root``) and network
+            the command sees: the way to look into a container that has no shell.
         labels: the lab's labels, not shown in the command that is printed.
         seconds: how long it may take.
         feedback: where the command is told.
@@ -122,8 +122,9 @@ def run_once(
     """
     reference = with_tag(reference)
     doing = f"running {' '.join(command)[:60]!r} in '{reference}'"
-    shared = _shared(engine, beside)
-    shown = [f"--{option.removesuffix('_mode')}={value}" for option, value in shared.items()]
+    shared = _shared(beside)
+    place = [f"--{space}=container:{beside.name}" for space in ("pid", "network")] if beside else []
+    shown = [*place, *(f"--cap-add={name}" for name in shared.get("cap_add", ()))]
     feedback.command(["docker", "run", "--rm", *shown, str(reference), *command])
     _have(engine, reference, feedback)
     with engine.doing(doing, RunError):
@@ -169,14 +170,15 @@ def remove_running(engine: Engine, labels: Mapping[str, str]) -> list[str]:
     return removed
 
 
-def _shared(engine: Engine, beside: Running | None) -> dict[str, Any]:
-    """Return the options that put a container beside another one, as the same user."""
+def _shared(beside: Running | None) -> dict[str, Any]:
+    """Return the options that put a container into the view of another one.
+
+    Without the capability to trace, Linux shows a process' files to its own user and group only.
+    """
     if beside is None:
         return {}
-    with engine.doing(f"looking at the container '{beside.name}'", RunError):
-        user = engine.client.api.inspect_container(beside.name)["Config"]["User"]
     place = f"container:{beside.name}"
-    return {"pid_mode": place, "network_mode": place} | ({"user": user} if user else {})
+    return {"pid_mode": place, "network_mode": place, "cap_add": ["SYS_PTRACE"]}
 
 
 def _have(engine: Engine, reference: Reference, feedback: Feedback) -> None:

@@ -47,7 +47,7 @@ def docker_credentials(address: str) -> Credentials | None:
             f"looking up the login for '{address}': docker's configuration can't be read ({error})."
             f" 'docker logout {address}' and 'docker login {address}' write it anew."
         ) from error
-    if not found:
+    if not isinstance(found, dict):
         return None
     # A helper program's answer has its fields in capitals, the file's in small letters.
     fields = {str(name).lower(): str(value or "") for name, value in found.items()}

@@ -15,10 +15,10 @@ Source: CNCF Distribution, "Token Authentication Specification" and "OAuth2 Toke
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ SHORTEST_SECONDS = 60.0
 """How long a token is good for at least, and where its service does not tell."""
 
 _REPOSITORY = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
+_PARAMETER = re.compile(r'(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
@@ -152,7 +153,6 @@ class Logins:
 
     def _known(self, realm: str) -> Credentials | None:
         """Return the learner's credentials where they may be sent, and settle the advice."""
-        self.advice = self._wants_login
         try:
             known = self._credentials(self._address)
         except RegistryError as error:
@@ -189,16 +189,22 @@ class Logins:
         except ValueError:  # as in "http://[::1/token"
             return ""
 
+    def _realm(self, fields: Mapping[str, str], doing: str) -> str:
+        """Return the token service's address."""
+        with contextlib.suppress(ValueError):  # not an address at all
+            realm = urljoin(self._url, fields["realm"]) if fields.get("realm") else ""
+            if urlsplit(realm).hostname and realm.startswith(("https:", "http:")):
+                return realm
+        raise RegistryError(
+            f"{doing}: '{self._address}' wants a token, but does not name a token service. "
+            "Take another registry."
+        )
+
     def _fetch(
         self, realm: str, fields: Mapping[str, str], known: Credentials | None, doing: str
     ) -> _Held:
         """Ask the token service for a token."""
         host = urlsplit(realm).netloc
-        if not host:
-            raise RegistryError(
-                f"{doing}: '{self._address}' wants a token, but does not name a token service. "
-                "Take another registry."
-            )
         asked = time.monotonic()
         status, body = self._ask_service(realm, fields, known, doing)
         if status in (401, 403):
@@ -284,13 +290,15 @@ def _purpose(method: str, url: str) -> tuple[str, bool]:
 
 
 def _challenge(refused: requests.Response) -> tuple[str, dict[str, str]]:
-    """Return the scheme that a registry asks for, in small letters, and its parameters."""
+    """Return the scheme that a registry asks for, and its parameters (RFC 9110, 11.2)."""
     headers = getattr(refused.raw, "headers", None)
     values = headers.getlist("WWW-Authenticate") if headers is not None else []
     found: dict[str, dict[str, str]] = {}
     for value in values:
         scheme, _, rest = value.strip().partition(" ")
-        pairs = [item.partition("=") for item in urllib.request.parse_http_list(rest)]
-        found[scheme.lower()] = {name.lower(): text.strip('"') for name, _, text in pairs}
+        found[scheme.lower()] = {
+            name.lower(): re.sub(r"\\(.)", r"\1", quoted) or bare
+            for name, quoted, bare in _PARAMETER.findall(rest)
+        }
     scheme = next((one for one in ("bearer", "basic") if one in found), "")
     return scheme, found.get(scheme, {})

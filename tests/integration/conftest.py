@@ -1,4 +1,4 @@
-"""Further labs on the same engine, as of other users; each removes what it made."""
+"""Further labs on the same engine, and the application's images; what is made is removed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,63 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from labapp import removal
+from labapp import contents, images, removal
+from labapp.bench import Bench
+from labapp.contents import Contents
 from labapp.engine import Engine
 from labapp.feedback import QuietFeedback
+from labapp.images import builds
+from labapp.images.builds import Build
 from labapp.state import State
+
+VARIANTS = ("full", "slim", "multistage", "minimal")
+
+
+@pytest.fixture(scope="session")
+def build_variant(bench: Bench, feedback: QuietFeedback) -> Callable[..., Build]:
+    """Build the application by one of the Dockerfiles, with further build arguments."""
+
+    def build(variant: str, **arguments: str) -> Build:
+        dockerfile = bench.repository / "dockerfiles" / f"{variant}.Dockerfile"
+        return builds.build(
+            bench.engine,
+            bench.application,
+            tag=f"{bench.registry.address}/test-app/{variant}:{arguments.get('VERSION', 'plain')}",
+            dockerfile=dockerfile,
+            args=bench.build_arguments(dockerfile) | arguments,
+            labels=bench.state.labels,
+            feedback=feedback,
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def variants(bench: Bench, build_variant: Callable[..., Build]) -> Iterator[dict[str, Build]]:
+    """The application, built by each Dockerfile: once, as it takes more than a minute."""
+    made = {variant: build_variant(variant) for variant in VARIANTS}
+    yield made
+    for build in made.values():
+        images.remove(bench.engine, build.reference)
+
+
+@pytest.fixture(scope="session")
+def inside(
+    bench: Bench,
+    variants: dict[str, Build],
+    feedback: QuietFeedback,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, Contents]]:
+    """What is inside the application's images, read from the registry."""
+    folder = tmp_path_factory.mktemp("inside")
+    found: dict[str, Contents] = {}
+    for variant, build in variants.items():
+        pushed = images.push(bench.engine, bench.server, build.reference, feedback=feedback)
+        reference = pushed.reference.pinned(pushed.digest)
+        found[variant] = contents.read(bench.registry, reference, folder=folder, feedback=feedback)
+    yield found
+    for each in found.values():
+        bench.registry.delete_manifest(each.image.reference.repository, each.image.digest)
 
 
 @pytest.fixture

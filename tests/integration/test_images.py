@@ -449,6 +449,11 @@ def test_a_command_beside_a_container_sees_its_processes_and_files(
         shown = feedback.commands[-1]
         assert f"--pid=container:{running.name}" in shown
         assert f"--network=container:{running.name}" in shown
+        seen = images.run_once(
+            engine, slim, ["ls", "/proc/1/root/usr/bin/python3"], beside=running,
+            labels=state.labels, feedback=feedback,
+        )  # fmt: skip
+        assert seen.strip() == "/proc/1/root/usr/bin/python3"
         ask = "import urllib.request as u; print(u.urlopen('http://localhost:8000/').status)"
         words = ["python3", "-c", ask]
         said = images.run_once(

@@ -26,7 +26,7 @@ CONDA_NAMES = {"docker": "docker-py", "isal": "python-isal"}
 STANDARD_LIBRARY_ONLY = {"__main__", "setup.bootstrap", "setup.installer"}
 """They run before anything is installed."""
 
-COMMANDS = {"cli", "setup.bootstrap"}
+COMMANDS = {"cli", "cli_images", "setup.bootstrap"}
 """They import a command's modules when it runs: help comes at once, and on a bare Python."""
 
 FLOORS = [
@@ -66,7 +66,7 @@ FLOORS = [
     "exercises",
     "exercises.coach",
     "lab",
-    "opening",
+    "opening listings cli_images",
     "cli",
 ]
 """The package's floors, lowest first: a module may import only from those above its own."""
