@@ -137,10 +137,10 @@ class Logins:
             if held and held.signature != sent and time.monotonic() < held.until:
                 return True  # another thread was first
             scheme, fields = _challenge(refused)
+            self.advice = self._wants_login
             if not scheme:
-                self.advice = self._wants_login
                 return False
-            realm = self._realm(fields) if scheme == "bearer" else ""
+            realm = self._realm(fields, doing) if scheme == "bearer" else ""
             known = self._known(realm)
             if scheme == "basic" and known is not None and known.password:
                 new = _Held(Signature(known.basic), float("inf"))
@@ -178,16 +178,6 @@ class Logins:
             if place.startswith("http:") and not (at_home and is_local(place)):
                 return place
         return ""
-
-    def _realm(self, fields: Mapping[str, str]) -> str:
-        """Return the URL of the token service; empty if none is named, or no URL."""
-        if not fields.get("realm"):
-            return ""
-        try:
-            realm = urljoin(self._url, fields["realm"])
-            return realm if urlsplit(realm).netloc else ""
-        except ValueError:  # as in "http://[::1/token"
-            return ""
 
     def _realm(self, fields: Mapping[str, str], doing: str) -> str:
         """Return the token service's address."""
