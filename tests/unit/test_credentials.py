@@ -370,8 +370,8 @@ def test_a_token_service_that_is_down() -> None:
         ("", "wants a login"),
         ("Bearer", "does not name a token service"),
         ('Bearer service="x"', "does not name a token service"),
-        ('Bearer realm="ftp://127.0.0.1/x"', "asking the token service"),
-        ('Bearer realm="http://[::1/x"', "does not name a token service|asking the token service"),
+        ('Bearer realm="ftp://127.0.0.1/x"', "does not name a token service"),
+        ('Bearer realm="http://[::1/x"', "does not name a token service"),
         ('Basic realm="x", , =, "', "does not take what docker keeps for 'learner'"),
     ],
 )
