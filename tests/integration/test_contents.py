@@ -441,12 +441,17 @@ def test_syft_finds_the_same_packages(inside: dict[str, Contents], variant: str)
             source_package = artifact["name"]
             where[artifact["name"]] = {layers[each["layerID"]] for each in artifact["locations"]}
         theirs.add((artifact["type"], artifact["name"], artifact["version"], source_package))
-    packages = found.packages
+    packages = found.packages.copy()
+    # Syft tells Python's names in the form that indexes compare them by; the lab, as written.
+    is_python = packages["kind"] == "python"
+    for column in ("name", "source"):
+        same = packages[column].str.lower().str.replace("_", "-")
+        packages[column] = packages[column].mask(is_python, same)
     ours = packages[["kind", "name", "version", "source"]]
     assert set(ours.itertuples(index=False, name=None)) == theirs
     assert len(theirs) > 100
     # Of Debian's packages Syft tells the layer of the newest database, not the package's own.
-    python = packages[packages["kind"] == "python"]
+    python = packages[is_python]
     assert {name: {layer} for name, layer in python[["name", "layer"]].values} == where
 
 
