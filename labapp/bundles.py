@@ -1,6 +1,6 @@
-"""Bundles: base images, the registry's image and the wheels, in one file for machines offline.
+"""Bundles: base images, the registry's image, wheels and known fixes, for machines offline.
 
-A bundle is an OCI image layout in a tar; the wheels lie beside the layout's blobs.
+A bundle is an OCI image layout in a tar; wheels and fixes lie beside the layout's blobs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
-from labapp import bases
+from labapp import bases, contents, vulnerabilities
 from labapp import engine as engines
 from labapp.bases import registry_image, wheels
 from labapp.bases.layouts import Layout, LayoutWriter
@@ -18,19 +18,25 @@ from labapp.bases.shelf import Base, Shelf
 from labapp.bases.sources import NAMES, REGISTRY, place
 from labapp.bench import REPOSITORY, Bench
 from labapp.engine import Engine
-from labapp.errors import BaseError, DamagedContent, NotInRegistry
+from labapp.errors import BaseError, DamagedContent, NotInRegistry, VulnerabilityError
 from labapp.feedback import Feedback
 from labapp.manifests import Manifest, Platform, parse_config
 from labapp.registry.copies import find_image
 from labapp.registry.server import RegistryServer
 from labapp.state import State
+from labapp.vulnerabilities import Fixes
 
 WHEELS = "extra/wheels"
 """The folder of the wheels in a bundle."""
 
+FIXES = f"extra/vulnerabilities/{vulnerabilities.SNAPSHOT}"
+"""What Debian had fixed in the base images' packages when the bundle was saved."""
+
 
 def save(bench: Bench, path: Path, *, feedback: Feedback) -> None:
     """Write a bundle; a file that was there is replaced once the new one is complete.
+
+    Where Debian's mirror can't be reached, it goes without known fixes, and a line says so.
 
     Args:
         bench: the lab whose base images and wheels are taken.
@@ -42,6 +48,7 @@ def save(bench: Bench, path: Path, *, feedback: Feedback) -> None:
         DamagedContent: a base image is damaged in the registry.
     """
     folder = bench.application / "wheels"
+    fixes = _known_fixes(bench, feedback)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as draft:
             try:
@@ -50,6 +57,8 @@ def save(bench: Bench, path: Path, *, feedback: Feedback) -> None:
                         _save_base(bench, writer, base, functools.partial(bars.update, base.name))
                     for name, data in wheels.packed(folder).items():
                         writer.add_file(f"{WHEELS}/{name}", data)
+                    if fixes:
+                        writer.add_file(FIXES, fixes)
             except BaseException:
                 Path(draft.name).unlink()
                 raise
@@ -89,6 +98,7 @@ def load(
         layout.verify(progress=lambda done, total: bars.update("bytes", done, total))
     engine = engines.start(state, feedback=feedback)
     _check(layout, engine)
+    fixes = _carried_fixes(layout)
     carried = {name.rpartition("/")[2]: layout.read_file(name) for name in layout.files(WHEELS)}
     server = RegistryServer(engine=engine, state=state)
     with state.lock("prepare"), state.lock("bases"):
@@ -99,7 +109,52 @@ def load(
         for error in shelf.copy(layout, NAMES).values():
             raise error
         wheels.unpack(wheel_folder or REPOSITORY / "dockerfiles" / "app" / "wheels", carried)
+        if fixes:
+            vulnerabilities.keep_snapshot(fixes, folder=_fixes_folder(state))
     return bases.recorded(server, state)
+
+
+def _known_fixes(bench: Bench, feedback: Feedback) -> bytes:
+    """Return a snapshot of Debian's fixes for the Python base images; empty if there is none."""
+    images = [
+        contents.read(
+            bench.registry,
+            base.reference,
+            folder=bench.state.path("cache", "layers"),
+            platform=Platform.parse(bench.engine.platform),
+            feedback=feedback,
+        )
+        for base in bench.bases
+        if base.name != REGISTRY
+    ]
+    if not images:
+        return b""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / vulnerabilities.SNAPSHOT
+        try:
+            vulnerabilities.save_snapshot(
+                path, images, folder=_fixes_folder(bench.state), feedback=feedback
+            )
+        except VulnerabilityError as error:
+            feedback.say(f"The bundle goes without known vulnerabilities. {error}")
+            return b""
+        return path.read_bytes()
+
+
+def _carried_fixes(layout: Layout) -> Fixes | None:
+    if FIXES not in layout.files(FIXES.rpartition("/")[0]):
+        return None
+    try:
+        return vulnerabilities.parse_snapshot(layout.read_file(FIXES), f"{layout.path}/{FIXES}")
+    except VulnerabilityError as error:
+        raise DamagedContent(
+            f"loading the bundle '{layout.path}': its '{FIXES}' is damaged. Copy the file again; "
+            "nothing was changed."
+        ) from error
+
+
+def _fixes_folder(state: State) -> Path:
+    return state.path("cache", "vulnerabilities")
 
 
 def _save_base(

@@ -17,8 +17,19 @@ from labapp.feedback import Feedback
 from labapp.registry.reader import RegistryImage
 from labapp.vulnerabilities import apt_sources, own_fixes, scanners, snapshots
 from labapp.vulnerabilities.fixes import Fixes, judge
-from labapp.vulnerabilities.own_fixes import Packaged as Packaged
-from labapp.vulnerabilities.report import Report as Report
+from labapp.vulnerabilities.own_fixes import Packaged
+from labapp.vulnerabilities.report import Report
+from labapp.vulnerabilities.snapshots import parse as parse_snapshot
+
+__all__ = [
+    "Fixes",
+    "Packaged",
+    "Report",
+    "keep_snapshot",
+    "known",
+    "parse_snapshot",
+    "save_snapshot",
+]
 
 DEBIAN = "Debian's own fixes"
 """The name of this source in tables and charts."""
@@ -113,6 +124,23 @@ def save_snapshot(
     date = min(fixes.date for fixes in found)
     covers = frozenset().union(*(fixes.covers or () for fixes in found))
     snapshots.write(path, Fixes(found[0].release, date, merged, tuple(notes), covers))
+
+
+def keep_snapshot(fixes: Fixes, *, folder: Path) -> None:
+    """Put a snapshot where :func:`known` finds it, unless a newer one is there.
+
+    Args:
+        fixes: the snapshot.
+        folder: of the cache.
+
+    Raises:
+        VulnerabilityError: the folder can't be written.
+    """
+    path = folder / SNAPSHOT
+    with contextlib.suppress(VulnerabilityError):
+        if snapshots.read(path).date > fixes.date:
+            return
+    snapshots.write(path, fixes)
 
 
 def _without_mirror(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import tempfile
 import zlib
@@ -20,7 +21,15 @@ def read(path: Path) -> dict[str, Any] | None:
     gzip's checksum tells that a file was altered or cut off.
     """
     try:
-        with gzip.open(path) as file:
+        return parse(path.read_bytes())
+    except OSError:
+        return None
+
+
+def parse(data: bytes) -> dict[str, Any] | None:
+    """Return what a file's bytes hold; None if they are damaged."""
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
             text = file.read(LIMIT_BYTES + 1)
         content = json.loads(text) if len(text) <= LIMIT_BYTES else None
     except (OSError, EOFError, ValueError, zlib.error):

@@ -45,7 +45,24 @@ def read(path: Path) -> Fixes:
     Raises:
         VulnerabilityError: there is none, or it is damaged.
     """
-    content = cache.read(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(str(path), error.strerror or str(error)) from error
+    return parse(data, str(path))
+
+
+def parse(data: bytes, name: str) -> Fixes:
+    """Read the fixes from a file's bytes.
+
+    Args:
+        data: what :func:`write` wrote.
+        name: of the file, for the error.
+
+    Raises:
+        VulnerabilityError: they are damaged.
+    """
+    content = cache.parse(data)
     try:
         if content is None or content["format"] != FORMAT:
             raise ValueError("no snapshot of this format")
@@ -57,8 +74,11 @@ def read(path: Path) -> Fixes:
             covers=frozenset(map(str, content["covers"])),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        cause = "it is damaged or none" if path.exists() else "there is no such file"
-        raise VulnerabilityError(
-            f"reading the snapshot '{path}': {cause}. A bundle brings one: "
-            "'python3 -m labapp bundle load FILE'."
-        ) from error
+        raise _unreadable(name, "it is damaged, or no snapshot of this lab") from error
+
+
+def _unreadable(name: str, cause: str) -> VulnerabilityError:
+    return VulnerabilityError(
+        f"reading the snapshot '{name}': {cause}. A bundle brings one: "
+        "'python3 -m labapp bundle load FILE'."
+    )

@@ -740,7 +740,7 @@ def test_auto_without_mirror_and_snapshot(known: Known) -> None:
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (None, "there is no such file"),
+        (None, "No such file"),
         (b"", "damaged"),
         (gzip.compress(b"[]"), "damaged"),
         (gzip.compress(b'{"format": 2}'), "damaged"),
@@ -762,6 +762,22 @@ def test_a_snapshot_that_cannot_be_read(
         path.write_bytes(content)
     with pytest.raises(VulnerabilityError, match=cause):
         known(installed(mirror), source="snapshot", snapshot=path)
+
+
+def test_a_snapshot_is_kept_unless_a_newer_one_is_there(
+    mirror: Mirror, known: Known, tmp_path: Path
+) -> None:
+    path = tmp_path / "carried.json.gz"
+    for day, found in (("Sun, 22", 22), ("Sat, 21", 22), ("Mon, 23", 23)):
+        mirror.files[RELEASE] = mirror.files[RELEASE].replace(b"Sat, 21", day.encode())
+        vulnerabilities.save_snapshot(
+            path, [installed(mirror)], folder=tmp_path / day, feedback=QuietFeedback()
+        )
+        mirror.publish()
+        fixes = vulnerabilities.parse_snapshot(path.read_bytes(), "carried")
+        vulnerabilities.keep_snapshot(fixes, folder=tmp_path / "lab")
+        report = known(installed(mirror), source="snapshot", folder=tmp_path / "lab")
+        assert report.date.day == found
 
 
 def test_a_snapshot_of_another_release(mirror: Mirror, known: Known, tmp_path: Path) -> None:
