@@ -12,7 +12,10 @@ import pytest
 from labapp import cli, doctor, suite
 from labapp.state import State
 
-COMMANDS = ["start", "stop", "status", "doctor", "run", "test", "reset", "bundle"]
+COMMANDS = [
+    *("start", "stop", "status", "doctor", "run", "test", "reset", "bundle"),
+    *("inspect", "compare"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,23 @@ def test_help_comes_at_once() -> None:
         (["reset", "--yes"], 1, "labapp: looking for a container engine"),
         (["bundle", "load", "/nosuch/file.tar"], 2, "does not exist"),
         (["test", "tests/integration"], 1, "labapp: looking for a container engine"),
+        (["inspect"], 2, "Missing argument 'REFERENCE'"),
+        (["inspect", "Shop/web"], 1, "repositories are lower case, write 'shop/web'"),
+        (
+            ["inspect", "shop/web:1.4"],
+            1,
+            "it names no registry. Write 'localhost:PORT/shop/web:1.4' for the lab's own registry, "
+            "or 'docker.io/shop/web:1.4' for Docker Hub.",
+        ),
+        (["inspect", "python"], 1, "or 'docker.io/library/python' for Docker Hub"),
+        (["inspect", "localhost:1/shop/web"], 1, "nothing listens at 'localhost:1'"),
+        (["inspect", "localhost:1/shop/web", "--platform", "arm"], 2, "not of the form os/arch"),
+        (["inspect", "localhost:1/shop/web", "--cves", "x"], 2, "'x' is not one of"),
+        (["inspect", "localhost:1/shop/web", "--sbom", "xml", "f"], 2, "'xml' is not one of"),
+        (["compare"], 2, "Missing argument"),
+        (["compare", "localhost:1/shop/web"], 2, "takes two images or more"),
+        (["compare", "=localhost:1/a", "localhost:1/b"], 2, "no name before the '='"),
+        (["compare", "a=localhost:1/a", "a=localhost:1/b"], 2, "two images have the same name"),
     ],
 )
 def test_a_failure_is_told_in_words_and_by_the_exit_code(

@@ -66,7 +66,8 @@ FLOORS = [
     "exercises",
     "exercises.coach",
     "lab",
-    "opening listings cli_images",
+    "opening listings",
+    "cli_images",
     "cli",
 ]
 """The package's floors, lowest first: a module may import only from those above its own."""
