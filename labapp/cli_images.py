@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_HUB = ("docker.io/", "index.docker.io/")
+"""How a reference begins that says Docker Hub, and does not only leave the registry out."""
+
 OPTIONS = [
     click.option(
         "--cves",
@@ -136,8 +139,8 @@ def compare(
     if len(references) < 2:
         raise click.UsageError("compare takes two images or more; 'inspect' shows a single one.")
     state, chosen = State.open(), _platform(platform)
-    named = _names([_named(text, state) for text in references])
-    found = Comparison({name: _inspect(each, cves, chosen) for name, each in named.items()})
+    images = column_names([named(text, state) for text in references])
+    found = Comparison({name: _inspect(each, cves, chosen) for name, each in images.items()})
     if charts is not None:
         _draw(found, charts)
     if as_json:
@@ -188,7 +191,7 @@ def _reference(text: str, state: State) -> Reference:
     from labapp.reference import DOCKER_HUB, Reference
 
     reference = Reference.parse(text)
-    if reference.registry != DOCKER_HUB or text.startswith((DOCKER_HUB, f"index.{DOCKER_HUB}")):
+    if reference.registry != DOCKER_HUB or text.startswith(_HUB):
         return reference
     port = state.read("registry").get("port", "PORT")
     hub = f"{DOCKER_HUB}/{reference.repository}{text[len(reference.name) :]}"
@@ -204,7 +207,7 @@ def _reference(text: str, state: State) -> Reference:
     )
 
 
-def _named(text: str, state: State) -> tuple[str, Reference]:
+def named(text: str, state: State) -> tuple[str, Reference]:
     """Split ``name=reference``; the name is empty where there is none."""
     name, equals, rest = text.rpartition("=")
     if equals and not name.strip():
@@ -212,7 +215,7 @@ def _named(text: str, state: State) -> tuple[str, Reference]:
     return name.strip(), _reference(rest, state)
 
 
-def _names(images: Sequence[tuple[str, Reference]]) -> dict[str, Reference]:
+def column_names(images: Sequence[tuple[str, Reference]]) -> dict[str, Reference]:
     """Give each image a name, the shortest by which all are told apart."""
     references = [reference for _, reference in images]
     last = [each.repository.rpartition("/")[2] for each in references]

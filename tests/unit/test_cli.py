@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from labapp import cli, doctor, suite
+from labapp import cli, cli_images, doctor, suite
+from labapp.reference import Reference
 from labapp.state import State
 
 COMMANDS = [
@@ -66,6 +67,25 @@ def test_help_comes_at_once() -> None:
         (["reset", "--yes"], 1, "labapp: looking for a container engine"),
         (["bundle", "load", "/nosuch/file.tar"], 2, "does not exist"),
         (["test", "tests/integration"], 1, "labapp: looking for a container engine"),
+        (
+            ["inspect", "shop/web:1.4"],
+            1,
+            "labapp: inspecting 'shop/web:1.4': it names no registry. "
+            "Write 'localhost:PORT/shop/web:1.4'",
+        ),
+        (["inspect", "python"], 1, "or 'docker.io/library/python' for Docker Hub."),
+        (["inspect", "local/x:"], 1, "labapp: reading the image reference 'local/x:': the tag"),
+        (["inspect", "localhost:1/shop/web"], 1, "nothing listens at 'localhost:1'"),
+        (["inspect", "localhost:1/shop/web", "--platform", "arm"], 2, "Write it as in"),
+        (["inspect", "localhost:1/shop/web", "--cves", "rumour"], 2, "'rumour' is not one of"),
+        (["inspect", "localhost:1/shop/web", "--sbom", "spdx"], 2, "requires 2 arguments"),
+        (["inspect", "localhost:1/shop/web", "--sbom", "xml", "f"], 2, "'xml' is not one of"),
+        (["compare"], 2, "Missing argument"),
+        (["compare", "localhost:1/shop/web"], 2, "two images or more"),
+        (["compare", "localhost:1/shop/web", "=localhost:1/shop/api"], 2, "no name before the '='"),
+        (["compare", "localhost:1/shop/web", "localhost:1/shop/web"], 2, "Give each its own"),
+        (["compare", "a=localhost:1/web", "a=localhost:1/api"], 2, "Give each its own"),
+        (["compare", "localhost:1/web", "web"], 1, "'web': it names no registry"),
         (["inspect"], 2, "Missing argument 'REFERENCE'"),
         (["inspect", "Shop/web"], 1, "repositories are lower case, write 'shop/web'"),
         (
@@ -92,6 +112,38 @@ def test_a_failure_is_told_in_words_and_by_the_exit_code(
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_a_bare_name_is_told_the_port_of_the_labs_registry(
+    capsys: pytest.CaptureFixture[str], own_state: State
+) -> None:
+    own_state.write("registry", {"port": 41233})
+    assert cli.main(["inspect", "shop/web"]) == 1
+    assert "Write 'localhost:41233/shop/web' for the lab's own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        (["r.test/shop/full:1", "r.test/shop/slim:1"], ["full", "slim"]),
+        (["r.test/shop/full:1", "r.test/shop/slim:2"], ["full", "slim"]),
+        (["r.test/shop/web:full", "r.test/shop/web:slim"], ["full", "slim"]),
+        (["r.test/web", "r.test/web:1"], ["latest", "1"]),
+        (["r.test/web:1", "r.test/api:1", "r.test/web:2"], ["web:1", "api:1", "web:2"]),
+        (["r.test/a/web:1", "r.test/b/web:1"], ["r.test/a/web:1", "r.test/b/web:1"]),
+        (["docker.io/python:3.13", "docker.io/library/python:3.14"], ["3.13", "3.14"]),
+        (["before=r.test/web:1", "r.test/web:2"], ["before", "web"]),
+        (["web=r.test/x:1", "r.test/web:2"], ["web", "2"]),
+        (
+            [f"r.test/web@sha256:{'a' * 64}", f"r.test/web@sha256:{'b' * 64}"],
+            ["sha256:" + 12 * "a", "sha256:" + 12 * "b"],
+        ),
+    ],
+)
+def test_names_of_columns(own_state: State, texts: list[str], names: list[str]) -> None:
+    named = cli_images.column_names([cli_images.named(text, own_state) for text in texts])
+    assert list(named) == names
+    assert list(named.values()) == [Reference.parse(text.rpartition("=")[2]) for text in texts]
 
 
 def test_stop_where_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
