@@ -44,6 +44,7 @@ def pull_times(
                 f"only those of {quoted(list(variants))}. Use the same names."
             )
         checked(pd.DataFrame({"seconds": seconds}), "seconds#", chart="pull times", name=name)
+    several = any(len(seconds) > 1 for seconds in runs.values())
     bars, colours = [], []
     for name, size in variants.items():
         for line, colour in zip(LINES, (DEEP, BLUE, PALE), strict=True):
@@ -61,8 +62,8 @@ def pull_times(
     axes, places = bars_axes(
         bars, title=_pulls_title(variants), unit="seconds", row=21,
         note="Computed: bytes to download, divided by the line's speed, nothing else."
-        + (" Measured: from the lab's registry to this engine, with unpacking. The bar is the "
-           "middle run, each dot is a run." if runs else ""),
+        + (" Measured: from the registry, on this machine." if runs else "")
+        + (" The bar is the middle run, each dot is a run." if several else ""),
     )  # fmt: skip
     for place, bar, colour in zip(places, bars, colours, strict=True):
         if colour != "white":

@@ -57,7 +57,7 @@ class Desk:
     def copy(self, source: str, short: str) -> None:
         """Give an image of the registry one more name there, in any of its repositories."""
         registry = self.bench.registry
-        held = registry.image(source if "/" in source.partition("@")[0] else self.name(source))
+        held = registry.image(source if source.startswith(registry.address) else self.name(source))
         repository, _, tag = short.partition(":")
         if repository != held.reference.repository:
             for blob in held.manifest.blobs:
