@@ -13,6 +13,7 @@ import pandas as pd
 
 from labapp import charts, vulnerabilities
 from labapp import contents as image_contents
+from labapp.bases.sources import SOURCE_LABEL
 from labapp.charts import Chart
 from labapp.contents import Contents
 from labapp.errors import VulnerabilityError
@@ -90,9 +91,11 @@ class Inspection:
             "digest": image.digest,
             "platform": str(image.config.platform),
             "system": contents.os_release.get("PRETTY_NAME", "not told"),
+            "base": _base(image.config.labels),
             "layers": str(len(contents.layers)),
             "download": amount(contents.download_bytes),
             "unpacked": amount(contents.unpacked_bytes),
+            "of it visible": amount(contents.visible_bytes),
             "of it wasted": amount(contents.wasted_bytes),
             "files": f"{int((contents.files['type'] == 'file').sum()):,}",
             "packages": named or "none",
@@ -221,6 +224,14 @@ def inspect(
     except VulnerabilityError as error:
         return Inspection(contents, None, str(error))
     return Inspection(contents, found)
+
+
+def _base(labels: Mapping[str, str]) -> str:
+    """Tell what the labels say of the base image, which only its builder knows."""
+    name = labels.get("org.opencontainers.image.base.name", "")
+    made = {"debian-packages": "of Debian packages", "docker-hub": "from Docker Hub"}
+    source = labels.get(SOURCE_LABEL, "")
+    return ", ".join(filter(None, [name, made.get(source, source)])) or "not told"
 
 
 def _secrets(contents: Contents) -> str:
