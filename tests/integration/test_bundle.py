@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labapp import bundles, images
+from labapp import bundles, contents, images, vulnerabilities
 from labapp.bases import wheels
 from labapp.bench import Bench
 from labapp.errors import BaseError, DamagedContent, LabError
@@ -56,6 +56,24 @@ def test_a_bundle_is_all_that_an_offline_machine_needs(
         assert there.config.labels[LABEL] == state.lab_id
         assert bases[base.name].source == base.source
     assert wheels.is_complete(application / "wheels", platform=bench.engine.platform)
+
+    known_here, known_there = (
+        vulnerabilities.known(
+            contents.read(
+                bench.registry,
+                bench.base("python:3.13-slim"),
+                folder=bench.state.path("cache", "layers"),
+                feedback=feedback,
+            ),
+            folder=each.path("cache", "vulnerabilities"),
+            source=source,
+            feedback=feedback,
+        )
+        for each, source in ((bench.state, "debian"), (state, "snapshot"))
+    )
+    assert known_there.date == known_here.date
+    assert known_there.since_release == known_here.since_release
+    assert known_there.notes == ()
 
     tag = f"{server.address}/shop/web:offline"
     builds.build(
@@ -145,6 +163,46 @@ def test_a_layout_of_other_images_is_refused(
     bundles.save(replace(bench, bases=registry_only), other, feedback=feedback)
     with pytest.raises(DamagedContent, match=r"has no 'python:3\.13'"):
         bundles.load(another_lab(), other, feedback=feedback)
+
+
+def test_without_the_mirror_a_bundle_goes_without_fixes_and_says_so(
+    bench: Bench,
+    another_lab: Callable[[], State],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    slim_only = tuple(base for base in bench.bases if base.name == "python:3.13-slim")
+    # Of another lab, whose cache is empty.
+    alone = replace(bench, bases=slim_only, state=another_lab())
+    feedback = QuietFeedback()
+    path = tmp_path / "lab.tar"
+    bundles.save(alone, path, feedback=feedback)
+    assert feedback.lines[0].startswith("The bundle goes without known vulnerabilities.")
+    assert "can't be reached" in feedback.lines[0]
+    with tarfile.open(path) as tar:
+        assert bundles.FIXES not in tar.getnames()
+    path.unlink()
+
+
+def test_damaged_fixes_in_a_bundle_change_nothing(
+    bundle: Path, another_lab: Callable[[], State], tmp_path: Path, feedback: QuietFeedback
+) -> None:
+    copy = tmp_path / "copy.tar"
+    shutil.copyfile(bundle, copy)
+    with tarfile.open(copy) as tar:
+        member = tar.getmember(bundles.FIXES)
+    with copy.open("r+b") as file:
+        file.seek(member.offset_data + member.size // 2)
+        file.write(b"damaged!")
+    state = another_lab()
+    with pytest.raises(DamagedContent, match=r"snapshot\.json\.gz' is damaged"):
+        bundles.load(state, copy, wheel_folder=tmp_path / "wheels", feedback=feedback)
+    copy.unlink()
+    assert not (tmp_path / "wheels").exists()
+    assert state.read("bases") == {} == state.read("registry")
 
 
 def test_saving_replaces_a_file_only_when_it_is_complete(
