@@ -32,7 +32,7 @@ def parse(data: bytes) -> dict[str, Any] | None:
         with gzip.open(io.BytesIO(data)) as file:
             text = file.read(LIMIT_BYTES + 1)
         content = json.loads(text) if len(text) <= LIMIT_BYTES else None
-    except (OSError, EOFError, ValueError, zlib.error):
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error):
         return None
     return content if isinstance(content, dict) else None
 

@@ -187,7 +187,7 @@ def _run(command: Sequence[str], feedback: Feedback) -> dict[str, Any]:
             found = json.loads(text) if len(text) <= ANSWER_LIMIT else None
             if not isinstance(found, dict):
                 raise ValueError("no JSON object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _nonsense(command[0], error) from error
     return found
 
