@@ -129,7 +129,7 @@ class Inspection:
         return self.table.to_string(index=False)
 
     def _repr_html_(self) -> str:
-        return _html(self.table.set_index("fact"), self.notes)
+        return _html(self.table.set_index("fact").rename(columns={"value": ""}), self.notes)
 
     def _told(self, name: str) -> str:
         value = getattr(self.found, name) if self.found else None
@@ -248,6 +248,9 @@ def _number(value: float | None) -> str:
 
 
 def _html(table: pd.DataFrame, notes: tuple[str, ...]) -> str:
-    text = table.rename_axis(index=None, columns=None).to_html(justify="left")
+    text = table.rename_axis(index=None, columns=None).to_html(border=0, justify="left")
+    # JupyterLab puts cells to the right, as for numbers; these are words.
+    for cell in ("th", "td"):
+        text = text.replace(f"<{cell}>", f'<{cell} style="text-align:left">')
     said = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-    return f'<div class="labapp-inspection">{text}<ul style="color:#555">{said}</ul></div>'
+    return f'<div class="labapp-inspection">{text}<ul style="opacity:0.8">{said}</ul></div>'
