@@ -98,17 +98,17 @@ def _check_patch(bench: Bench, answer: object) -> Verdict:
     held = evidence.image(bench, "team/python", "patched")
     if held is None:
         return not_yet("The registry has no 'team/python:patched' yet.")
+    if (inside.contents(bench, held).packages["kind"] == "deb").sum() == 0:
+        return wrong(
+            "'team/python:patched' lists no Debian package, so nothing tells whether fixes are "
+            "missing. Removing the list is not a patch."
+        )
     report = inside.report(bench, held)
     if report.missing:
         names = sorted(set(report.rows.loc[report.rows["state"] == "missing", "package"]))
         return wrong(
             f"'team/python:patched' still lacks {report.missing} fixes, in {', '.join(names[:4])}"
             f"{' and others' if len(names) > 4 else ''}."
-        )
-    if (inside.contents(bench, held).packages["kind"] == "deb").sum() == 0:
-        return wrong(
-            "'team/python:patched' lists no Debian package, so nothing tells whether fixes are "
-            "missing. Removing the list is not a patch."
         )
     try:
         said = images.run_once(
