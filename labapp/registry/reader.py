@@ -297,5 +297,4 @@ def _name(repository: str, identifier: str) -> str:
 
 
 def _same_digest(digest: str, data: bytes) -> bool:
-    algorithm, _, value = digest.partition(":")
-    return hashlib.new(algorithm, data).hexdigest() == value
+    return hashlib.new(digest.partition(":")[0], data).hexdigest() == digest.partition(":")[2]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import ssl
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import trustme
 
 from labapp.errors import RegistryError, RegistryUnreachable
 from labapp.manifests import digest_of
@@ -57,7 +60,9 @@ class Server:
 
 
 @contextmanager
-def serving(answer: Callable[[Seen], Reply]) -> Iterator[Server]:
+def serving(
+    answer: Callable[[Seen], Reply], *, certificate: trustme.LeafCert | None = None
+) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -80,6 +85,10 @@ def serving(answer: Callable[[Seen], Reply]) -> Iterator[Server]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(tls)
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     served = Server(f"127.0.0.1:{server.server_address[1]}", answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -160,7 +169,6 @@ def test_what_docker_login_kept(
     assert (found and (found.username, found.password, found.identity_token)) == expected
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a helper here is a shell script")
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
@@ -175,9 +183,12 @@ def test_a_helper_program_is_asked(
     expected: Credentials,
 ) -> None:
     helper = tmp_path / "docker-credential-labtest"
-    helper.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n", encoding="utf-8")
+    script = f"#!/bin/sh\necho '{json.dumps(answer)}'\n"
+    if sys.platform == "win32":
+        helper, script = helper.with_suffix(".cmd"), f"@echo {json.dumps(answer)}\r\n"
+    helper.write_text(script, encoding="utf-8")
     helper.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     write_config(tmp_path, {"credsStore": "labtest"})
     assert docker_credentials("r.test") == expected
@@ -380,6 +391,29 @@ def test_a_challenge_that_can_not_be_met(header: str, words: str) -> None:
         reader = RegistryReader(registry.address, credentials=learner)
         with pytest.raises(RegistryError, match=words):
             reader.tags("shop/web")
+
+
+def test_a_registry_and_a_token_service_with_certificates_of_their_own(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    roots = tmp_path / "roots.pem"
+    authority.cert_pem.write_to_path(str(roots))
+
+    def answer(seen: Seen) -> Reply:
+        header = bearer(service.address).replace("http:", "https:")
+        return guarded(seen, header, "Bearer abc")
+
+    with (
+        serving(lambda seen: token({"token": "abc"}), certificate=certificate) as service,
+        serving(answer, certificate=certificate) as registry,
+    ):
+        trusting = RegistryReader(
+            registry.address, secure=True, credentials=learner, certificates=roots
+        )
+        assert trusting.tags("shop/web") == ["1"]
+        assert service.seen[0].authorization == LEARNER.basic
+        with pytest.raises(RegistryUnreachable, match="does not speak HTTPS with a valid certif"):
+            RegistryReader(registry.address, secure=True, credentials=learner).tags("shop/web")
 
 
 # --- where a password never goes
