@@ -147,7 +147,11 @@ def test_what_apt_offers_is_read_from_its_policy() -> None:
 
 def test_a_process_is_known_by_program_and_argument(tmp_path: Path) -> None:
     mark = str(tmp_path)
-    with subprocess.Popen(["sh", "-c", "read line", mark], stdin=subprocess.PIPE) as process:
+    command = ["sh", "-c", "echo ready; read line", mark]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        # Linux shows no arguments yet when a process only just begins.
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         assert processes.running("sh", mark) == [process.pid]
         assert processes.running("dockerd", mark) == []
         assert processes.running("sh", mark[:-1]) == []
