@@ -15,6 +15,9 @@ from labapp.feedback import QuietFeedback
 _RATIO = 1.4
 """How many times the slim base's download the small image may have."""
 
+_COMPILER = "gcc-"
+"""How the name of the compiler's source package begins."""
+
 _CVE = re.compile(r"CVE-\d{4}-\d{4,}")
 
 
@@ -32,11 +35,14 @@ def _check_unused(bench: Bench, answer: object) -> Verdict:
     found = packages[packages["name"] == name]
     if found.empty:
         return wrong(f"'shop/web:full' has no Debian package '{name}'.")
+    if str(found["source"].iloc[0]).startswith(_COMPILER):
+        return wrong(f"'{name}' is made from the compiler's source. Which other one is largest?")
     used = _packages_in_memory(bench, contents)
     if name in used:
-        return wrong(f"The running shop holds files of '{name}' in memory. It is a passenger? No.")
+        return wrong(f"The running shop holds files of '{name}' in memory. It is no passenger.")
     size = int(found["unpacked_bytes"].iloc[0])
-    larger = packages[(packages["unpacked_bytes"] > size) & ~packages["name"].isin(used)]
+    others = packages[~packages["source"].str.startswith(_COMPILER)]
+    larger = others[(others["unpacked_bytes"] > size) & ~others["name"].isin(used)]
     if not larger.empty:
         return wrong(
             f"'{name}' has {size:,} bytes, and the shop doesn't use it. But {len(larger)} unused "
@@ -132,13 +138,15 @@ EXERCISES = (
         hints=(
             "Take the rows of `packages` whose `name` is not in `used`: "
             '`packages[~packages["name"].isin(used)]`.',
-            "The table is sorted already. The first row that is left, of kind `deb`, is the one.",
+            "Leave out those whose `source` is `gcc-14`, and keep kind `deb`. The table is sorted "
+            "already: the first row that is left is the one.",
         ),
         solution="""
 unused = packages[~packages["name"].isin(used) & (packages["kind"] == "deb")]
+unused = unused[~unused["source"].str.startswith("gcc-")]
 answer = unused["name"].iloc[0]
 """,
-        why="It is there because building some Python packages needs it. Running them does not.",
+        why="It is there in case somebody builds something that needs it. The shop never will.",
     ),
     Exercise(
         id="04-cve",
@@ -160,7 +168,8 @@ answer = only_full["cve"].iloc[0]
         hints=(
             "The compiler is needed between `apt-get install` and the last `pip install`. Do all "
             "of it in one `RUN`, and remove the compiler before that `RUN` ends.",
-            "`COPY` everything first. Then one `RUN`: install gcc, both `pip install` lines, "
+            "`COPY` everything first. (It costs the cache of chapter 01; 05 has both.) Then one "
+            "`RUN`: install gcc, both `pip install` lines, "
             "`apt-get purge -y --auto-remove gcc libc6-dev python3-dev`, remove the lists.",
         ),
         solution='''
