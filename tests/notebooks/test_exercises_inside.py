@@ -96,7 +96,9 @@ def packages(desk: Desk) -> list[str]:
     held = evidence.image(desk.bench, "shop/web", "full")
     assert held is not None
     rows = inside.contents(desk.bench, held).packages
-    rows = rows[(rows["kind"] == "deb") & ~rows["source"].isin(["gcc-14"])].sort_values("unpacked_bytes", ascending=False)
+    rows = rows[(rows["kind"] == "deb") & ~rows["source"].isin(["gcc-14"])].sort_values(
+        "unpacked_bytes", ascending=False
+    )
     return list(rows["name"])
 
 
