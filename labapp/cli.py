@@ -248,7 +248,7 @@ def bundle() -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @BASES
 def save_bundle(file: Path, bases: str) -> None:
-    """Write this lab's base images, registry image and wheels to FILE, a tar."""
+    """Write base images, registry image, wheels and a snapshot of known fixes to FILE, a tar."""
     from labapp import bench, bundles
 
     feedback = _feedback()
