@@ -90,7 +90,7 @@ def pull(
                 f"{doing}: the registry has not got the image whole: {listed(damage)}. "
                 "Push it again from where it was built: the lab then replaces what is damaged."
             )
-    told = Told({"Pull complete": FETCHED, "Already exists": HERE})
+    told = Told({"Pull complete": FETCHED, "Already exists": HERE}, registry)
     with engine.doing(doing, PullError), feedback.bars(doing.replace("'", "")) as bars:
         try:
             events = engine.client.api.pull(

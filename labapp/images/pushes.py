@@ -127,7 +127,7 @@ def _send(
     engine: Engine, registry: Registry | None, reference: Reference, feedback: Feedback
 ) -> Told:
     doing = f"pushing '{reference}'"
-    told = Told({"Pushed": SENT, "Layer already exists": THERE, "Mounted from": MOUNTED})
+    told = Told({"Pushed": SENT, "Layer already exists": THERE, "Mounted from": MOUNTED}, registry)
     # The engine counts the bytes of a layer before it compresses them.
     title = f"Pushing {reference}, layers before compression"
     with engine.doing(doing, PushError), feedback.bars(title) as bars:

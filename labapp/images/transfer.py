@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,9 @@ from labapp.registry.server import RegistryServer
 
 START = "'python3 -m labapp status' tells whether it runs, 'python3 -m labapp start' starts it."
 
+PATIENCE = 10.0
+"""Seconds for which a registry may be silent before a transfer is given up."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -28,23 +32,40 @@ class Refused(Exception):
 
 @dataclass
 class Told:
-    """What the engine told of a transfer; ``ends`` maps a layer's last status to its outcome."""
+    """What the engine told of a transfer.
+
+    Attributes:
+        ends: maps a layer's last status to its outcome.
+        registry: the registry, where it can be asked whether it is still there.
+        outcomes: of each layer, by the start of its digest.
+        digest: of the manifest.
+    """
 
     ends: dict[str, str]
+    registry: Registry | None
     outcomes: dict[str, str] = field(default_factory=dict)
     digest: str = ""
 
-    def read(self, events: Iterable[dict[str, Any]], bars: Bars) -> None:
+    def read(self, events: Generator[dict[str, Any]], bars: Bars) -> None:
         """Take all events of a stream.
 
         Raises:
-            Refused: the last of them is an error.
+            Refused: the last of them is an error, or the registry is gone.
         """
+        with closing(events):
+            self._read(events, bars)
+
+    def _read(self, events: Generator[dict[str, Any]], bars: Bars) -> None:
+        silent_since = None
         for event in events:
             if "error" in event:
                 detail = event.get("errorDetail") or {}
                 raise Refused(str(detail.get("message") or event["error"]))
             key, status = event.get("id", ""), event.get("status", "")
+            if status.startswith("Retrying in"):
+                silent_since = None if self._answers() else silent_since or time.monotonic()
+                if silent_since and time.monotonic() - silent_since >= PATIENCE:
+                    raise Refused(f"silent for {PATIENCE:.0f} s")
             progress = event.get("progressDetail") or {}
             outcome = next((self.ends[end] for end in self.ends if status.startswith(end)), None)
             if outcome is not None:
@@ -57,6 +78,16 @@ class Told:
                 self.digest = found[0]
             if "aux" in event and isinstance(event["aux"], dict):
                 self.digest = event["aux"].get("Digest", self.digest)
+
+    def _answers(self) -> bool:
+        try:
+            if self.registry is not None:
+                self.registry.ping()
+        except RegistryUnreachable:
+            return False
+        except RegistryError:
+            pass
+        return True
 
     def outcome(self, *digests: str) -> str | None:
         """Return a layer's outcome; the engine names layers by the start of one of its digests."""

@@ -243,7 +243,7 @@ def test_damage_in_a_registry_that_is_not_the_labs(
 def test_registry_killed_in_mid_push(
     engine: Engine, own: RegistryServer, state: State, tmp_path: Path
 ) -> None:
-    """The engine tries for most of a minute; then the lab says what happened, and mends it."""
+    """The engine would try for most of a minute; the lab says what happened, and mends it."""
     (tmp_path / "one").write_bytes(os.urandom(80_000_000))
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY one /\n")
     name = f"{own.address}/test/{uuid.uuid4().hex[:8]}:1"

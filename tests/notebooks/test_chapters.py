@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -88,6 +89,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 class TestChapter:
+    def test_is_valid(self, file: Path) -> None:
+        nbformat.validate(json.loads(file.read_text("utf-8")))
+
     def test_untouched_every_check_says_not_yet(
         self,
         file: Path,

@@ -6,10 +6,10 @@ import ast
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import nbformat
 import pytest
-from nbformat import NotebookNode
 
 from labapp.exercises import all_exercises
 
@@ -17,11 +17,15 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
-def read(file: Path) -> NotebookNode:
-    return nbformat.read(file, as_version=4)
+def read(file: Path) -> Any:
+    """Return a notebook by attributes; nbformat takes seconds to import, so it checks elsewhere."""
+    notebook = json.loads(file.read_text("utf-8"), object_hook=lambda o: SimpleNamespace(**o))
+    for cell in notebook.cells:
+        cell.source = "".join(cell.source)
+    return notebook
 
 
-def code(notebook: NotebookNode) -> list[NotebookNode]:
+def code(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
@@ -32,13 +36,12 @@ def test_the_chapters_are_there() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 class TestFile:
-    def test_is_valid_and_has_no_outputs_or_editor_metadata(self, file: Path) -> None:
+    def test_has_no_outputs_or_editor_metadata(self, file: Path) -> None:
         notebook = read(file)
-        nbformat.validate(notebook)
-        assert set(notebook.metadata) == {"kernelspec", "language_info"}
-        assert set(notebook.metadata.language_info) == {"name"}
+        assert set(vars(notebook.metadata)) == {"kernelspec", "language_info"}
+        assert set(vars(notebook.metadata.language_info)) == {"name"}
         for cell in notebook.cells:
-            assert set(cell.metadata) <= {"tags"}, cell.id
+            assert set(vars(cell.metadata)) <= {"tags"}, cell.id
             if cell.cell_type == "code":
                 assert cell.outputs == [], cell.id
                 assert cell.execution_count is None, cell.id
@@ -78,7 +81,7 @@ class TestFile:
         starters = {
             next(tag for tag in cell.metadata.tags if tag != "exercise"): cell
             for cell in code(notebook)
-            if "exercise" in cell.metadata.get("tags", [])
+            if "exercise" in getattr(cell.metadata, "tags", [])
         }
         expected = [id for id in all_exercises() if id.startswith(file.name[:2])]
         assert len(expected) >= 2

@@ -15,10 +15,10 @@ import pytest
 from ruamel.yaml import YAML
 
 import labapp
-from labapp.pages import DIAGRAMS
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "labapp"
+DIAGRAMS = PACKAGE / "vendor" / "mermaid.tiny.js.gz"
 
 CONDA_NAMES = {"docker": "docker-py", "isal": "python-isal"}
 """What conda-forge calls packages that have another name there."""
