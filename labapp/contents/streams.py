@@ -27,8 +27,8 @@ from labapp.errors import DamagedContent, LabError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-CHUNK_BYTES = 1024 * 1024
-AHEAD = 3
+CHUNK_BYTES = 4 * 1024 * 1024
+AHEAD = 2
 """How many chunks each step works ahead of the next."""
 
 _GZIP = b"\x1f\x8b"
