@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -26,11 +26,13 @@ class Image:
         name: the image's.
         pieces: bytes of each package and directory, largest first; columns ``kind`` (``alone``: a
             package that only this image has, ``package``, ``directory``), ``name``, ``bytes``.
+        counts: packages and directories of each kind; those whose files are all empty count.
         files: how many the image has.
     """
 
     name: str
     pieces: pd.DataFrame
+    counts: Mapping[str, int]
     files: int
 
     @property
@@ -44,8 +46,8 @@ class Image:
         return {str(kind): float(bytes_) for kind, bytes_ in sums.items() if bytes_}
 
     def count(self, kind: str) -> int:
-        """Return of how many packages or directories the image has files."""
-        return int((self.pieces["kind"] == kind).sum())
+        """Return of how many packages or directories the image has files, empty ones too."""
+        return self.counts.get(kind, 0)
 
 
 def read(name: str, rows: pd.DataFrame, others: Sequence[pd.DataFrame]) -> Image:
@@ -59,9 +61,10 @@ def read(name: str, rows: pd.DataFrame, others: Sequence[pd.DataFrame]) -> Image
     place = owner.where(owner != "", rows["path"].map(_directory))
     table = pd.DataFrame({"kind": kind, "name": place, "bytes": rows["bytes"].astype(float)})
     pieces = table.groupby(["kind", "name"], as_index=False)["bytes"].sum()
+    counts = {str(kind): int(count) for kind, count in pieces["kind"].value_counts().items()}
     pieces = pieces[pieces["bytes"] > 0].sort_values("bytes", ascending=False, kind="stable")
     files = int((rows["type"] == "file").sum()) if "type" in rows else len(rows)
-    return Image(name, pieces, files)
+    return Image(name, pieces, counts, files)
 
 
 def _directory(path: str) -> str:

@@ -357,6 +357,13 @@ def centre(text: Text) -> tuple[float, float]:
     return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
 
 
+def test_what_two_images_share_is_the_same_number_in_both_heads() -> None:
+    stripped = pd.concat([SLIM_FILES, files({"git": 0}, {})])
+    chart = charts.where_bytes_are({"full": FULL_FILES, "slim": stripped})
+    shared = re.findall(r"\d+ packages? of both", words(chart))
+    assert shared == ["2 packages of both"] * 2
+
+
 def test_a_map_covers_itself_once() -> None:
     chart = hard("map of one")
     pieces = rectangles(chart)
