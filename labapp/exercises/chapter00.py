@@ -31,7 +31,10 @@ def _check_tag(bench: Bench, answer: object) -> Verdict:
             f"'hello/web:mine' is {evidence.short(mine)} and 'hello/web:1.0' is "
             f"{evidence.short(first)}: two different images. Was another image tagged, or built?"
         )
-    return correct(f"Two labels, one image: both tags name {evidence.short(mine)}")
+    return correct(
+        f"Two labels, one image: both tags name {evidence.short(mine)}",
+        evidence={"image": evidence.pinned(bench, "hello/web", mine)},
+    )
 
 
 def _check_run(bench: Bench, answer: object) -> Verdict:
@@ -63,7 +66,11 @@ def _check_run(bench: Bench, answer: object) -> Verdict:
             f"The container runs, and nothing answers on port {ports[0]} of this machine. The web "
             "server inside listens on port 8000: is that the one you published?"
         )
-    return correct(f"It answers on port {ports[0]}.")
+    digest = evidence.digest(bench, "hello/web", "mine")
+    held = {"image": evidence.pinned(bench, "hello/web", digest)} if digest else {}
+    return correct(
+        f"It answers on port {ports[0]}.", evidence={**held, "container": running[0]["Id"][:12]}
+    )
 
 
 EXERCISES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -78,7 +79,11 @@ def _judge_rebuild(bench: Bench, copy: Path) -> Verdict:
         return wrong(f"Your Dockerfile does not build: {error}")
     finally:
         images.remove(bench.engine, tag)
-    return correct("A change in the source installs the shop again, and the requirements don't.")
+    dockerfile = hashlib.sha256((copy / "Dockerfile").read_bytes()).hexdigest()
+    return correct(
+        "A change in the source installs the shop again, and the requirements don't.",
+        evidence={"dockerfile": f"sha256:{dockerfile}"},
+    )
 
 
 def _check_context(bench: Bench, answer: object) -> Verdict:
@@ -106,7 +111,10 @@ def _check_context(bench: Bench, answer: object) -> Verdict:
             f"The image is clean, but '{sorted(sent)[0]}' still travels to the engine with each "
             "build. Which file says what stays out of the context?"
         )
-    return correct("Neither file travels to the engine, and neither is in the image.")
+    return correct(
+        "Neither file travels to the engine, and neither is in the image.",
+        evidence={"image": str(held.pinned)},
+    )
 
 
 def _context_files(folder: Path) -> set[str]:

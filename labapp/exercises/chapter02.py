@@ -25,7 +25,10 @@ def _check_promote(bench: Bench, answer: object) -> Verdict:
             f"{evidence.short(tested)}. Promoting gives the same image a second name; was another "
             "one tagged, or was it built again?"
         )
-    return correct(f"Both repositories serve {evidence.short(live)}")
+    return correct(
+        f"Both repositories serve {evidence.short(live)}",
+        evidence={"image": evidence.pinned(bench, "prod/web", live)},
+    )
 
 
 def _check_sent(bench: Bench, answer: object) -> Verdict:
@@ -54,7 +57,10 @@ def _check_sent(bench: Bench, answer: object) -> Verdict:
         return wrong(f"'{digest[:24]}' is no layer of 1.1. Whole digests are needed.")
     if given != added:
         return wrong(f"You named {len(given)} of the {len(added)} layers that are new in 1.1.")
-    return correct("Those layers are in 1.1 and not in 1.0. Nothing else had to travel.")
+    return correct(
+        "Those layers are in 1.1 and not in 1.0. Nothing else had to travel.",
+        evidence={"image": str(new.pinned), "layers": " ".join(sorted(added))},
+    )
 
 
 EXERCISES = (

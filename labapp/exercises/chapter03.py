@@ -23,7 +23,10 @@ def _check_digest(bench: Bench, answer: object) -> Verdict:
     if not isinstance(answer, str):
         return wrong(f"The answer is of type {type(answer).__name__}. Expected: a text.")
     if answer == held.manifest.digest:
-        return correct("The registry serves exactly these bytes under exactly this name.")
+        return correct(
+            "The registry serves exactly these bytes under exactly this name.",
+            evidence={"image": str(held.pinned)},
+        )
     if f"sha256:{answer}" == held.manifest.digest:
         return wrong("The digits are right. A digest says which algorithm made it, in front.")
     if answer == held.manifest.config.digest:
@@ -68,7 +71,10 @@ def _check_pin(bench: Bench, answer: object) -> Verdict:
     running = [c for c in evidence.containers(bench) if c["State"]["Running"]]
     if not any(c["Config"]["Image"] == str(reference) for c in running):
         return wrong("The file is pinned to the tested digest, but nothing runs from it: deploy.")
-    return correct(f"The server runs {evidence.short(tested)}, the image that was tested.")
+    return correct(
+        f"The server runs {evidence.short(tested)}, the image that was tested.",
+        evidence={"image": evidence.pinned(bench, reference.repository, tested)},
+    )
 
 
 def _check_from(bench: Bench, answer: object) -> Verdict:
@@ -97,7 +103,10 @@ def _check_from(bench: Bench, answer: object) -> Verdict:
     below = [layer.digest for layer in base.manifest.layers]
     if [layer.digest for layer in held.manifest.layers][: len(below)] != below:
         return wrong("'page/web:pinned' stands on other layers than 'team/base:1'. Build it again.")
-    return correct("Whoever builds this Dockerfile, whenever, starts from the same base.")
+    return correct(
+        "Whoever builds this Dockerfile, whenever, starts from the same base.",
+        evidence={"image": str(held.pinned), "base": str(base.pinned)},
+    )
 
 
 EXERCISES = (

@@ -48,7 +48,10 @@ def _check_unused(bench: Bench, answer: object) -> Verdict:
             f"'{name}' has {size:,} bytes, and the shop doesn't use it. But {len(larger)} unused "
             "ones are larger."
         )
-    return correct(f"{size:,} bytes travel to every server, and nothing there opens them.")
+    return correct(
+        f"{size:,} bytes travel to every server, and nothing there opens them.",
+        evidence={"image": str(held.pinned), "package": name},
+    )
 
 
 def _packages_in_memory(bench: Bench, contents: Contents) -> set[str]:
@@ -88,7 +91,8 @@ def _check_cve(bench: Bench, answer: object) -> Verdict:
     names = ", ".join(sorted(set(rows["package"])))
     return correct(
         f"{cve} is in {names}. 'full' had to be rebuilt, tested and deployed for it. For 'slim' "
-        "there was nothing to do: it isn't there."
+        "there was nothing to do: it isn't there.",
+        evidence={"image": str(full.pinned), "without": str(slim.pinned), "cve": cve},
     )
 
 
@@ -128,7 +132,10 @@ def _check_patch(bench: Bench, answer: object) -> Verdict:
         return wrong(f"No fix is missing, but its Python doesn't run: {error}")
     if said.strip() != "42":
         return wrong(f"No fix is missing, but its Python can't count: it says {said[:40]!r}.")
-    return correct(f"No fix is missing, as of {report.date:%Y-%m-%d}. Tomorrow, ask again.")
+    return correct(
+        f"No fix is missing, as of {report.date:%Y-%m-%d}. Tomorrow, ask again.",
+        evidence={"image": str(held.pinned), "fixes_of": f"{report.date:%Y-%m-%d}"},
+    )
 
 
 EXERCISES = (

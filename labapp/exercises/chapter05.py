@@ -20,7 +20,9 @@ def _check_two(bench: Bench, answer: object) -> Verdict:
     problem = inside.judge_answers(bench, held)
     if problem is not None:
         return wrong(f"No compiler ships. But {problem}")
-    return correct("The compiler did its work, and stayed at home.")
+    return correct(
+        "The compiler did its work, and stayed at home.", evidence={"image": str(held.pinned)}
+    )
 
 
 def _check_target(bench: Bench, answer: object) -> Verdict:
@@ -39,7 +41,10 @@ def _check_target(bench: Bench, answer: object) -> Verdict:
         return wrong(
             "'shop/workshop:1' has compiler and source, but the shop was not built in '/opt/venv'."
         )
-    return correct("Compiler, source and the built shop: all that a debugging session needs.")
+    return correct(
+        "Compiler, source and the built shop: all that a debugging session needs.",
+        evidence={"image": str(held.pinned)},
+    )
 
 
 def _check_mine(bench: Bench, answer: object) -> Verdict:

@@ -102,6 +102,11 @@ def added_files(bench: Bench, held: RegistryImage) -> set[str]:
     return paths
 
 
+def pinned(bench: Bench, repository: str, digest: str) -> str:
+    """Return an image of the lab's registry by digest, as receipts name it."""
+    return f"{bench.registry.address}/{repository}@{digest}"
+
+
 def short(digest: str | None) -> str:
     """Return a digest as messages quote it: ``sha256:`` and eight digits."""
     return digest[: len("sha256:") + 8] + "…" if digest else "nothing"

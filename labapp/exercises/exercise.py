@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from labapp.bench import Bench
@@ -22,10 +22,13 @@ class Verdict:
     Attributes:
         outcome: ``Correct``; ``NotYet`` when nothing was tried; ``Wrong`` when something was.
         message: what was found, what was expected, and the likely slip; never the answer.
+        evidence: what a right answer was judged by, for the receipt; an image as a reference with
+            its digest, so that it can be asked for again.
     """
 
     outcome: Outcome
     message: str
+    evidence: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{_SIGNS[self.outcome]}: {self.message}"
@@ -41,9 +44,9 @@ class Verdict:
         )
 
 
-def correct(message: str) -> Verdict:
-    """Return the verdict that an exercise is done."""
-    return Verdict("Correct", message)
+def correct(message: str, *, evidence: Mapping[str, str] | None = None) -> Verdict:
+    """Return the verdict that an exercise is done, and what shows it."""
+    return Verdict("Correct", message, evidence or {})
 
 
 def not_yet(message: str) -> Verdict:

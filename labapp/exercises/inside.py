@@ -66,7 +66,10 @@ def judge_small(bench: Bench, held: RegistryImage, *, limit: int) -> Verdict:
     answers = judge_answers(bench, held)
     if answers is not None:
         return wrong(f"{name} is small enough, with {size / 1e6:.1f} MB. But {answers}")
-    return correct(f"{size / 1e6:.1f} MB to download, and the shop answers as before.")
+    return correct(
+        f"{size / 1e6:.1f} MB to download, and the shop answers as before.",
+        evidence={"image": str(held.pinned), "download_bytes": str(size)},
+    )
 
 
 def judge_answers(bench: Bench, held: RegistryImage) -> str | None:

@@ -32,13 +32,14 @@ COMMANDS = {"cli", "cli_images", "setup.bootstrap"}
 FLOORS = [
     "labapp setup system errors feedback manifests.fields manifests.platforms system.ports "
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
-    "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release",
+    "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release "
+    "progress",
     "state reference manifests registry.credentials system.apt_packages engine.own_network "
     "system.processes deployments.deployment_file pages bases.wheels setup.bootstrap "
-    "charts.figure charts.rows "
+    "charts.figure charts.rows progress.chain "
     "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.streams",
     "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.archive "
-    "charts.frames charts.pieces",
+    "charts.frames charts.pieces progress.receipts",
     "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers",
     "registry.logins vulnerabilities.own_fixes vulnerabilities.snapshots contents.layer_cache "
     "contents.merge",

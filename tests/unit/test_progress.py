@@ -1,0 +1,201 @@
+"""Receipts: noted, chained, damaged, edited and shared; the journey, and what is shown of both."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labapp.errors import StateError
+from labapp.progress import chain
+from labapp.progress.receipts import Receipts
+from labapp.state import State
+
+THREE = ("00-tag", "00-run", "01-cache")
+IMAGE = "localhost:5000/hello/web@sha256:" + "a" * 64
+
+
+@pytest.fixture
+def receipts(tmp_path: Path) -> Receipts:
+    return Receipts(State.open(tmp_path / "state"))
+
+
+@pytest.fixture
+def three(receipts: Receipts) -> Receipts:
+    """Receipts of a learner who passed three exercises, the second one with some trouble."""
+    receipts.rename("ada")
+    receipts.note_try("00-tag", evidence={"image": IMAGE})
+    receipts.note_try("00-run")
+    receipts.note_hint("00-run", 1)
+    receipts.note_hint("00-run", 2)
+    receipts.note_hint("00-run", 1)
+    receipts.note_solution("00-run")
+    receipts.note_try("00-run", evidence={})
+    receipts.note_try("01-cache", evidence={})
+    return receipts
+
+
+def edit(receipts: Receipts, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(receipts.file.read_text("utf-8"))
+    change(document)
+    receipts.file.write_text(json.dumps(document), "utf-8")
+
+
+# ---------------------------------------------------------------- receipts
+
+
+def test_a_receipt_tells_what_it_took(three: Receipts) -> None:
+    record = three.read()
+    assert [receipt.exercise for receipt in record.sound] == list(THREE)
+    tag, run, _ = record.receipts
+    assert (tag.tries, tag.hints, tag.solution) == (1, 0, False)
+    assert (run.tries, run.hints, run.solution) == (2, 2, True)
+    assert tag.evidence == {"image": IMAGE}
+    assert tag.time.endswith("+00:00") and tag.lab == three.state.lab_id
+    assert record.broken is None and record.attempts == {}
+
+
+def test_what_is_passed_stays_as_it_is(three: Receipts) -> None:
+    before = three.read()
+    three.note_try("00-tag")
+    three.note_try("00-tag", evidence={"image": "another"})
+    three.note_solution("00-tag")
+    three.note_hint("00-tag", 2)
+    assert three.read() == before
+
+
+def test_what_is_not_passed_is_kept_too(receipts: Receipts) -> None:
+    receipts.note_try("03-pin")
+    receipts.note_hint("03-pin", 1)
+    again = Receipts(State.open(receipts.state.folder)).read()
+    assert again.attempts == {"03-pin": chain.Attempt(tries=1, hints=1)}
+    assert again.passed == {}
+
+
+def test_a_name_may_be_changed_at_any_time(three: Receipts) -> None:
+    three.rename("  Ada   Lovelace ")
+    assert three.read().learner == "Ada Lovelace"
+    assert three.read().broken is None
+    for bad in ("", "  ", "x" * 101, "a\x1bb"):
+        with pytest.raises(StateError, match="naming the learner"):
+            three.rename(bad)
+
+
+def test_seeds_differ_by_learner_and_exercise_and_stay(tmp_path: Path) -> None:
+    labs = [Receipts(State.open(tmp_path / name)) for name in ("one", "two")]
+    drawn = {lab.seed_for(name) for lab in labs for name in THREE}
+    assert len(drawn) == 6 and all(0 <= seed < 2**32 for seed in drawn)
+    again = Receipts(State.open(tmp_path / "one"))
+    assert [again.seed_for(name) for name in THREE] == [labs[0].seed_for(n) for n in THREE]
+
+
+def note_many(folder: str, name: str) -> None:
+    receipts = Receipts(State.open(Path(folder)))
+    for number in range(8):
+        receipts.note_try(f"{name}-{number}", evidence={})
+
+
+def test_two_kernels_at_once_lose_nothing(receipts: Receipts) -> None:
+    folder = str(receipts.state.folder)
+    fork = multiprocessing.get_context("fork" if hasattr(__import__("os"), "fork") else "spawn")
+    kernels = [fork.Process(target=note_many, args=(folder, name)) for name in ("a", "b")]
+    for kernel in kernels:
+        kernel.start()
+    for kernel in kernels:
+        kernel.join(30)
+    record = receipts.read()
+    assert sorted(record.passed) == sorted(f"{k}-{n}" for k in "ab" for n in range(8))
+    assert record.broken is None
+
+
+# ---------------------------------------------------------------- what was changed is noticed
+
+CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], int, str]] = [
+    ("tries", lambda d: d["receipts"][1].update(tries=1), 2, "receipt 2 (00-run) was changed"),
+    ("evidence", lambda d: d["receipts"][0].update(evidence={}), 1, "1 (00-tag) was changed"),
+    ("the last", lambda d: d["receipts"][2].update(hints=-1), 3, "3 (01-cache) was changed"),
+    ("taken out", lambda d: d["receipts"].pop(1), 2, "receipt 2 is missing"),
+    ("the first taken out", lambda d: d["receipts"].pop(0), 1, "receipt 1 is missing"),
+    ("the last taken out", lambda d: d["receipts"].pop(), 3, "receipt 3 is missing"),
+    ("all taken out", lambda d: d["receipts"].clear(), 1, "receipt 1 is missing"),
+    ("another seed", lambda d: d.update(seed=1), 0, "the seed"),
+    ("another lab", lambda d: d.update(lab="00000000"), 0, "the lab"),
+    ("swapped", lambda d: d["receipts"].reverse(), 1, "receipt 1 is missing"),
+    (
+        "invented",
+        lambda d: d["receipts"].append({**d["receipts"][2], "number": 4, "exercise": "03-pin"}),
+        3,
+        "3 (01-cache) was changed",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "number", "text"), [row[1:] for row in CHANGES], ids=[row[0] for row in CHANGES]
+)
+def test_an_edited_file_names_where(
+    three: Receipts, change: Callable[[dict[str, Any]], object], number: int, text: str
+) -> None:
+    edit(three, change)
+    broken = three.read().broken
+    assert broken is not None
+    assert broken.number == number
+    assert text in broken.text
+    assert len(three.read().sound) == max(number - 1, 0)
+
+
+def test_a_break_stays_after_further_receipts(three: Receipts) -> None:
+    edit(three, lambda document: document["receipts"].pop())
+    three.note_try("02-sent", evidence={})
+    broken = three.read().broken
+    assert broken is not None and broken.text == "receipt 3 is missing"
+    assert sorted(three.read().passed) == ["00-run", "00-tag"]
+
+
+# ---------------------------------------------------------------- what can't be read
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text.replace('"seed"', '"sead"'),
+        lambda text: text.replace('"tries": 2', '"tries": "2"'),
+    ],
+    ids=["cut short", "empty", "a list", "a field gone", "a wrong type"],
+)
+def test_a_damaged_file_is_put_aside_never_overwritten(
+    three: Receipts, damage: Callable[[str], str]
+) -> None:
+    for _ in range(2):
+        text = damage(three.file.read_text("utf-8"))
+        three.file.write_text(text, "utf-8")
+        three.note_try("00-tag", evidence={})
+        assert list(three.read().passed) == ["00-tag"]
+        assert text in [file.read_text("utf-8") for file in three.damaged]
+        if not text or text == "[]":
+            break
+        three.note_try("00-run")
+        three.note_try("00-run", evidence={})
+
+
+def test_a_file_of_a_newer_lab_is_left_alone(three: Receipts) -> None:
+    edit(three, lambda document: document.update(format=2))
+    before = three.file.read_text("utf-8")
+    with pytest.raises(StateError, match="has format 2, and this lab reads format 1"):
+        three.note_try("02-sent", evidence={})
+    assert three.file.read_text("utf-8") == before and three.damaged == ()
+
+
+def test_a_copy_to_hand_in(three: Receipts, tmp_path: Path) -> None:
+    copy = tmp_path / "new" / "ada.json"
+    three.save(copy)
+    assert chain.read(copy) == three.read()
+    with pytest.raises(StateError, match="Choose a folder"):
+        three.save(tmp_path)
