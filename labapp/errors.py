@@ -20,6 +20,7 @@ Every error that leaves the package is a :class:`LabError`::
     ├── BaseError              a base image or the wheels could not be had
     ├── VulnerabilityError     no source can tell which known vulnerabilities an image carries
     ├── DeploymentError        a deployment file that can't be read or run
+    ├── AttackError            an attack of the lab that is refused, or can't be done or undone
     ├── ExerciseError          an exercise or chapter that does not exist or can't be judged
     └── ChapterError           a cell of a chapter failed in a run without a browser
 
@@ -113,6 +114,10 @@ class VulnerabilityError(LabError):
 
 class DeploymentError(LabError):
     """A deployment file can't be read or run."""
+
+
+class AttackError(LabError):
+    """An attack of the lab is refused, or can't be done or undone."""
 
 
 class ExerciseError(LabError):

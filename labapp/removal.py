@@ -11,8 +11,9 @@ from typing import Any, Literal
 import docker.errors
 
 from labapp import engine as engines
+from labapp.attacks.journal import Journal
 from labapp.engine import Engine, own_engine
-from labapp.errors import RegistryUnreachable
+from labapp.errors import LabError, RegistryUnreachable
 from labapp.feedback import Feedback
 from labapp.registry.server import RegistryServer
 from labapp.state import LABEL, State
@@ -107,10 +108,15 @@ def carry_out(plan: Plan, *, feedback: Feedback) -> list[str]:
         EngineLost: the engine does not answer any more.
     """
     left = []
+    try:
+        # Of what attacks changed, only files can be elsewhere than in what is removed here.
+        Journal(plan.state).restore_files()
+    except LabError as error:
+        left.append(str(error))
     if plan.engine is None:
         own_engine.remove(plan.state, feedback=feedback)
     else:
-        left = _remove(plan.engine, plan.things, feedback=feedback)
+        left += _remove(plan.engine, plan.things, feedback=feedback)
     for file in plan.files:
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file, ignore_errors=True)

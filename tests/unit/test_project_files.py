@@ -30,14 +30,17 @@ COMMANDS = {"cli", "cli_images", "setup.bootstrap"}
 """They import a command's modules when it runs: help comes at once, and on a bare Python."""
 
 FLOORS = [
+    "attacks.middleman "
     "labapp setup system errors feedback manifests.fields manifests.platforms system.ports "
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release "
     "progress",
+    "attacks.catalogue "
     "state reference manifests registry.credentials system.apt_packages engine.own_network "
     "system.processes deployments.deployment_file pages bases.wheels setup.bootstrap "
     "charts.figure charts.rows progress.chain "
     "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.streams",
+    "attacks.journal attacks.wheels "
     "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.archive "
     "charts.frames charts.pieces progress.receipts",
     "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers",
@@ -48,6 +51,7 @@ FLOORS = [
     "charts.bars charts.builds charts.cves charts.events charts.exposure charts.pulls "
     "charts.sharing charts.treemap charts.variants",
     "engine registry charts bases.debian_recipes vulnerabilities.scanners contents.reading",
+    "attacks.forging attacks.gate "
     "images.builds images.running leftovers registry.copies deployments.compose "
     "bases.debian pins jupyter vulnerabilities contents",
     "registry.storage sbom",
@@ -60,6 +64,10 @@ FLOORS = [
     "bases.shelf bases.registry_image",
     "bases",
     "bench doctor inspection",
+    "attacks.targets",
+    "attacks.changes attacks.mirror attacks.exposure",
+    "attacks.undoing attacks.doing",
+    "attacks",
     "bundles suite workspace exercises.exercise exercises.evidence",
     "exercises.inside",
     "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03 "
