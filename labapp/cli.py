@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from labapp import cli_images
+from labapp import cli_images, cli_progress
 from labapp.errors import LabError
 from labapp.state import State
 
@@ -267,6 +267,8 @@ def load_bundle(file: Path) -> None:
 
 command.add_command(cli_images.inspect)
 command.add_command(cli_images.compare)
+command.add_command(cli_progress.progress)
+command.add_command(cli_progress.report)
 
 
 def _print(findings: Sequence[Finding]) -> None:

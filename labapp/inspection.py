@@ -18,9 +18,9 @@ from labapp.charts import Chart
 from labapp.contents import Contents
 from labapp.errors import VulnerabilityError
 from labapp.feedback import Feedback, amount
-from labapp.manifests import Platform
+from labapp.manifests import Platform, layer_history
 from labapp.reference import Reference
-from labapp.registry.reader import RegistryReader
+from labapp.registry.reader import RegistryImage, RegistryReader
 from labapp.vulnerabilities import Report
 
 CACHE = "cache"
@@ -224,6 +224,24 @@ def inspect(
     except VulnerabilityError as error:
         return Inspection(contents, None, str(error))
     return Inspection(contents, found)
+
+
+def layers(held: RegistryImage) -> pd.DataFrame:
+    """Return an image's layers as its manifest and config tell them, lowest first.
+
+    Returns:
+        Columns ``instruction``, ``digest``, ``download_bytes`` (compressed).
+    """
+    return pd.DataFrame(
+        [
+            {
+                "instruction": history.instruction if history else "(not recorded)",
+                "digest": layer.digest,
+                "download_bytes": layer.size,
+            }
+            for layer, history in layer_history(held.manifest, held.config)
+        ]
+    )
 
 
 def _base(labels: Mapping[str, str]) -> str:

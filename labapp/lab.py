@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -20,21 +19,13 @@ from labapp.feedback import Feedback
 from labapp.images import Pull, Push, Running, builds
 from labapp.images.builds import Build
 from labapp.inspection import CACHE, Comparison, Inspection
-from labapp.manifests import ImageConfig, Manifest, layer_history
+from labapp.manifests import ImageConfig, Manifest
+from labapp.progress.journey import JourneyMap, journey_map
+from labapp.progress.overview import Progress, overview
 from labapp.reference import Reference
 from labapp.registry import Registry, request_log
+from labapp.registry.request_log import Wire
 from labapp.workspace import copy_application, copy_dockerfile
-
-
-@dataclass
-class Wire:
-    """What was said to the registry while it was listened to.
-
-    Attributes:
-        rows: a row a request, in order; columns as :func:`requests_since` tells.
-    """
-
-    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True)
@@ -200,22 +191,8 @@ class Lab:
         return self.bench.registry.image(reference).config
 
     def layers(self, reference: str) -> pd.DataFrame:
-        """Return an image's layers, lowest first.
-
-        Returns:
-            Columns ``instruction``, ``digest``, ``download_bytes`` (compressed).
-        """
-        held = self.bench.registry.image(reference)
-        return pd.DataFrame(
-            [
-                {
-                    "instruction": history.instruction if history else "(not recorded)",
-                    "digest": layer.digest,
-                    "download_bytes": layer.size,
-                }
-                for layer, history in layer_history(held.manifest, held.config)
-            ]
-        )
+        """Return an image's layers, lowest first; see :func:`inspection.layers`."""
+        return inspection.layers(self.bench.registry.image(reference))
 
     def inspect(self, reference: str) -> Inspection:
         """Read what is inside an image, in this registry or another; see :func:`inspect`."""
@@ -238,13 +215,9 @@ class Lab:
             }
         )
 
-    @contextmanager
-    def listening(self) -> Iterator[Wire]:
+    def listening(self) -> AbstractContextManager[Wire]:
         """Keep what is said to the registry inside the ``with`` block; the lab's own words not."""
-        began = datetime.now(UTC)
-        wire = Wire()
-        yield wire
-        wire.rows = request_log.requests_since(self.bench.server, began)
+        return request_log.listening(self.bench.server)
 
     def pin(self, reference: str) -> Reference:
         """Return ``repository@sha256:…`` for what a tag names now."""
@@ -293,6 +266,20 @@ class Lab:
     def solution(self, id: str) -> None:
         """Show a way to solve an exercise."""
         self.coach.solution(id)
+
+    def progress(self, *, name: str | None = None) -> Progress:
+        """Return which exercises are passed, and where to go on; ``labapp progress``.
+
+        Args:
+            name: from now on, the learner's name in the receipts.
+        """
+        if name is not None:
+            self.coach.receipts.rename(name)
+        return overview(self.coach.receipts, self.bench.repository / "notebooks")
+
+    def map(self) -> JourneyMap:
+        """Return the journey map, with those steps lit whose exercises are passed."""
+        return journey_map(self.coach.receipts.read().passed)
 
     def clean_up(self) -> None:
         """Remove the containers that this lab started; images stay, so that a return is quick."""

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from labapp.contents import Contents
 from labapp.feedback import amount
 from labapp.inspection import Comparison, Inspection
+from labapp.terminal import add_row, new_table, plain, print_line
 from labapp.vulnerabilities import Report
 from labapp.vulnerabilities.fixes import MISSING
 
@@ -27,13 +27,13 @@ _ABOVE = ("image", "digest")
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """Show what was found in one image: facts, layers, and the longest of each list."""
     contents, facts = inspection.contents, inspection.facts
-    _line(console, facts["image"], style="bold")
-    _line(console, facts["digest"], style="dim")
+    print_line(console, facts["image"], style="bold")
+    print_line(console, facts["digest"], style="dim")
     console.print()
-    table = _table("", "")
+    table = new_table("", "")
     for name, value in facts.items():
         if name not in _ABOVE:
-            _row(table, name, value)
+            add_row(table, name, value)
     console.print(table)
     _show(console, "Layers, lowest first", _layers(contents))
     _show(console, "Largest packages", _packages(contents))
@@ -48,13 +48,13 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     """Show images side by side: a row a fact, a column an image."""
     facts = comparison.table
     for name, each in comparison.images.items():
-        _line(console, name, style="bold")
-        _line(console, f"  {each.facts['image']}")
-        _line(console, f"  {each.facts['digest']}", style="dim")
+        print_line(console, name, style="bold")
+        print_line(console, f"  {each.facts['image']}")
+        print_line(console, f"  {each.facts['digest']}", style="dim")
     console.print()
-    table = _table("", *facts.columns)
+    table = new_table("", *facts.columns)
     for fact, values in facts.drop(index=list(_ABOVE)).iterrows():
-        _row(table, fact, *values)
+        add_row(table, fact, *values)
     console.print(table)
     _notes(console, comparison.notes)
 
@@ -121,38 +121,38 @@ def _records(table: pd.DataFrame) -> Any:
 
 def _layers(contents: Contents) -> tuple[Table, int]:
     """Return the rows to show, and how many there are in all; so do the others."""
-    table = _table("#", "download", "unpacked", "wasted", "made by", right=(0, 1, 2, 3))
+    table = new_table("#", "download", "unpacked", "wasted", "made by", right=(0, 1, 2, 3))
     for row in contents.layers.to_dict("records"):
         sizes = [amount(row[f"{name}_bytes"]) for name in ("download", "unpacked", "wasted")]
         words = " ".join(row["instruction"].split()) or "(not told)"
-        _row(table, row["number"], *sizes, words)
+        add_row(table, row["number"], *sizes, words)
     return table, table.row_count
 
 
 def _packages(contents: Contents) -> tuple[Table, int]:
     rows = contents.packages.sort_values("unpacked_bytes", ascending=False, kind="stable")
-    table = _table("package", "version", "kind", "unpacked", "layer", right=(3, 4))
+    table = new_table("package", "version", "kind", "unpacked", "layer", right=(3, 4))
     for row in rows.head(SHOWN).to_dict("records"):
         told = [row["name"], row["version"], row["kind"]]
-        _row(table, *told, amount(row["unpacked_bytes"]), row["layer"])
+        add_row(table, *told, amount(row["unpacked_bytes"]), row["layer"])
     return table, len(rows)
 
 
 def _helpers(contents: Contents) -> tuple[Table, int]:
-    table = _table("", "")
+    table = new_table("", "")
     for kind, rows in contents.tools.groupby("kind", sort=False):
-        _row(table, f"{kind}s", _few(rows["name"]))
+        add_row(table, f"{kind}s", _few(rows["name"]))
     if len(contents.privileged):
-        _row(table, "set-uid and set-gid", _few(contents.privileged["path"]))
+        add_row(table, "set-uid and set-gid", _few(contents.privileged["path"]))
     return table, table.row_count
 
 
 def _secrets(contents: Contents) -> tuple[Table, int]:
-    table = _table("file", "line", "kind", "layer", "", right=(1, 3))
+    table = new_table("file", "line", "kind", "layer", "", right=(1, 3))
     for row in contents.secrets.head(SHOWN).to_dict("records"):
         line = "" if pd.isna(row["line"]) else int(row["line"])
         hidden = "" if row["visible"] else "hidden, still in its layer"
-        _row(table, row["path"], line, row["kind"], row["layer"], hidden)
+        add_row(table, row["path"], line, row["kind"], row["layer"], hidden)
     return table, len(contents.secrets)
 
 
@@ -163,12 +163,12 @@ def _fixes(report: Report) -> tuple[Table, int]:
         (part for _, part in rows.groupby(["source_package", "installed"], sort=True)),
         key=lambda part: -part["cve"].nunique(),
     )
-    table = _table("package", "installed", "fixed in", "CVEs", "", right=(3,), cut=4)
+    table = new_table("package", "installed", "fixed in", "CVEs", "", right=(3,), cut=4)
     for part in parts[:SHOWN]:
         first = part.iloc[0]
         ids = part["cve"].unique()
         name = first["source_package"] or first["package"]
-        _row(table, name, first["installed"], _few(part["fixed"]), len(ids), ", ".join(ids))
+        add_row(table, name, first["installed"], _few(part["fixed"]), len(ids), ", ".join(ids))
     return table, len(parts)
 
 
@@ -178,50 +178,18 @@ def _few(names: Iterable[object]) -> str:
     return ", ".join(listed[:SHOWN]) + more
 
 
-def _table(*headers: str, right: tuple[int, ...] = (), cut: int | None = None) -> Table:
-    """Return an empty table; columns in ``right`` are numbers, the one in ``cut`` has one line."""
-    table = Table(
-        box=None, show_header=any(headers), header_style="dim", padding=(0, 2, 0, 0), pad_edge=False
-    )
-    for number, header in enumerate(headers):
-        numeric, short = number in right, number == cut
-        table.add_column(
-            header,
-            justify="right" if numeric else "left",
-            no_wrap=numeric or short,
-            overflow="ellipsis" if short else "fold",
-        )
-    return table
-
-
-def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(_plain(str(cell)) for cell in cells))
-
-
 def _show(console: Console, title: str, listed: tuple[Table, int]) -> None:
     """Print a table under a title, and how many rows it leaves out; nothing if it is empty."""
     table, rows = listed
     if table.row_count:
         console.print()
-        _line(console, title, style="bold")
+        print_line(console, title, style="bold")
         console.print(table)
     if rows > table.row_count:
-        _line(console, f"… and {rows - table.row_count} more; --json has all", style="dim")
+        print_line(console, f"… and {rows - table.row_count} more; --json has all", style="dim")
 
 
 def _notes(console: Console, notes: Iterable[str]) -> None:
     for note in notes:
         console.print()
-        console.print(_plain(note), style="dim")
-
-
-def _line(console: Console, text: str, *, style: str = "") -> None:
-    """Print one line as it is, however long: what is copied must be in one piece."""
-    console.print(_plain(text), style=style, soft_wrap=True)
-
-
-def _plain(text: str) -> Text:
-    """Return a text from an image, which can hold anything, without power over the terminal."""
-    return Text(
-        "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
-    )
+        console.print(plain(note), style="dim")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from IPython.display import Markdown, display
 
@@ -12,7 +13,7 @@ from labapp.bench import Bench
 from labapp.errors import StateError
 from labapp.exercises import find_exercise
 from labapp.exercises.exercise import Verdict
-from labapp.progress.receipts import Receipts
+from labapp.progress.receipts import SUBMITTED, Receipts
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Coach:
         Args:
             id: the exercise, such as ``03-pin``.
             answer: for an exercise that asks for one.
-            strict: raise ``AssertionError`` unless the verdict is Correct.
+            strict: raise ``AssertionError`` unless the verdict is Correct, and put a copy of the
+                receipts beside the notebook, by which a grader judges elsewhere.
 
         Raises:
             ExerciseError: there is no such exercise.
@@ -47,6 +49,9 @@ class Coach:
         verdict = find_exercise(id).check(self.bench, answer)
         if verdict.outcome != "NotYet":
             verdict = self._noted(id, verdict)
+        if strict:
+            with _told():
+                self.receipts.save(Path.cwd() / SUBMITTED)
         if strict and verdict.outcome != "Correct":
             raise AssertionError(str(verdict))
         return verdict

@@ -21,6 +21,9 @@ from labapp.state import State
 NAME = "receipts"
 """What the file in the state folder is called, without its ending."""
 
+SUBMITTED = "receipts.json"
+"""The name of the copy that is handed in with a notebook, from beside it."""
+
 _LOCK_SECONDS = 20.0
 
 

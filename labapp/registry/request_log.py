@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs
 
 import pandas as pd
@@ -87,6 +88,26 @@ class Request:
         if self.method != "PUT" or self.status != 201 or not found or not is_digest(digest):
             return None
         return (found["name"], digest) if found["kind"] == "blobs" else None
+
+
+@dataclass
+class Wire:
+    """What was said to the registry while it was listened to.
+
+    Attributes:
+        rows: a row a request, in order; columns as :func:`requests_since` tells.
+    """
+
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@contextmanager
+def listening(server: RegistryServer) -> Iterator[Wire]:
+    """Keep what is said to the registry inside the ``with`` block; the lab's own words not."""
+    began = datetime.now(UTC)
+    wire = Wire()
+    yield wire
+    wire.rows = requests_since(server, began)
 
 
 def requests_since(

@@ -120,6 +120,28 @@ EVENTS = pd.DataFrame(
     columns=["event", "tag", "running"],
 )
 PUSH = pd.DataFrame({"bytes": [31e6, 2e6, 100], "outcome": ["mounted", "sent", "sent"]})
+STATES = ("alone", "hints", "solution", "tried", "open")
+
+
+def school(*learners: str, exercises: int = 26, state: str = "") -> pd.DataFrame:
+    """A class: learners who are less far, one by one."""
+    return pd.DataFrame(
+        [
+            (name, f"0{n // 3}-word{n}", state or STATES[(n + place) % 5], 1 + 9 * (n % 3))
+            for place, name in enumerate(learners)
+            for n in range(exercises)
+        ],
+        columns=["learner", "exercise", "state", "tries"],
+    )
+
+
+def steps(*passed: int, word: str = "tag") -> pd.DataFrame:
+    """A journey of steps with three exercises each."""
+    return pd.DataFrame(
+        [(f"Step {n}", f"a moved {word} " * 3, word, done, 3) for n, done in enumerate(passed)],
+        columns=["step", "attack", "control", "passed", "exercises"],
+    )
+
 
 Draw = Callable[[], charts.Chart]
 
@@ -172,6 +194,13 @@ HARD: dict[str, Draw] = {
     "map of a speck": lambda: charts.where_bytes_are(
         {"speck": files({}, {"/app/x": 12}), "full": FULL_FILES}
     ),
+    "a class": lambda: charts.classroom(school("ada", "bob", LONG)),
+    "a class of forty": lambda: charts.classroom(school(*(f"learner {n}" for n in range(40)))),
+    "a class of one": lambda: charts.classroom(school("ada", exercises=1, state="alone")),
+    "a class before its first day": lambda: charts.classroom(school("ada", "bob", state="open")),
+    "a journey": lambda: charts.journey(steps(3, 2, 0, 0, 1, 3)),
+    "a journey before its first day": lambda: charts.journey(steps(*[0] * 9, word=LONG)),
+    "a journey's end": lambda: charts.journey(steps(3, 3)),
     "map of nothing": lambda: charts.where_bytes_are({"empty": files({}, {"/app/x": 0})}),
 }
 
@@ -266,6 +295,8 @@ ALTS = {
     "layers": ["18 layers", "The largest is 'RUN apt-get update", "with 41.0 MB, 39% of"],
     "pushes": ["first: 2.0 MB: 2 of 3 layers", f"{LONG}: 0 B: 0 of 3 layers"],
     "sizes": ["tiny: 1 B; huge: 3000.0 GB"],
+    "a class": ["3 learners and 26 exercises", "00-word0 by 3; 00-word1 by 2; 00-word2 by 1"],
+    "a journey": ["in 6 steps. Lit: Step 0 and Step 5. ", "Step 1: 2 of 3 exercises passed"],
     "conversation": ["2 times HEAD is this layer there?: 404"],
     "a tag's history": ["the tag names aaaabbbb and the server runs 60000000"],
 }
@@ -286,6 +317,13 @@ TITLES = {
     "CVEs of one": "Never rebuilt since the release, slim would have 3 known CVEs",
     "CVEs of five": "Never rebuilt since the release, full would have 1,961 known CVEs, "
     "minimal none",
+    "a class": "3 learners: 48 of 78 exercises passed",
+    "a class of forty": "40 learners: 624 of 1040 exercises passed; 8 tried 00-word0 and have not "
+    "passed it yet",
+    "a class of one": "Everybody passed everything: 1 receipt",
+    "a class before its first day": "2 learners: 0 of 52 exercises passed",
+    "a journey": "2 of 6 steps are lit",
+    "a journey's end": "All 2 steps are lit: you know what gets in at each one, and what stops it",
     "no CVEs": "No fix with a date is known in these packages since the release",
     "map of alike": f"{LONG} and full have about as many bytes. Equal areas are equal bytes",
 }
@@ -600,6 +638,8 @@ BAD: dict[str, tuple[Draw, str]] = {
     "an empty log": (lambda: charts.conversation(REQUESTS.iloc[:0]), "the table has no rows"),
     "no events": (lambda: charts.tag_history(EVENTS.iloc[:0]), "the table has no rows"),
     "no pushes": (lambda: charts.pushes({}), "there is nothing to draw"),
+    "no class": (lambda: charts.classroom(school()), "the table has no rows"),
+    "no steps": (lambda: charts.journey(EVENTS), "drawing the journey: the table has no column"),
     "no sizes": (lambda: charts.sizes({}, title="Sizes"), "there is nothing to draw"),
 }
 

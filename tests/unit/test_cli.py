@@ -15,7 +15,7 @@ from labapp.state import State
 
 COMMANDS = [
     *("start", "stop", "status", "doctor", "run", "test", "reset", "bundle"),
-    *("inspect", "compare"),
+    *("inspect", "compare", "progress", "report"),
 ]
 
 

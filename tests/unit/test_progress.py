@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labapp.errors import StateError
+from labapp import cli
+from labapp.errors import ExerciseError, StateError
+from labapp.exercises import all_exercises
 from labapp.progress import chain
+from labapp.progress.grading import Submission, submission
+from labapp.progress.journey import STEPS, journey_map
+from labapp.progress.overview import overview
 from labapp.progress.receipts import Receipts
 from labapp.state import State
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 THREE = ("00-tag", "00-run", "01-cache")
 IMAGE = "localhost:5000/hello/web@sha256:" + "a" * 64
 
@@ -101,7 +109,7 @@ def note_many(folder: str, name: str) -> None:
 
 def test_two_kernels_at_once_lose_nothing(receipts: Receipts) -> None:
     folder = str(receipts.state.folder)
-    fork = multiprocessing.get_context("fork" if hasattr(__import__("os"), "fork") else "spawn")
+    fork = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     kernels = [fork.Process(target=note_many, args=(folder, name)) for name in ("a", "b")]
     for kernel in kernels:
         kernel.start()
@@ -199,3 +207,134 @@ def test_a_copy_to_hand_in(three: Receipts, tmp_path: Path) -> None:
     assert chain.read(copy) == three.read()
     with pytest.raises(StateError, match="Choose a folder"):
         three.save(tmp_path)
+
+
+# ---------------------------------------------------------------- progress and the journey map
+
+
+def test_progress_says_where_to_go_on(three: Receipts) -> None:
+    three.note_try("01-context")
+    progress = overview(three, NOTEBOOKS)
+    assert progress.summary.startswith("ada: 3 of ")
+    assert progress.next == "01-context"
+    assert progress.advice == "Go on with 01-context, in 01_build.ipynb."
+    states = dict(zip(progress.rows["exercise"], progress.rows["state"], strict=True))
+    assert [states[id] for id in (*THREE, "01-context", "02-sent")] == [
+        *["passed"] * 3, "tried", "open",
+    ]  # fmt: skip
+    assert "00_start_here  ✓ 00-tag  ✓ 00-run  3 tries, 2 hints, 1 solution seen" in repr(progress)
+    assert '<a href="01_build.ipynb">' in progress._repr_html_()
+    assert progress.notes == ()
+
+
+def test_progress_when_all_is_passed(receipts: Receipts) -> None:
+    for id in all_exercises():
+        receipts.note_try(id, evidence={})
+    progress = overview(receipts, NOTEBOOKS)
+    assert progress.next is None and progress.advice == "All exercises are passed."
+
+
+def test_progress_tells_what_is_wrong_with_the_receipts(three: Receipts) -> None:
+    edit(three, lambda document: document["receipts"][1].update(tries=1))
+    (note,) = overview(three, NOTEBOOKS).notes
+    assert "receipt 2 (00-run) was changed. What comes after does not count" in note
+    three.file.write_text("{", "utf-8")
+    (note,) = overview(three, NOTEBOOKS).notes
+    assert "receipts.damaged-1.json" in note and str(three.file) in note
+
+
+def test_a_name_is_shown_and_not_obeyed(receipts: Receipts) -> None:
+    receipts.rename("<script>x</script>")
+    assert "<script>" not in overview(receipts, NOTEBOOKS)._repr_html_()
+
+
+def test_each_exercise_lights_one_step() -> None:
+    mapped = [id for step in STEPS for id in step.exercises]
+    assert len(mapped) == len(set(mapped))
+    written = {id[:2] for id in all_exercises()}
+    assert sorted(id for id in mapped if id[:2] in written) == sorted(all_exercises())
+
+
+def test_a_step_lights_up_when_its_exercises_pass() -> None:
+    pull = next(step for step in STEPS if step.name == "Pull")
+    half, lit = journey_map(pull.exercises[:1]), journey_map(pull.exercises)
+    row = lit.rows.set_index("step").loc["Pull"]
+    assert row["passed"] == row["exercises"] == 2 and row["left"] == ""
+    assert half.rows.set_index("step").loc["Pull", "left"] == pull.exercises[1]
+    assert half.chart.title.endswith("None is lit yet")
+    assert lit.chart.title == f"1 of {len(STEPS)} steps is lit"
+    assert "Lit: Pull. " in lit.chart.alt
+    assert journey_map([id for s in STEPS for id in s.exercises]).chart.title.startswith("All 9")
+
+
+def test_the_map_is_a_table_too() -> None:
+    html = journey_map([])._repr_html_()
+    assert html.count('<th scope="row"') == len(STEPS)
+    for step in STEPS:
+        assert step.control in html and ", ".join(step.exercises) in html
+    assert re.search(r'class="labapp-chart" alt="[^"]{100,}"', html)
+
+
+# ---------------------------------------------------------------- where a notebook is graded
+
+
+@pytest.fixture
+def graded(three: Receipts, tmp_path: Path) -> Submission:
+    three.save(tmp_path / "handed in" / "receipts.json")
+    return Submission(tmp_path / "handed in" / "receipts.json")
+
+
+def test_a_grader_judges_by_receipts(graded: Submission) -> None:
+    verdict = graded.check("00-tag", strict=True)
+    assert verdict.outcome == "Correct" and verdict.evidence == {"image": IMAGE}
+    with pytest.raises(AssertionError, match="have none for 03-pin"):
+        graded.check("03-pin", "any answer", strict=True)
+    assert graded.check("03-pin").outcome == "NotYet"
+    with pytest.raises(ExerciseError, match="there is none"):
+        graded.check("99-none")
+    with pytest.raises(ExerciseError, match=r"using 'lab\.build': this notebook is being graded"):
+        graded.build("x")
+    graded.hint("00-tag"), graded.solution("00-tag"), graded.clean_up()
+
+
+def test_a_grader_is_told_what_is_wrong(graded: Submission) -> None:
+    edit(Receipts(State(graded.file.parent, "")), lambda d: d["receipts"][1].update(hints=0))
+    assert graded.check("00-tag").outcome == "Correct"
+    verdict = graded.check("01-cache")
+    assert verdict.outcome == "Wrong" and "receipt 2 (00-run) was changed" in verdict.message
+    graded.file.unlink()
+    verdict = graded.check("00-tag")
+    assert verdict.outcome == "NotYet" and "no 'receipts.json' beside" in verdict.message
+
+
+def test_when_a_notebook_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABAPP_RECEIPTS", raising=False)
+    monkeypatch.delenv("NBGRADER_EXECUTION", raising=False)
+    assert submission(tmp_path) is None
+    monkeypatch.setenv("NBGRADER_EXECUTION", "validate")
+    assert submission(tmp_path) is None, "a learner's own validation has the lab"
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    assert submission(tmp_path) == Submission(tmp_path / "receipts.json")
+    monkeypatch.setenv("LABAPP_RECEIPTS", "mine.json")
+    assert submission(tmp_path) == Submission(tmp_path / "mine.json")
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def test_the_progress_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LABAPP_STATE", str(tmp_path / "state"))
+    copy, picture = tmp_path / "ada.json", tmp_path / "map.svg"
+    argv = ["progress", "--name", "ada", "--save", str(copy), "--map", str(picture)]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "ada: 0 of" in out and "Go on with 00-tag, in 00_start_here.ipynb" in out
+    assert chain.read(copy).learner == "ada"
+    assert "None is lit yet" in picture.read_text("utf-8")
+    assert cli.main(["progress", "--map", str(tmp_path / "map.txt")]) == 1
+    assert "PNG or SVG" in capsys.readouterr().err
+    edit(Receipts(State.open()), lambda document: document.update(format=9))
+    assert cli.main(["progress"]) == 1
+    assert "has format 9" in capsys.readouterr().err

@@ -26,7 +26,7 @@ CONDA_NAMES = {"docker": "docker-py", "isal": "python-isal"}
 STANDARD_LIBRARY_ONLY = {"__main__", "setup.bootstrap", "setup.installer"}
 """They run before anything is installed."""
 
-COMMANDS = {"cli", "cli_images", "setup.bootstrap"}
+COMMANDS = {"cli", "cli_images", "cli_progress", "setup.bootstrap"}
 """They import a command's modules when it runs: help comes at once, and on a bare Python."""
 
 FLOORS = [
@@ -34,7 +34,7 @@ FLOORS = [
     "labapp setup system errors feedback manifests.fields manifests.platforms system.ports "
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release "
-    "progress",
+    "progress terminal",
     "attacks.catalogue "
     "state reference manifests registry.credentials system.apt_packages engine.own_network "
     "system.processes deployments.deployment_file pages bases.wheels setup.bootstrap "
@@ -49,7 +49,7 @@ FLOORS = [
     "registry.http contents.tables",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.builds charts.cves charts.events charts.exposure charts.pulls "
-    "charts.sharing charts.treemap charts.variants",
+    "charts.sharing charts.treemap charts.variants charts.classroom charts.journey",
     "engine registry charts bases.debian_recipes vulnerabilities.scanners contents.reading",
     "attacks.forging attacks.gate "
     "images.builds images.running leftovers registry.copies deployments.compose "
@@ -73,10 +73,10 @@ FLOORS = [
     "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03 "
     "exercises.chapter04 exercises.chapter05",
     "exercises",
-    "exercises.coach",
-    "lab",
-    "opening listings",
-    "cli_images",
+    "exercises.coach progress.journey progress.overview progress.grading progress.submitted",
+    "lab progress.report",
+    "opening listings progress.listing",
+    "cli_images cli_progress",
     "cli",
 ]
 """The package's floors, lowest first: a module may import only from those above its own."""
