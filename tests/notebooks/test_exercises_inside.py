@@ -282,6 +282,6 @@ def test_wrong_states_do_not(id: str, steps: Steps, outcome: str, words: str, de
 
 
 def test_every_exercise_is_tried_enough() -> None:
-    for id in (id for id in all_exercises() if id >= "04"):
+    for id in (id for id in all_exercises() if "04" <= id < "06"):
         assert len([case for case in RIGHT if case[0] == id]) >= 2, id
         assert len([case for case in WRONG if case[0] == id]) >= 4, id
