@@ -210,7 +210,8 @@ def reset(yes: bool, everything: bool) -> None:
     """Remove what the lab made: containers, images, volumes, networks, and its own files.
 
     Exactly those things are removed that carry this lab's label or an image name with its
-    registry's address; nothing else on the engine is touched. The list is shown first.
+    registry's address; nothing else on the engine is touched. The list is shown first. The
+    receipts of passed exercises stay, but with --everything.
     """
     from labapp import jupyter, removal, suite
 

@@ -20,8 +20,9 @@ from labapp.state import LABEL, State
 
 Kind = Literal["container", "network", "image", "volume"]
 
-KEPT = {"id", "engine", "own_engine.json", "jupyter"}
-"""What stays in the state folder: the lab's own engine, and a JupyterLab that may be running."""
+KEPT = {"id", "engine", "own_engine.json", "jupyter", "receipts.json"}
+"""What stays in the state folder: the lab's own engine, a JupyterLab that may be running, and what
+the learner has passed: who resets to get out of trouble must not lose that."""
 
 
 @dataclass(frozen=True)

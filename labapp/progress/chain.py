@@ -208,13 +208,19 @@ def _record(found: Mapping[str, Any]) -> Record:
     end = found["end"]
     return Record(
         lab=str(found["lab"]),
-        learner=str(found["learner"]),
+        learner=_shown(str(found["learner"])),
         seed=int(found["seed"]),
         begun=str(found["begun"]),
         attempts={name: Attempt(**each) for name, each in found["attempts"].items()},
         receipts=tuple(_receipt(each) for each in found["receipts"]),
         end=(int(end["number"]), str(end["digest"])),
     )
+
+
+def _shown(name: str) -> str:
+    """Return a name without signs that have power over a terminal, a page or a picture."""
+    plain = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in name)
+    return plain[:100] or "(no name)"
 
 
 def _receipt(found: Mapping[str, Any]) -> Receipt:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,15 @@ def receipts(tmp_path: Path) -> Receipts:
 
 
 @pytest.fixture
-def three(receipts: Receipts) -> Receipts:
+def three(tmp_path: Path, prototype: Receipts) -> Receipts:
+    shutil.copytree(prototype.state.folder, tmp_path / "state")
+    return Receipts(State.open(tmp_path / "state"))
+
+
+@pytest.fixture(scope="module")
+def prototype(tmp_path_factory: pytest.TempPathFactory) -> Receipts:
     """Receipts of a learner who passed three exercises, the second one with some trouble."""
+    receipts = Receipts(State.open(tmp_path_factory.mktemp("state")))
     receipts.rename("ada")
     receipts.note_try("00-tag", evidence={"image": IMAGE})
     receipts.note_try("00-run")
