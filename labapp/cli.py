@@ -113,13 +113,17 @@ def stop() -> None:
     """
     from labapp import engine, jupyter
     from labapp.errors import EngineNotFound
+    from labapp.private import process
+    from labapp.private.server import PrivateServer
     from labapp.registry.server import RegistryServer
 
     state, feedback = State.open(), _feedback()
     jupyter.stop(state, feedback=feedback)
+    process.stop(state)
     # Where no engine answers, no registry runs.
     with contextlib.suppress(EngineNotFound):
-        RegistryServer(engine=engine.find(state), state=state).stop(feedback=feedback)
+        for server in (RegistryServer, PrivateServer):
+            server(engine=engine.find(state), state=state).stop(feedback=feedback)
     engine.stop(state, feedback=feedback)
     feedback.say("The lab is stopped.")
 
@@ -131,11 +135,16 @@ def status() -> None:
     The exit code is 0 when the lab is ready to work, else 1. 'doctor' looks closer.
     """
     from labapp import doctor, jupyter
+    from labapp.private import process
 
     state = State.open()
     findings = doctor.examine_lab(state)
     _print(findings)
     server = jupyter.find(state)
+    if state.read("private"):
+        found = process.find(state)
+        place = f"lets accounts in; its token service is {found.realm}" if found else "is stopped"
+        click.echo(f"     {'private registry':<21} {place}")
     click.echo(f"     {'JupyterLab':<21} {server.url if server else 'is not running'}")
     click.echo(f"     {'state':<21} '{state.folder}', lab {state.lab_id}")
     _exit(0 if all(finding.ok for finding in findings) else 1)

@@ -15,6 +15,7 @@ from labapp.attacks.journal import Journal
 from labapp.engine import Engine, own_engine
 from labapp.errors import LabError, RegistryUnreachable
 from labapp.feedback import Feedback
+from labapp.private import process, trust
 from labapp.registry.server import RegistryServer
 from labapp.state import LABEL, State
 
@@ -60,6 +61,7 @@ class Plan:
     def lines(self) -> list[str]:
         """Return the plan for a person to read, a line a thing."""
         found = [str(thing) for thing in self.things]
+        found += [f"the engine's trust in '{file}'" for file in trust.trusted(self.state)]
         if self.engine is None:
             found.append("the lab's own engine, with every image, container and volume in it")
         return found + [f"'{file}'" for file in self.files]
@@ -112,6 +114,11 @@ def carry_out(plan: Plan, *, feedback: Feedback) -> list[str]:
     try:
         # Of what attacks changed, only files can be elsewhere than in what is removed here.
         Journal(plan.state).restore_files()
+    except LabError as error:
+        left.append(str(error))
+    process.stop(plan.state)
+    try:
+        trust.remove(plan.engine, plan.state)  # needs the registry's image, so it comes first
     except LabError as error:
         left.append(str(error))
     if plan.engine is None:

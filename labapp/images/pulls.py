@@ -17,11 +17,13 @@ from labapp.engine import Engine
 from labapp.errors import PullError
 from labapp.feedback import Feedback, amount
 from labapp.images.transfer import (
+    Login,
     Refused,
     Told,
     checkable,
     listed,
     manifest_for,
+    refusal_advice,
     translated,
     with_tag,
 )
@@ -59,6 +61,7 @@ def pull(
     server: RegistryServer | None,
     reference: Reference | str,
     *,
+    login: Login | None = None,
     feedback: Feedback,
 ) -> Pull:
     """Fetch an image from its registry.
@@ -69,6 +72,7 @@ def pull(
         engine: where the image goes.
         server: the lab's registry; None without one.
         reference: the image, by tag or digest; ``latest`` where it has neither.
+        login: with which account, for a registry that wants one of the lab's own.
         feedback: where the command and the progress are told.
 
     Raises:
@@ -79,8 +83,9 @@ def pull(
     reference = with_tag(reference)
     doing = f"pulling '{reference}'"
     began = time.monotonic()
-    feedback.command(["docker", "pull", str(reference)])
-    registry = checkable(server, reference, doing, PullError)
+    words = ("pull", str(reference))
+    feedback.command(login.command(*words) if login else ["docker", *words])
+    registry = login.registry if login else checkable(server, reference, doing, PullError)
     if registry is not None:
         with translated(doing, PullError):
             _, manifest = manifest_for(engine, registry, reference, reference.identifier)
@@ -94,7 +99,11 @@ def pull(
     with engine.doing(doing, PullError), feedback.bars(doing.replace("'", "")) as bars:
         try:
             events = engine.client.api.pull(
-                reference.name, tag=reference.identifier, stream=True, decode=True
+                reference.name,
+                tag=reference.identifier,
+                stream=True,
+                decode=True,
+                auth_config=login.auth_config if login else None,
             )
             told.read(events, bars)
             if not told.outcomes:
@@ -126,7 +135,8 @@ def _pull_error(doing: str, error: Exception) -> PullError:
             "for its bytes do not match its digest. Push the image again from where it was built: "
             "the lab then replaces what is damaged."
         )
-    return PullError(f"{doing}: {cause}. Check the name and the tag, and that the registry runs.")
+    advice = refusal_advice(cause) or "Check the name and the tag, and that the registry runs."
+    return PullError(f"{doing}: {cause}. {advice}")
 
 
 def _table(rows: list[tuple[str, int | None, str]]) -> pd.DataFrame:

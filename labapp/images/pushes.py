@@ -24,12 +24,14 @@ from labapp.errors import (
 from labapp.feedback import Feedback, amount
 from labapp.images.transfer import (
     START,
+    Login,
     Refused,
     Told,
     checkable,
     is_own,
     listed,
     manifest_for,
+    refusal_advice,
     translated,
     with_tag,
 )
@@ -68,6 +70,7 @@ def push(
     server: RegistryServer | None,
     reference: Reference | str,
     *,
+    login: Login | None = None,
     feedback: Feedback,
 ) -> Push:
     """Send an image to its registry, and make sure that all of it arrived.
@@ -76,6 +79,7 @@ def push(
         engine: where the image is.
         server: the lab's registry, where damaged blobs are replaced; None without one.
         reference: the image; ``latest`` where it has no tag.
+        login: with which account, for a registry that wants one of the lab's own.
         feedback: where the command and the progress are told.
 
     Raises:
@@ -90,9 +94,10 @@ def push(
             f"{doing}: a digest can't be pushed, it comes out of the push. Push a tag instead."
         )
     began = time.monotonic()
-    feedback.command(["docker", "push", str(reference)])
-    registry = checkable(server, reference, doing, PushError)
-    told = _send(engine, registry, reference, feedback)
+    words = ("push", str(reference))
+    feedback.command(login.command(*words) if login else ["docker", *words])
+    registry = login.registry if login else checkable(server, reference, doing, PushError)
+    told = _send(engine, registry, reference, login, feedback)
     if registry is None:
         table = _table([(key, None, outcome) for key, outcome in told.outcomes.items()])
         return Push(reference, told.digest, table, time.monotonic() - began, 0)
@@ -103,7 +108,7 @@ def push(
             "The lab discards what is damaged and pushes again."
         )
         server.discard_blobs([blob.digest for blob in damage])
-        told = _send(engine, registry, reference, feedback)
+        told = _send(engine, registry, reference, login, feedback)
         damage = _damage_after(engine, registry, reference, told)
     if damage:
         raise PushError(
@@ -124,7 +129,11 @@ def push(
 
 
 def _send(
-    engine: Engine, registry: Registry | None, reference: Reference, feedback: Feedback
+    engine: Engine,
+    registry: Registry | None,
+    reference: Reference,
+    login: Login | None,
+    feedback: Feedback,
 ) -> Told:
     doing = f"pushing '{reference}'"
     told = Told({"Pushed": SENT, "Layer already exists": THERE, "Mounted from": MOUNTED}, registry)
@@ -133,7 +142,11 @@ def _send(
     with engine.doing(doing, PushError), feedback.bars(title) as bars:
         try:
             events = engine.client.api.push(
-                reference.name, tag=reference.tag, stream=True, decode=True
+                reference.name,
+                tag=reference.tag,
+                stream=True,
+                decode=True,
+                auth_config=login.auth_config if login else None,
             )
             told.read(events, bars)
         except (docker.errors.APIError, Refused) as error:
@@ -142,12 +155,14 @@ def _send(
 
 
 def _push_error(doing: str, registry: Registry | None, error: Exception) -> PushError:
-    cause = str(getattr(error, "explanation", None) or error)
+    cause = " ".join(str(getattr(error, "explanation", None) or error).split())
     if "does not exist" in cause:
         return PushError(
             f"{doing}: the engine has no image of that name. Build it under that name, or give it "
             "to an image with 'docker tag'."
         )
+    if advice := refusal_advice(cause):
+        return PushError(f"{doing}: {cause}. {advice}")
     if registry is not None:
         try:
             registry.ping()

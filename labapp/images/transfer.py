@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from labapp.engine import Engine
@@ -16,6 +17,7 @@ from labapp.manifests import Index, Manifest, Platform
 from labapp.reference import DEFAULT_TAG, Reference
 from labapp.registry import BlobDamage, Registry
 from labapp.registry.addresses import is_loopback, same_address
+from labapp.registry.credentials import Credentials
 from labapp.registry.server import RegistryServer
 
 START = "'python3 -m labapp status' tells whether it runs, 'python3 -m labapp start' starts it."
@@ -24,6 +26,61 @@ PATIENCE = 10.0
 """Seconds for which a registry may be silent before a transfer is given up."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+_REFUSALS = (
+    (
+        r"certificate signed by unknown authority|certificate is not trusted",
+        "The engine does not trust the authority that signed the registry's certificate. If you "
+        "know whose it is, put its certificate into the engine's folder 'certs.d', then try again.",
+    ),
+    (
+        r"certificate has expired or is not yet valid",
+        "Look at the clock of the engine's machine; if it is right, whoever runs the registry has "
+        "to renew its certificate.",
+    ),
+    (
+        r"certificate is (?:not )?valid for|doesn't contain any IP SANs|not valid for any names",
+        "The certificate is for another host. Use the name that it was made for; if this is the "
+        "name, something else answers in its place.",
+    ),
+    (
+        r"access to the resource is denied|insufficient_scope|no basic auth credentials",
+        "The account that is logged in has no right to that, or nobody is logged in. Log in with "
+        "'docker login' as one that has it, or ask the repository's owner for the right.",
+    ),
+    (
+        r"unauthorized: |401 Unauthorized",
+        "The registry does not know that account, or its password is another. Log in anew with "
+        "'docker login'.",
+    ),
+)
+"""What engines say of a registry that doesn't let them in, and what to do."""
+
+
+@dataclass(frozen=True)
+class Login:
+    """An account at a registry, for the engine to push and pull with.
+
+    Attributes:
+        registry: the client that is logged in with the same account.
+        config: the folder of docker's configuration that keeps the login.
+        credentials: name and password; None for nobody.
+    """
+
+    registry: Registry
+    config: Path
+    credentials: Credentials | None = None
+
+    def command(self, *words: str) -> list[str]:
+        """Return a docker command line that uses the login."""
+        return ["docker", "--config", str(self.config), *words]
+
+    @property
+    def auth_config(self) -> dict[str, str]:
+        """The login as the Docker SDK takes it; nothing of what it finds elsewhere is added."""
+        if self.credentials is None:
+            return {}
+        return {"username": self.credentials.username, "password": self.credentials.password}
 
 
 class Refused(Exception):
@@ -151,6 +208,11 @@ def manifest_for(
     if isinstance(found, Index):
         raise DamagedContent(f"the index {digest} leads to another index, not to an image")
     return digest, found
+
+
+def refusal_advice(cause: str) -> str:
+    """Return what to do where the registry did not let the engine in; empty for another cause."""
+    return next((advice for words, advice in _REFUSALS if re.search(words, cause)), "")
 
 
 def listed(damage: Sequence[BlobDamage]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
+import psutil
+
 from labapp.reference import DOCKER_HUB
 
 _HUB_HOST = "registry-1.docker.io"
@@ -38,8 +40,11 @@ def is_loopback(host: str) -> bool:
 
 
 def is_local(url: str) -> bool:
-    """Tell if a URL leads to this machine itself."""
-    return is_loopback((urlsplit(url).hostname or "").lower())
+    """Tell if a URL leads to this machine itself, by a loopback name or its own address."""
+    host = (urlsplit(url).hostname or "").lower()
+    return is_loopback(host) or any(
+        host == one.address for found in psutil.net_if_addrs().values() for one in found
+    )
 
 
 def same_address(one: str, other: str) -> bool:
@@ -53,5 +58,6 @@ def same_origin(one: str, other: str) -> bool:
     """Tell if two URLs have the same scheme, host and port, so that one's secrets fit the other."""
     first, second = urlsplit(one), urlsplit(other)
     ports = [url.port or {"http": 80, "https": 443}.get(url.scheme) for url in (first, second)]
-    same_host = first.hostname == second.hostname or (is_local(one) and is_local(other))
+    hosts = [(url.hostname or "").lower() for url in (first, second)]
+    same_host = hosts[0] == hosts[1] or all(map(is_loopback, hosts))
     return first.scheme == second.scheme and same_host and ports[0] == ports[1]

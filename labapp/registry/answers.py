@@ -6,6 +6,7 @@ Source: OCI Distribution Specification 1.1, "Error Codes".
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,13 +50,17 @@ def not_a_registry(doing: str, address: str, seen: str) -> RegistryError:
 
 def unreachable(error: BaseException, address: str) -> str:
     """Say in words why there is no connection, from an error's chain of causes, and what to do."""
+    causes = _causes(error)
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _certificate_fault(cause, address)
     step = "Check the name, and that this machine is on the network."
     if is_local(f"//{address}"):
         step = (
             "Is the registry running? 'python3 -m labapp status' tells, "
             "'python3 -m labapp start' helps."
         )
-    return f"{_cause(error, address)}. {step}"
+    return f"{_words(causes, address)}. {step}"
 
 
 def refusal(doing: str, address: str, answer: Answer, *, missing: str, login: str) -> RegistryError:
@@ -87,6 +92,13 @@ def refusal(doing: str, address: str, answer: Answer, *, missing: str, login: st
         if is_local(f"//{address}"):
             step = "'python3 -m labapp doctor' seeks the cause."
         return RegistryError(f"{doing}: the registry failed ({said}). {step}")
+    challenge = answer.headers.get("WWW-Authenticate", "")
+    if status == 401 and 'error="invalid_token"' in challenge:
+        return RegistryError(
+            f"{doing}: '{address}' does not take the token that came with it: its time is over, or "
+            "another service has signed it. Ask once more for a new one; if that is refused too, "
+            "the clocks of the two machines may differ."
+        )
     asks_login = status == 401 and "WWW-Authenticate" in answer.headers
     html = status == 403 or answer.media_type == "text/html"
     if html and not is_registry and not asks_login:
@@ -107,13 +119,35 @@ def said_in(body: bytes) -> str:
         return ""
 
 
-def _cause(error: BaseException, address: str) -> str:
+def _certificate_fault(error: ssl.SSLCertVerificationError, address: str) -> str:
+    """Say what is wrong with a certificate (the codes are those of OpenSSL's X509_V_ERR_…)."""
+    if error.verify_code in (9, 10):
+        return (
+            f"the certificate of '{address}' has expired, or is not valid yet. Look at this "
+            "machine's clock; if it is right, whoever runs the registry has to renew it."
+        )
+    if error.verify_code in (62, 64):
+        return (
+            f"the certificate that '{address}' shows is for another host. Use the name that it "
+            "was made for; if this is the name, something else answers in its place."
+        )
+    return (
+        f"the certificate of '{address}' is not from an authority that is trusted here. Trust that "
+        "authority first, if you know whose it is; else send no password there."
+    )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = getattr(cause, "reason", None) or cause.__cause__ or cause.__context__
         cause = cause if isinstance(cause, BaseException) else None
+    return chain
+
+
+def _words(chain: list[BaseException], address: str) -> str:
     for kinds, words in _CAUSES:
         if any(isinstance(cause, kinds) for cause in chain):
             return words.format(address=address)
@@ -122,7 +156,7 @@ def _cause(error: BaseException, address: str) -> str:
 
 _CAUSES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((requests.exceptions.ProxyError,), "the proxy that is set here does not let '{address}' by"),
-    ((requests.exceptions.SSLError,), "'{address}' does not speak HTTPS with a valid certificate"),
+    ((requests.exceptions.SSLError,), "'{address}' does not speak HTTPS"),
     ((urllib3.exceptions.NameResolutionError,), "the name in '{address}' is not known here"),
     ((ConnectionRefusedError,), "connection refused, nothing listens at '{address}'"),
     (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import docker.auth
 import docker.errors
@@ -30,17 +31,20 @@ class Credentials:
         return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
-def docker_credentials(address: str) -> Credentials | None:
+def docker_credentials(address: str, *, file: Path | None = None) -> Credentials | None:
     """Return what ``docker login`` has kept for a registry; None if nothing is.
 
     Args:
         address: the registry as references name it, such as ``docker.io`` or ``localhost:41233``.
+        file: docker's ``config.json``; by default the user's own.
 
     Raises:
         RegistryError: docker's configuration is damaged, or its helper program fails.
     """
+    if file is not None and not file.exists():
+        return None  # the SDK would look at the user's own
     try:
-        found = docker.auth.load_config().resolve_authconfig(address)
+        found = docker.auth.load_config(file and str(file)).resolve_authconfig(address)
     # The SDK trusts the file to be an object of objects; where it is not, it stumbles anywhere.
     except (docker.errors.DockerException, ValueError, OSError, AttributeError, TypeError) as error:
         raise RegistryError(

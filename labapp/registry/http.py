@@ -145,6 +145,8 @@ class RegistryHTTP:
                 headers=headers,
                 data=data,
                 auth=signature,
+                # Else a bundle that the environment names would take the place of this one.
+                verify=self._session.verify,
                 stream=True,
                 timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
                 allow_redirects=method in ("GET", "HEAD"),

@@ -232,7 +232,6 @@ class Logins:
         scopes = fields.get("scope", "").split()
         with requests.Session() as session:
             session.trust_env = not is_local(realm)
-            session.verify = str(self._certificates) if self._certificates else True
             method, query, form, signature = "GET", None, None, Signature()
             if known is not None and known.identity_token:
                 # OAuth2: the token of the login is exchanged for one of this scope.
@@ -255,6 +254,7 @@ class Logins:
                     params=query,
                     data=form,
                     auth=signature,
+                    verify=str(self._certificates) if self._certificates else True,
                     stream=True,
                     timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
                     allow_redirects=known is None,

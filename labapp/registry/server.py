@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import tarfile
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -19,14 +17,14 @@ from labapp.errors import RegistryError, RegistryUnreachable
 from labapp.feedback import Feedback
 from labapp.manifests import digest_of
 from labapp.registry import Registry
+from labapp.registry.container import PORT_INSIDE, archive, port_of
 from labapp.registry.storage import STORAGE, RegistryStorage, no_image
 from labapp.state import ROLE_LABEL, State
-from labapp.system.ports import free_port, is_listening, says_taken
+from labapp.system.ports import LOOPBACK, free_port, is_listening, says_taken
 
 CONFIG = Path(__file__).parents[2] / "dockerfiles" / "registry" / "config.yml"
 CONFIG_LABEL = "labapp.registry.config"
 CONFIG_INSIDE = "/etc/labapp/registry.yml"
-PORT_INSIDE = "5000/tcp"
 PORT_TRIES = 5
 
 START_SECONDS = 30.0
@@ -37,20 +35,39 @@ _NEVER_STARTED = (
 
 
 class RegistryServer:
-    """The registry of one lab on one engine; ``name`` is that of the container and the volume."""
+    """The registry of one lab on one engine; ``name`` is that of the container and the volume.
+
+    What another registry of the lab does in another way is in the methods up to ``_client``.
+    """
+
+    _kind = "registry"
+    """Part of the container's name, its role, and where the state keeps port and image."""
+
+    _host = LOOPBACK
+    """The address of this machine that the port is opened on."""
 
     def __init__(self, *, engine: Engine, state: State) -> None:
-        self.name = f"labapp-registry-{state.lab_id}"
+        self.name = f"labapp-{self._kind}-{state.lab_id}"
         self._engine = engine
         self._state = state
 
+    def _files(self) -> dict[str, bytes]:
+        """Return what is put into the container; it is made anew when that changes."""
+        return {CONFIG_INSIDE: CONFIG.read_bytes()}
+
+    def _at(self, port: int) -> str:
+        return f"localhost:{port}"
+
+    def _client(self, address: str) -> Registry:
+        return Registry(address)
+
     @property
     def address(self) -> str:
-        """``localhost`` and the port; RegistryUnreachable if it has never been started."""
-        port = self._state.read("registry").get("port")
+        """Host and port; RegistryUnreachable if it has never been started."""
+        port = self._state.read(self._kind).get("port")
         if not isinstance(port, int):
             raise RegistryUnreachable(_NEVER_STARTED)
-        return f"localhost:{port}"
+        return self._at(port)
 
     def is_running(self) -> bool:
         """Tell whether the registry's container runs."""
@@ -69,7 +86,7 @@ class RegistryServer:
                 f"finding the lab's registry '{address}': its container '{self.name}' does not "
                 "run. 'python3 -m labapp start' starts it."
             )
-        return Registry(address)
+        return self._client(address)
 
     def start(self, *, image: str | None = None, feedback: Feedback) -> Registry:
         """Make the registry run and answer, whatever state it was left in.
@@ -87,7 +104,7 @@ class RegistryServer:
         """
         image = image or self._recorded_image()
         note = "Another process of this lab is starting the registry; waiting for it."
-        with self._state.lock("registry", waiting=lambda: feedback.say(note)):
+        with self._state.lock(self._kind, waiting=lambda: feedback.say(note)):
             container = self._container()
             if container is not None and not self._is_usable(container, image):
                 self._discard(container)
@@ -113,7 +130,7 @@ class RegistryServer:
 
     def remove(self, *, volume: bool) -> None:
         """Remove the registry's container, and its content too if ``volume`` is true."""
-        with self._state.lock("registry"):
+        with self._state.lock(self._kind):
             if container := self._container():
                 self._discard(container)
             if volume:
@@ -122,8 +139,8 @@ class RegistryServer:
                     contextlib.suppress(docker.errors.NotFound),
                 ):
                     self._engine.client.api.remove_volume(self.name)
-                port = self._state.read("registry").get("port")
-                self._state.write("registry", {"port": port})
+                port = self._state.read(self._kind).get("port")
+                self._state.write(self._kind, {"port": port})
 
     def logs(self, *, since: datetime | None = None) -> bytes:
         """Return what the registry's container has logged, from a moment on."""
@@ -153,8 +170,11 @@ class RegistryServer:
             raise RegistryUnreachable(_NEVER_STARTED)
         return image
 
+    def _made_of(self) -> str:
+        return digest_of(b"".join(self._files().values()))
+
     def _labels(self) -> dict[str, str]:
-        return {**self._state.labels, ROLE_LABEL: "registry"}
+        return {**self._state.labels, ROLE_LABEL: self._kind}
 
     def _container(self) -> Container | None:
         with self._engine.doing(f"looking for the registry '{self.name}'"):
@@ -166,7 +186,7 @@ class RegistryServer:
     def _is_usable(self, container: Container, image: str) -> bool:
         """Tell if a container can be left or started: of this configuration and image, not hung."""
         made_for = container.labels.get(CONFIG_LABEL)
-        if made_for != digest_of(CONFIG.read_bytes()) or not _port(container):
+        if made_for != self._made_of() or not port_of(container):
             return False
         with (
             self._engine.doing(f"looking at the image '{image}'"),
@@ -178,7 +198,7 @@ class RegistryServer:
         if container.status != "running":
             return container.status == "exited"  # one that was only created may have no config
         with contextlib.suppress(RegistryError):
-            Registry(f"localhost:{_port(container)}").ping()
+            self._client(self._at(port_of(container))).ping()
             return True
         return False
 
@@ -197,9 +217,7 @@ class RegistryServer:
                 client.volumes.get(self.name)
                 return True
             except docker.errors.NotFound:
-                client.volumes.create(
-                    self.name, labels={**self._state.labels, ROLE_LABEL: "registry"}
-                )
+                client.volumes.create(self.name, labels=self._labels())
                 return False
 
     def _run(self, container: Container | None, image: str, feedback: Feedback) -> Container:
@@ -208,12 +226,12 @@ class RegistryServer:
         while len(taken) < PORT_TRIES:
             if container is None:
                 container = self._create(image, self._choose_port(taken))
-            port = _port(container)
-            if not is_listening(port) and self._start(container):
+            port = port_of(container)
+            if not is_listening(port, host=self._host) and self._start(container):
                 if taken:
                     feedback.say(
                         f"Another program has taken port {min(taken)}: the registry is now at "
-                        f"localhost:{port}. Images named by the old address have to be tagged anew."
+                        f"{self._at(port)}. Images named by the old address have to be tagged anew."
                     )
                 return container
             taken.add(port)
@@ -225,19 +243,18 @@ class RegistryServer:
         )
 
     def _choose_port(self, taken: set[int]) -> int:
-        port = self._state.read("registry").get("port")
-        return port if isinstance(port, int) and port not in taken else free_port()
+        port = self._state.read(self._kind).get("port")
+        return port if isinstance(port, int) and port not in taken else free_port(host=self._host)
 
     def _create(self, image: str, port: int) -> Container:
-        config = CONFIG.read_bytes()
         with self._engine.doing(f"making the registry's container '{self.name}'", RegistryError):
             try:
                 container = self._engine.client.containers.create(
                     image,
                     command=["serve", CONFIG_INSIDE],
                     name=self.name,
-                    labels=self._labels() | {CONFIG_LABEL: digest_of(config)},
-                    ports={PORT_INSIDE: ("127.0.0.1", port)},
+                    labels=self._labels() | {CONFIG_LABEL: self._made_of()},
+                    ports={PORT_INSIDE: (self._host, port)},
                     volumes={self.name: {"bind": STORAGE, "mode": "rw"}},
                     log_config=LogConfig(
                         type="json-file", config={"max-size": "20m", "max-file": "2"}
@@ -245,7 +262,7 @@ class RegistryServer:
                 )
             except docker.errors.ImageNotFound as error:
                 raise no_image(f"starting the registry '{self.name}'", image) from error
-            container.put_archive("/", _config_archive(config))
+            container.put_archive("/", archive(self._files()))
         return container
 
     def _start(self, container: Container) -> bool:
@@ -261,9 +278,9 @@ class RegistryServer:
 
     def _answering(self, container: Container, image: str) -> Registry:
         """Wait until the registry answers, and remember where."""
-        port = _port(container)
-        self._state.write("registry", {"port": port, "image": image})
-        registry = Registry(f"localhost:{port}")
+        port = port_of(container)
+        self._state.write(self._kind, {"port": port, "image": image})
+        registry = self._client(self._at(port))
         end = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -280,19 +297,3 @@ class RegistryServer:
                     f"starting the registry '{registry.address}': it does not answer. Its log "
                     f"ends with:\n{log}\n'docker logs {self.name}' shows all of it."
                 ) from error
-
-
-def _port(container: Container) -> int:
-    """Return the port of this machine that leads to the container; 0 if none does."""
-    bindings = container.attrs["HostConfig"].get("PortBindings") or {}
-    return next((int(bound["HostPort"] or 0) for bound in bindings.get(PORT_INSIDE) or ()), 0)
-
-
-def _config_archive(config: bytes) -> bytes:
-    """Return a tar with the configuration, to be unpacked over ``/``."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as archive:
-        inside = tarfile.TarInfo(CONFIG_INSIDE.removeprefix("/"))
-        inside.size, inside.mode = len(config), 0o644
-        archive.addfile(inside, io.BytesIO(config))
-    return target.getvalue()

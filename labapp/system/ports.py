@@ -22,22 +22,25 @@ def says_taken(message: str) -> bool:
     return _TAKEN.search(message) is not None
 
 
-def is_listening(port: int) -> bool:
-    """Tell whether a program of this machine listens on a loopback port."""
+LOOPBACK = "127.0.0.1"
+
+
+def is_listening(port: int, *, host: str = LOOPBACK) -> bool:
+    """Tell whether a program listens on a port of an address of this machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
-def free_port() -> int:
-    """Return a loopback port that no program listens on just now."""
-    return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port))
+def free_port(*, host: str = LOOPBACK) -> int:
+    """Return a port of an address of this machine that no program listens on just now."""
+    return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port, host))
 
 
-def _is_free(port: int) -> bool:
+def _is_free(port: int, host: str) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

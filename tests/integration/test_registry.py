@@ -153,7 +153,7 @@ def test_a_port_that_was_taken_meanwhile(
     removed: bool,
 ) -> None:
     if not seen:  # as with an engine in a virtual machine: only its own refusal tells
-        monkeypatch.setattr(registry_server, "is_listening", lambda port: False)
+        monkeypatch.setattr(registry_server, "is_listening", lambda port, **_: False)
     digest = put_image(own.registry(), "shop/web", "1")
     old = own.address
     feedback = QuietFeedback()

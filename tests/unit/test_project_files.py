@@ -34,7 +34,7 @@ FLOORS = [
     "labapp setup system errors feedback manifests.fields manifests.platforms system.ports "
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release "
-    "progress terminal",
+    "progress terminal private registry.container",
     "attacks.catalogue "
     "state reference manifests registry.credentials system.apt_packages engine.own_network "
     "system.processes deployments.deployment_file pages bases.wheels setup.bootstrap "
@@ -42,10 +42,12 @@ FLOORS = [
     "vulnerabilities.apt_sources vulnerabilities.cache vulnerabilities.mirror contents.streams",
     "attacks.journal attacks.wheels "
     "registry.addresses vulnerabilities.debian_security vulnerabilities.fixes contents.archive "
-    "charts.frames charts.pieces progress.receipts",
-    "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers",
+    "charts.frames charts.pieces progress.receipts private.authority private.accounts "
+    "private.tokens private.decisions",
+    "registry.answers vulnerabilities.changelogs vulnerabilities.report contents.layers "
+    "private.process",
     "registry.logins vulnerabilities.own_fixes vulnerabilities.snapshots contents.layer_cache "
-    "contents.merge",
+    "contents.merge private.service",
     "registry.http contents.tables",
     "engine.own_engine engine.packages registry.reader manifests.assembly bases.layouts __main__ "
     "charts.bars charts.builds charts.cves charts.events charts.exposure charts.pulls "
@@ -55,12 +57,12 @@ FLOORS = [
     "images.builds images.running leftovers registry.copies deployments.compose "
     "bases.debian pins jupyter vulnerabilities contents",
     "registry.storage sbom",
-    "registry.server",
-    "images.transfer registry.request_log removal",
+    "registry.server private.trust",
+    "images.transfer registry.request_log removal private.server",
     "images.pushes images.pulls",
     "images.containers",
     "images",
-    "bases.sources deployments",
+    "bases.sources deployments private.registry",
     "bases.shelf bases.registry_image",
     "bases",
     "bench doctor inspection",
