@@ -19,6 +19,7 @@ from labapp.feedback import Feedback
 from labapp.images import Pull, Push, Running, builds
 from labapp.images.builds import Build
 from labapp.inspection import CACHE, Comparison, Inspection
+from labapp.lab_attacks import Attacks
 from labapp.manifests import ImageConfig, Manifest
 from labapp.progress.journey import JourneyMap, journey_map
 from labapp.progress.overview import Progress, overview
@@ -29,7 +30,7 @@ from labapp.workspace import copy_application, copy_dockerfile
 
 
 @dataclass(frozen=True)
-class Lab:
+class Lab(Attacks):
     """Everything that a chapter does, with the command line that does the same.
 
     Attributes:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from labapp.errors import ExerciseError
-from labapp.exercises import chapter00, chapter01, chapter02, chapter03, chapter04, chapter05
+from labapp.exercises import (
+    chapter00,
+    chapter01,
+    chapter02,
+    chapter03,
+    chapter04,
+    chapter05,
+    chapter06,
+    chapter07,
+)
 from labapp.exercises.exercise import Exercise, Outcome, Verdict
 
 __all__ = ["Exercise", "Outcome", "Verdict", "all_exercises", "find_exercise"]
@@ -11,7 +20,10 @@ __all__ = ["Exercise", "Outcome", "Verdict", "all_exercises", "find_exercise"]
 
 def all_exercises() -> dict[str, Exercise]:
     """Return every exercise by its id, in the order of the chapters."""
-    chapters = (chapter00, chapter01, chapter02, chapter03, chapter04, chapter05)
+    chapters = (
+        *(chapter00, chapter01, chapter02, chapter03, chapter04),
+        *(chapter05, chapter06, chapter07),
+    )
     return {exercise.id: exercise for chapter in chapters for exercise in chapter.EXERCISES}
 
 

@@ -94,7 +94,7 @@ def _check_context(bench: Bench, answer: object) -> Verdict:
         if evidence.on_engine(bench, f"{bench.registry.address}/shop/web:clean"):
             return wrong("'shop/web:clean' is on the engine, but not in the registry: push it.")
         return not_yet("The registry has no 'shop/web:clean' yet.")
-    files = evidence.added_files(bench, held)
+    files = {path for path, _ in evidence.added(bench, held)}
     inside = sorted(path for path in files if path.endswith((f"/{_SECRET}", f"/{_BACKUP}")))
     if inside:
         return wrong(f"Whoever pulls 'shop/web:clean' gets '{inside[0]}': it is in a layer.")

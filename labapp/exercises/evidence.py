@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import io
 import tarfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import docker.errors
@@ -86,20 +88,30 @@ def answers(port: int, path: str) -> bool:
         return False
 
 
-def added_files(bench: Bench, held: RegistryImage) -> set[str]:
-    """Return the paths of all files in the layers that an image adds to the lab's base images."""
+def added(bench: Bench, held: RegistryImage) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield what the layers bring that an image adds to the lab's base images.
+
+    Yields:
+        Each entry's path, and a function that reads its content while it is the current one; what
+        is no file has none.
+    """
     base: set[str] = set()
     for each in bench.bases:
         base.update(layer.digest for layer in bench.registry.image(each.reference).manifest.layers)
-    paths: set[str] = set()
     for layer in held.manifest.layers:
         if layer.digest not in base:
             blob = io.BytesIO(bench.registry.read_blob(held.reference.repository, layer.digest))
             zipped = blob.getvalue()[:2] == b"\x1f\x8b"
             stream: Any = gzip.GzipFile(fileobj=blob) if zipped else blob
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                paths.update("/" + member.name.removeprefix("./") for member in archive)
-    return paths
+                for member in archive:
+                    content = functools.partial(_content, archive, member)
+                    yield "/" + member.name.removeprefix("./"), content
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member) if member.isreg() else None
+    return file.read() if file else b""
 
 
 def pinned(bench: Bench, repository: str, digest: str) -> str:

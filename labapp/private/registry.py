@@ -67,8 +67,8 @@ class PrivateRegistry:
         """
         return self.server.verified_by_engine
 
-    def start(self) -> None:
-        """Make it run and answer, whatever state it was left in.
+    def start(self) -> PrivateRegistry:
+        """Make it run and answer, whatever state it was left in; return it.
 
         Raises:
             RegistryError: the registry, or its token service, does not come up.
@@ -80,6 +80,7 @@ class PrivateRegistry:
                 f"At {registry.address}, Docker takes any certificate: this engine runs in a "
                 "virtual machine. The lab's own client verifies it all the same."
             )
+        return self
 
     def stop(self) -> None:
         """Stop registry and token service; images, accounts and trust stay."""

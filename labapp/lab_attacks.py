@@ -1,0 +1,66 @@
+"""What chapters 06 and 08 do with the lab: the wrong things, and the controls that stop them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from labapp import attacks
+from labapp.attacks import Happened
+from labapp.bench import Bench
+from labapp.feedback import Feedback
+from labapp.private.registry import PrivateRegistry
+
+
+class Attacks:
+    """The part of :class:`labapp.lab.Lab` that attacks and defends.
+
+    Attributes:
+        bench: what is attacked; nothing else ever is.
+        feedback: where attacks announce themselves.
+    """
+
+    bench: Bench
+    feedback: Feedback
+
+    @property
+    def private(self) -> PrivateRegistry:
+        """A second registry of the lab, with accounts, tokens and TLS; ``start()`` starts it."""
+        return PrivateRegistry(
+            engine=self.bench.engine, state=self.bench.state, feedback=self.feedback
+        )
+
+    def attack(self, id: str, target: str | Path | None = None) -> Happened:
+        """Do one of the wrong things, for real; see :func:`labapp.attacks.start`."""
+        return attacks.start(self.bench, id, target=target, feedback=self.feedback)
+
+    def undo(self) -> None:
+        """Put back whatever attacks have changed; nothing happens where nothing was."""
+        attacks.undo(self.bench, feedback=self.feedback)
+
+    def gate(self, file: str | Path, *, allowed: Sequence[str] = ()) -> bool:
+        """Say whether a deployment file may pass, and list what it is refused for.
+
+        Args:
+            file: the deployment file.
+            allowed: patterns of which each image's registry and repository must fit one.
+        """
+        found = attacks.refusals(Path(file), allowed=allowed, registry=self.bench.registry)
+        name = Path(file).name
+        self.feedback.say(
+            f"The gate {'refuses' if found else 'lets'} '{name}'{':' if found else ' pass.'}"
+        )
+        for refusal in found:
+            self.feedback.say(f"  {refusal}")
+        return not found
+
+    def exposure(self, reference: str, *, hardened: bool = False) -> pd.DataFrame:
+        """Try from inside a container what it lets one do; see :func:`labapp.attacks.exposure`."""
+        return attacks.exposure(self.bench, reference, hardened=hardened, feedback=self.feedback)
+
+    def hashed_requirements(self, folder: str | Path) -> str:
+        """Return an application's requirements with the digests of the wheels beside them."""
+        folder = Path(folder)
+        return attacks.hashed_requirements(folder / "requirements.txt", folder / "wheels")
