@@ -85,7 +85,7 @@ def _draw(axes: Axes, step: Mapping[Hashable, Any], middle: float) -> None:
             edgecolor=DEEP if is_lit else GREY, linewidth=1.2 if is_lit else 0.8, zorder=1,
         )
     )  # fmt: skip
-    colour = DEEP if is_lit else "white"
+    colour = DEEP if is_lit else PALE if passed else "white"
     edge = DEEP if passed else GREY
     axes.add_patch(
         Circle((_LINE, middle), _RADIUS, facecolor=colour, edgecolor=edge, linewidth=2, zorder=3)

@@ -12,7 +12,7 @@ from IPython.display import Markdown, display
 from labapp.bench import Bench
 from labapp.errors import StateError
 from labapp.exercises import find_exercise
-from labapp.exercises.exercise import Verdict
+from labapp.exercises.exercise import Verdict, not_yet
 from labapp.progress.receipts import SUBMITTED, Receipts
 
 
@@ -46,7 +46,8 @@ class Coach:
         Raises:
             ExerciseError: there is no such exercise.
         """
-        verdict = find_exercise(id).check(self.bench, answer)
+        exercise = find_exercise(id)
+        verdict = self._elsewhere(id) or exercise.check(self.bench, answer)
         if verdict.outcome != "NotYet":
             verdict = self._noted(id, verdict)
         if strict:
@@ -71,6 +72,19 @@ class Coach:
         with _told():
             self.receipts.note_solution(id)
         _show(f"```python\n{exercise.solution.strip()}\n```\n\n{exercise.why}")
+
+    def _elsewhere(self, id: str) -> Verdict | None:
+        """Return a verdict if the exercise belongs to another chapter than the notebook's.
+
+        The check would look for its files in this chapter's folder, and tell of the wrong ones.
+        """
+        here = self.bench.work.name
+        if not (here.isdigit() and len(here) == 2) or here == id[:2]:
+            return None
+        return not_yet(
+            f"{id} is an exercise of chapter {id[:2]}, and this notebook opened chapter {here}. "
+            "Check it there."
+        )
 
     def _noted(self, id: str, verdict: Verdict) -> Verdict:
         """Note a try. Where that can't be done, the verdict stands all the same, and says so."""

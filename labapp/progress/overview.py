@@ -77,10 +77,11 @@ class Progress:
 
     def _repr_html_(self) -> str:
         """Show a table, and a link to where to go on."""
-        cell = '<td style="text-align:left">'
+        cell = '<td style="text-align:left;padding-left:12px">'
         rows = "".join(
             f'<tr><th scope="row" style="text-align:left">{html.escape(name)}</th>'
-            f"{cell}{html.escape(marks)}</td>{cell}{html.escape(took)}</td></tr>"
+            f"{cell}{html.escape(marks).replace('  ', '&emsp;')}</td>"
+            f"{cell}{html.escape(took)}</td></tr>"
             for name, marks, took in self.chapters
         )
         notes = "".join(f"<p><b>{html.escape(note)}</b></p>" for note in self.notes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labapp import cli, removal
+from labapp import cli, images, removal
 from labapp.bench import Bench
 from labapp.errors import NotInRegistry, RegistryUnreachable
 from labapp.exercises.coach import Coach
@@ -52,6 +52,7 @@ def learner(
 ) -> Iterator[Callable[[str], Bench]]:
     """Make a learner: another state folder, on the same engine and registry."""
     (tmp_path / "notebooks").mkdir()
+    images.remove(bench.engine, f"{bench.registry.address}/hello/web:mine")
     monkeypatch.chdir(tmp_path / "notebooks")
     if "hello/web" in bench.registry.repositories():
         take(bench)
@@ -118,6 +119,20 @@ def test_strict_raises_and_leaves_the_receipts_beside_the_notebook(
     put(coach.bench, "1.0", "mine")
     assert coach.check(EXERCISE, strict=True).outcome == "Correct"
     assert list(chain.read(copy).passed) == [EXERCISE]
+
+
+def test_an_exercise_of_another_chapter_is_no_try(learner: Callable[[str], Bench]) -> None:
+    own = learner("ada")
+    put(own, "1.0", "mine")
+    coach = Coach(replace(own, work=own.work / "work" / "03"))
+    verdict = coach.check(EXERCISE)
+    assert verdict.outcome == "NotYet"
+    assert "00-tag is an exercise of chapter 00, and this notebook opened chapter 03" in str(
+        verdict
+    )
+    assert coach.receipts.read().attempts == {}
+    there = Coach(replace(own, work=own.work / "work" / "00"))
+    assert there.check(EXERCISE).outcome == "Correct"
 
 
 def test_what_cannot_be_noted_is_told_and_stops_nobody(
