@@ -65,11 +65,8 @@ def check_page(notebook: NotebookNode, name: str) -> None:
     for cell in notebook.cells:
         bars = [text for text in cell_html(cell) if "labapp-bars" in text]
         states = ['data-state="done"' in text for text in bars]
-        # A cell that shows what fails ends with the bar of what failed; no other may.
-        expected = [True] * len(states)
-        if "except LabError" in cell.source and states:
-            expected[-1] = False
-        assert states == expected, cell.id
+        # A cell that shows what fails may have one bar that was stopped; no other may.
+        assert states.count(False) <= ("except LabError" in cell.source), cell.id
     for chart in (text for text in outputs if "labapp-chart" in text):
         alt = re.search(r'alt="([^"]+)"', chart)
         assert alt and len(alt[1]) > 40
