@@ -13,6 +13,7 @@ from labapp.attacks.journal import Change, Journal, restore_file
 from labapp.bench import Bench
 from labapp.errors import AttackError, LabError, NotInRegistry, RegistryError
 from labapp.feedback import Feedback
+from labapp.images.running import discard, published_url
 from labapp.reference import Reference
 from labapp.registry import Registry
 from labapp.registry.addresses import same_address
@@ -83,10 +84,23 @@ def _remove_container(bench: Bench, change: Change) -> str:
             bench.engine.doing(f"removing the container '{change.what}'", AttackError),
             contextlib.suppress(docker.errors.NotFound),
         ):
-            bench.engine.client.api.remove_container(change.what, force=True, v=True)
+            container = bench.engine.client.containers.get(change.what)
+            url = published_url(container) or ""
+            discard(container)
+            _remove_names(bench, f"localhost:{url.rpartition(':')[2]}/")
     if after := change.data.get("after"):
         discard_manifest(bench.registry, change.data["repository"], after)
     return f"removed the container '{change.what}'"
+
+
+def _remove_names(bench: Bench, beginning: str) -> None:
+    """Remove the names of images that came through a mirror: nothing answers there any more."""
+    for image in bench.engine.client.api.images():
+        for name in [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]:
+            if name.startswith(beginning):
+                # One that a container of the learner still uses stays.
+                with contextlib.suppress(docker.errors.APIError):
+                    bench.engine.client.api.remove_image(name)
 
 
 def _remove_image(bench: Bench, change: Change) -> str:

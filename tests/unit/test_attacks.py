@@ -6,17 +6,25 @@ import base64
 import csv
 import hashlib
 import io
+import os
 import zipfile
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from labapp.attacks import ATTACKS, Happened, find_attack, gate, hashed_requirements, refusals
 from labapp.attacks.forging import marker, startup_code
 from labapp.attacks.journal import Change, Journal, restore_file
+from labapp.attacks.judging import judge
 from labapp.attacks.middleman import asked_for
+from labapp.attacks.outcome import Deployed, Pushed
+from labapp.attacks.pipeline import PipelineRun
+from labapp.attacks.saboteur import FAULTS, Planted, chosen, named
+from labapp.attacks.scripts import STEPS, Step, run_step
 from labapp.attacks.targets import own_path, own_tag
 from labapp.attacks.wheels import doctored, wheel_to_swap
 from labapp.errors import AttackError, DeploymentError, InvalidReference, StateError
@@ -25,6 +33,9 @@ from labapp.registry import Registry
 from labapp.state import State
 
 D = "sha256:" + "a" * 64
+TOP = "sha256:" + "b" * 64
+SIGN = marker("secret")
+CHOICES = [("secret", "dependency"), ("rest", "moved"), ("secret", "dependency", "transit")]
 
 
 @pytest.fixture
@@ -365,3 +376,147 @@ class TestTargets:
         with pytest.raises(AttackError, match=r"not in this chapter's folder"):
             own_path(bench, bench.work / "app" / "wheels")
         assert own_path(bench, bench.work / "new" / "x") == (bench.work / "new" / "x").resolve()
+
+
+class TestChoice:
+    def test_the_same_seed_gives_the_same_faults(self) -> None:
+        assert chosen(4, 17) == chosen(4, 17)
+        # The choice is what learners are judged by: it must not change with the lab's versions.
+        assert [chosen(seed, 17) for seed in (1, 2, 3)] == CHOICES
+
+    def test_each_number_of_faults_and_each_fault_comes_up(self) -> None:
+        drawn = [chosen(seed, learner) for seed in range(50) for learner in range(20)]
+        counts = Counter(map(len, drawn))
+        assert set(counts) == {1, 2, 3}
+        assert min(counts.values()) > 250
+        faults = Counter(fault for each in drawn for fault in each)
+        assert set(faults) == set(FAULTS)
+        assert min(faults.values()) > 200
+        assert all(each == tuple(f for f in FAULTS if f in each) for each in drawn)
+
+    def test_neighbours_can_not_share_answers(self) -> None:
+        same = sum(chosen(1, learner) == chosen(1, learner + 1) for learner in range(400))
+        assert same < 40
+        same = sum(chosen(seed, 1) == chosen(seed + 1, 1) for seed in range(400))
+        assert same < 40
+
+    def test_faults_can_be_named(self) -> None:
+        assert named(("moved", "base")).faults == ("base", "moved")
+        assert named(()).faults == ()
+        with pytest.raises(AttackError, match=r"the fault 'run': there is none.*There are: secret"):
+            named(("run",))
+
+
+class TestScripts:
+    def test_a_script_gets_its_step_folder_and_environment(self, tmp_path: Path) -> None:
+        script = tmp_path / "deliver.py"
+        script.write_text(
+            "import os, sys\nprint(sys.argv[1:], os.getcwd(), os.environ['LAB_APP'])\n"
+            "print('to the other', file=sys.stderr)\nsys.exit(3)\n"
+        )
+        step = run_step(script, "pin", {**os.environ, "LAB_APP": "x", "PYTHONIOENCODING": "utf-8"})
+        assert (step.name, step.code) == ("pin", 3)
+        assert f"['pin'] {tmp_path} x" in step.output
+        assert "to the other" in step.output
+
+    def test_a_shell_script_runs_too(self, tmp_path: Path) -> None:
+        script = tmp_path / "deliver.sh"
+        script.write_text('echo "$1"; exit 4\n')
+        step = run_step(script, "push", os.environ)
+        assert (step.output, step.code) == ("push\n", 4)
+
+    def test_a_step_that_hangs_is_ended_with_what_it_started(self, tmp_path: Path) -> None:
+        script = tmp_path / "deliver.py"
+        script.write_text(
+            "import subprocess, sys, time\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+            "print(child.pid, flush=True)\ntime.sleep(60)\n"
+        )
+        step = run_step(script, "build", os.environ, seconds=0.6)
+        assert step.code == 124
+        assert "more than 1 s" in step.output
+        child = int(step.output.split()[0])
+        assert not psutil.pid_exists(child) or (
+            psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+        )
+
+    def test_without_a_shell_python_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "deliver.sh").write_text("")
+        monkeypatch.setattr("shutil.which", lambda _: None)
+        with pytest.raises(AttackError, match=r"has no 'sh'.*deliver\.py"):
+            run_step(tmp_path / "deliver.sh", "build", {})
+
+
+def run_of(
+    *,
+    codes: tuple[int, ...] = (0, 0, 0, 0, 0),
+    pushed: bool = True,
+    signs: bool = False,
+    deployed: tuple[str, ...] | None = (D,),
+    answers: bool = True,
+    planted: tuple[Planted, ...] = (),
+    planned: tuple[str, ...] = (),
+) -> PipelineRun:
+    """Make up a run of a delivery: its image has the one layer D."""
+    return PipelineRun(
+        script=Path("deliver.py"),
+        seed=None,
+        image="localhost:1/shop/delivered:r1",
+        steps=tuple(Step(n, c, "", 0.1) for n, c in zip(STEPS, codes, strict=False)),
+        pushed=Pushed(D, (D,), {SIGN: D} if signs else {}) if pushed else None,
+        deployed=Deployed("live", "x", deployed, answers, "") if deployed else None,
+        planned=planned or tuple(each.fault for each in planted),
+        planted=planted,
+    )
+
+
+SECRET = Planted("secret", {"file": "x"}, SIGN)
+PUSH = Planted("push", {"digest now": D}, TOP)
+MOVED = Planted("moved", {"digest now": D}, "sha256:" + "c" * 64)
+REST = Planted("rest", {"blob": D})
+
+
+@pytest.mark.parametrize(
+    ("run", "ok", "told"),
+    [
+        (run_of(), True, "it answers"),
+        (run_of(answers=False), False, "does not answer"),
+        (run_of(deployed=None), False, "no container of that name runs"),
+        (run_of(deployed=(D, TOP)), False, "another image"),
+        (run_of(pushed=False, deployed=None), False, "the registry has no"),
+        (run_of(codes=(0, 1), pushed=False, deployed=None), False, "stopped at 'inspect'"),
+        (run_of(planted=(SECRET,)), True, "all the same"),
+        (run_of(planted=(SECRET,), signs=True), False, "got through"),
+        (run_of(planted=(SECRET,), signs=True, deployed=None), False, "no container"),
+        (run_of(planted=(SECRET,), signs=True, codes=(0, 0, 0, 0, 1), deployed=None), True, "pped"),
+        (run_of(planted=(PUSH,)), True, "all the same"),
+        (run_of(planted=(PUSH,), deployed=(D, TOP)), False, "got through"),
+        # A wrong image that runs is not excused by an exit code.
+        (run_of(planted=(PUSH,), deployed=(D, TOP), codes=(0, 0, 0, 0, 1)), False, "got through"),
+        (run_of(planted=(PUSH,), codes=(0, 0, 0, 0, 1)), True, "what runs is the right image"),
+        (run_of(planted=(PUSH,), deployed=("sha256:" + "e" * 64,)), False, "another image"),
+        (run_of(planted=(PUSH,), answers=False), False, "does not answer"),
+        (run_of(planted=(REST,)), True, "all the same"),
+        (run_of(planted=(REST,), deployed=None), False, "no container of that name"),
+        (run_of(planted=(REST,), deployed=None, codes=(0, 0, 0, 0, 1)), True, "stopped"),
+        # Chosen, and never planted.
+        (run_of(planned=("push",), codes=(1,), pushed=False, deployed=None), True, "at 'build'"),
+        (run_of(planned=("push",), pushed=False, deployed=None), False, "the registry has no"),
+    ],
+)
+def test_the_judgement(run: PipelineRun, ok: bool, told: str) -> None:
+    judgement = judge(run)
+    assert judgement.ok is ok
+    assert told in (judgement.faults[0].happened if judgement.faults else judgement.happened)
+    assert len(judgement.table) == len(run.planned)
+
+
+def test_each_fault_is_judged_by_itself() -> None:
+    run = run_of(planted=(SECRET, PUSH, MOVED), signs=True, deployed=(D, TOP))
+    judgement = judge(run)
+    assert [each.survived for each in judgement.faults] == [True, False, True]
+    assert judgement.faults[0].evidence == {"file": "x", "layer": D}
+    assert not judgement.ok
+    assert "secret" not in repr(run)

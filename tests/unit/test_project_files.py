@@ -69,7 +69,9 @@ FLOORS = [
     "attacks.targets",
     "attacks.changes attacks.mirror attacks.exposure",
     "attacks.undoing attacks.doing",
-    "attacks",
+    "attacks attacks.outcome attacks.scripts attacks.saboteur",
+    "attacks.pipeline",
+    "attacks.judging",
     "bundles suite workspace exercises.exercise exercises.evidence",
     "exercises.inside",
     "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03 "

@@ -1,0 +1,156 @@
+"""The judgement of a delivery: for each fault, whether the script survived it, and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from labapp.attacks.catalogue import find_attack
+from labapp.attacks.pipeline import PipelineRun, run_pipeline
+from labapp.attacks.saboteur import FAULTS, Planted
+from labapp.bench import Bench
+from labapp.feedback import Feedback
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a delivery fared with one fault.
+
+    Attributes:
+        fault: the attack's id.
+        step: of the journey.
+        planted: whether it came to that; after a script has stopped, nothing more is planted.
+        survived: whether the wrong thing was kept from running: by a stop, or by delivering the
+            right one all the same.
+        happened: the same in words.
+        evidence: what gives the fault away, by what it is: digests, files.
+    """
+
+    fault: str
+    step: str
+    planted: bool
+    survived: bool
+    happened: str
+    evidence: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a delivery fared.
+
+    Attributes:
+        ok: whether it survived every fault; without any, whether it delivered.
+        happened: how it ended, in words.
+        faults: each one that was chosen.
+    """
+
+    ok: bool
+    happened: str
+    faults: tuple[Judged, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a fault: ``fault``, ``step``, ``survived``, ``happened``, ``evidence``."""
+        rows = [
+            (
+                each.fault,
+                each.step,
+                each.survived,
+                each.happened,
+                ", ".join(f"{name}: {value}" for name, value in each.evidence.items()),
+            )
+            for each in self.faults
+        ]
+        return pd.DataFrame(rows, columns=["fault", "step", "survived", "happened", "evidence"])
+
+
+def judge(run: PipelineRun) -> Judgement:
+    """Judge a delivery by what runs at its end, and say what was planted.
+
+    A script survives a fault when it stops with an exit code other than 0 and leaves nothing wrong
+    running, or when what it deployed is what it pushed, without the fault in it.
+    """
+    planted = {each.fault: each for each in run.planted}
+    faults = tuple(_judged(run, fault, planted.get(fault)) for fault in run.planned)
+    happened = _ending(run)
+    ok = all(each.survived for each in faults) if faults else run.delivered
+    return Judgement(ok, happened, faults)
+
+
+def prove(
+    bench: Bench,
+    script: Path,
+    *,
+    faults: Iterable[str] = tuple(FAULTS),
+    app: Path | None = None,
+    feedback: Feedback,
+) -> pd.DataFrame:
+    """Run a delivery script without a fault, then with each fault alone.
+
+    Args:
+        bench: which lab.
+        script: see :func:`run_pipeline`, also for ``app``.
+        faults: which faults; by default all of them.
+        app: the folder to build from.
+        feedback: where it is told.
+
+    Returns:
+        A row a run: ``fault`` (empty for none), ``passed``, ``stopped_at``, ``happened``,
+        ``seconds``.
+    """
+    rows = []
+    for fault in ("", *faults):
+        named = (fault,) if fault else ()
+        run = run_pipeline(bench, script, faults=named, app=app, feedback=feedback)
+        judgement = judge(run)
+        happened = judgement.faults[0].happened if fault else judgement.happened
+        seconds = round(sum(step.seconds for step in run.steps), 1)
+        rows.append((fault, judgement.ok, run.stopped_at, happened, seconds))
+    return pd.DataFrame(rows, columns=["fault", "passed", "stopped_at", "happened", "seconds"])
+
+
+def _judged(run: PipelineRun, fault: str, planted: Planted | None) -> Judged:
+    step = find_attack(fault).step
+    if planted is None:
+        # Where nothing was pushed although all steps went well, nothing was delivered either.
+        return Judged(fault, step, False, bool(run.stopped_at), _ending(run))
+    evidence = dict(planted.evidence)
+    if run.pushed is not None and planted.sign in run.pushed.signs:
+        evidence["layer"] = run.pushed.signs[planted.sign]
+    survived, happened = _outcome(run, planted)
+    return Judged(fault, step, True, survived, happened, evidence)
+
+
+def _outcome(run: PipelineRun, planted: Planted) -> tuple[bool, str]:
+    if run.deployed is None:
+        return bool(run.stopped_at), _ending(run)
+    signs = run.pushed.signs if run.pushed is not None else {}
+    same = run.pushed is not None and run.deployed.diff_ids == run.pushed.diff_ids
+    if planted.sign in run.deployed.diff_ids or (same and planted.sign in signs):
+        return False, f"'{run.deployed.name}' runs with it: it got through"
+    if any(each.sign in run.deployed.diff_ids for each in run.planted):
+        return True, "another fault got through; this one is not in what runs"
+    if not same:
+        return False, f"'{run.deployed.name}' runs another image than the one that was pushed"
+    if run.stopped_at:
+        return True, f"the script stopped at '{run.stopped_at}'; what runs is the right image"
+    if not run.deployed.answers:
+        return False, f"the right image was deployed, but '{run.deployed.name}' does not answer"
+    return True, "the right image was delivered all the same"
+
+
+def _ending(run: PipelineRun) -> str:
+    if run.stopped_at:
+        return f"the script stopped at '{run.stopped_at}'"
+    if run.pushed is None:
+        return f"all steps went well, but the registry has no '{run.image}'"
+    if run.deployed is None:
+        return "all steps went well, but no container of that name runs"
+    if run.deployed.diff_ids != run.pushed.diff_ids:
+        return f"'{run.deployed.name}' runs another image than the one that was pushed"
+    if not run.deployed.answers:
+        return f"the right image was deployed, but '{run.deployed.name}' does not answer"
+    return "the image that was built was delivered, and it answers"
