@@ -21,9 +21,10 @@ from labapp import deployments, images, pins
 from labapp import engine as engines
 from labapp.deployments import compose
 from labapp.engine import Engine, own_network
-from labapp.errors import BuildError, EngineNotFound, PullError
+from labapp.errors import BuildError, EngineNotFound, PullError, PushError
 from labapp.feedback import QuietFeedback
 from labapp.images import builds
+from labapp.private.registry import PrivateRegistry
 from labapp.reference import Reference
 from labapp.registry import Registry
 from labapp.registry.server import RegistryServer
@@ -237,3 +238,38 @@ def test_the_journey(
     )
     assert web.get("/") == "two"
     assert images.remove_running(newer, state.labels) == ["labapp-newer"]
+
+
+def test_accounts_and_a_certificate(
+    newer: Engine, engine: Engine, state: State, tmp_path: Path
+) -> None:
+    mine, quiet = State.open(tmp_path / "state"), QuietFeedback()
+    image = str(state.read("registry")["image"])
+    newer.client.images.load(b"".join(engine.client.images.get(image).save(named=True)))
+    mine.write("registry", {"image": image})
+    private = PrivateRegistry(engine=newer, state=mine, feedback=quiet)
+    try:
+        private.start()
+        assert private.verified_by_engine
+        private.accounts.add("ann", "ann", rights={"shop/*": ("pull", "push")})
+        private.accounts.add("bob", "bob", rights={"shop/*": ("pull",)})
+        name = f"{private.address}/shop/tiny:1"
+        (tmp_path / "index.html").write_text("tiny")
+        _build(newer, mine, tmp_path, name, "FROM scratch\nCOPY index.html /\n")
+        private.log_in("ann", "ann")
+        with pytest.raises(PushError, match="does not trust the authority that signed"):
+            private.push(name)
+        private.trust()
+        digest = private.push(name).digest
+        private.log_in("bob", "bob")
+        # The containerd store sends nothing, and needs no right, where the tag is that already.
+        other = f"{private.address}/shop/tiny:2"
+        images.tag(newer, name, other, feedback=quiet)
+        with pytest.raises(PushError, match="no right to that"):
+            private.push(other)
+        images.remove(newer, other)
+        images.remove(newer, name)
+        assert private.pull(name).digest == digest
+        images.remove(newer, name)
+    finally:
+        private.remove()
