@@ -36,7 +36,7 @@ def print_report(console: Console, report: ClassReport) -> None:
     for row in learners.to_dict("records"):
         cells = [row["learner"], f"{row['passed']} of {row['of']}"]
         cells += [row[name] for name in ("tries", "hints", "solutions")]
-        cells += [row["last"][:16].replace("T", " "), row["chain"]]
+        cells += [row["last"][:10], row["chain"]]
         cells += [f"{row['verified']:.0f} of {row['images']}"] if is_verified else []
         add_row(table, *cells)
     console.print(table)

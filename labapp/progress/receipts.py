@@ -161,12 +161,18 @@ class Receipts:
 
     def _change(self, change: Callable[[Record], Record]) -> Record:
         """Read, change and write under a lock, so that two kernels don't undo each other."""
-        with self.state.lock(NAME, timeout=_LOCK_SECONDS):
-            found = self._found()
-            record = found or Record(self.state.lab_id, _login(), secrets.randbits(32), _now())
-            changed = change(record)
-            if changed != found:
-                self.state.write(NAME, changed.document())
+        try:
+            with self.state.lock(NAME, timeout=_LOCK_SECONDS):
+                found = self._found()
+                record = found or Record(self.state.lab_id, _login(), secrets.randbits(32), _now())
+                changed = change(record)
+                if changed != found:
+                    self.state.write(NAME, changed.document())
+        except OSError as error:
+            raise StateError(
+                f"noting progress in '{self.file}': {error.strerror or error}. Make the folder "
+                "writable, or name another one in LABAPP_STATE."
+            ) from error
         return changed
 
     def _found(self) -> Record | None:

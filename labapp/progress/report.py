@@ -24,8 +24,8 @@ class ClassReport:
     Attributes:
         learners: a row a learner, those who are furthest first; columns ``learner``, ``file``,
             ``passed``, ``of``, ``tries``, ``hints``, ``solutions`` (how many were looked at),
-            ``last`` (time of the last receipt, UTC), ``chain`` (``whole``, or where it is
-            broken), ``images`` and ``verified`` (how many images the receipts name, and how many
+            ``last`` (time of the last receipt, UTC), ``chain`` (``whole``, or at which receipt it
+            is broken), ``images`` and ``verified`` (how many images the receipts name, and how many
             of them the registry has) and ``notes`` (a tuple of sentences).
         exercises: a row an exercise; columns ``exercise``, ``passed`` and ``tried`` (by how many
             learners), ``tries`` and ``hints`` (medians of those who passed) and ``solutions``.
@@ -50,16 +50,10 @@ class ClassReport:
         """A point for each passed exercise: a row a learner, a column a chapter."""
         done = self.cells["state"].isin(("alone", "hints", "solution")).astype(int)
         rows = self.cells.assign(points=done, chapter=self.cells["exercise"].str[:2])
-        # Somebody who worked on two machines handed in two files: what either says counts, once.
-        rows["name"] = rows["learner"].map(self._names)
-        best = rows.groupby(["name", "chapter", "exercise"], as_index=False)["points"].max()
-        table = best.pivot_table(index="name", columns="chapter", values="points", aggfunc="sum")
+        table = rows.pivot_table(
+            index="learner", columns="chapter", values="points", aggfunc="sum", sort=False
+        )
         return pd.DataFrame(table.astype(int))
-
-    @property
-    def _names(self) -> dict[str, str]:
-        """The name in the receipts, by the name in the table, which is made unique."""
-        return dict(zip(self.learners["learner"], self.learners["name"], strict=True))
 
     def gradebook(self, platform: str) -> str:
         """Return the points as a CSV text that a learning platform imports.
@@ -75,7 +69,7 @@ class ClassReport:
         points = self.points
         titles = {chapter: f"Image lab, chapter {chapter}" for chapter in points.columns}
         grades = points.rename(columns=titles).reset_index()
-        names = grades.pop("name").map(_harmless)
+        names = grades.pop("learner").map(_harmless)
         if platform == "moodle":
             grades.insert(0, "Username", names)
             grades.insert(1, "Email address", names.where(names.str.contains("@"), ""))
@@ -123,7 +117,7 @@ def report(
     )
     learners = pd.DataFrame(
         [
-            {"learner": name, "name": each.record.learner, **_row(each, exercises)}
+            {"learner": name, **_row(each, exercises)}
             for name, each in zip(names, submitted, strict=True)
         ]
     )
@@ -155,10 +149,10 @@ def _row(each: Submitted, exercises: Sequence[str]) -> Mapping[str, object]:
         "hints": sum(receipt.hints for receipt in known),
         "solutions": sum(receipt.solution for receipt in known),
         "last": max((receipt.time for receipt in known), default=""),
-        "chain": "whole" if broken is None else f"broken: {broken.text}",
+        "chain": "whole" if broken is None else f"broken at {broken.number}",
         "images": each.images,
         "verified": each.verified,
-        "notes": each.notes,
+        "notes": each.notes if broken is None else (broken.text, *each.notes),
     }
 
 

@@ -38,8 +38,8 @@ def read(folder: Path) -> tuple[list[Submitted], list[str]]:
         folder: where the ``.json`` files are.
 
     Returns:
-        What each learner handed in, of several files the one with most receipts; and a sentence
-        for each file that is left out.
+        What each learner handed in, of earlier and later copies the last; and a sentence for each
+        file that is left out.
 
     Raises:
         StateError: there is no such folder.
@@ -49,7 +49,7 @@ def read(folder: Path) -> tuple[list[Submitted], list[str]]:
             f"reading the receipts in '{folder}': there is no such folder. Name the one that the "
             "class's files are in."
         )
-    best: dict[tuple[int, str], tuple[Path, Record]] = {}
+    found: list[Submitted] = []
     left_out = []
     for file in sorted(folder.rglob("*.json")):
         try:
@@ -57,21 +57,47 @@ def read(folder: Path) -> tuple[list[Submitted], list[str]]:
         except (StateError, FileNotFoundError) as error:
             left_out.append(str(error))
             continue
-        key = (record.seed, record.learner)
-        if key not in best:
-            best[key] = (file, record)
+        new = Submitted(file, record, (), len(_images(record)))
+        old = next((each for each in found if _same(each.record, record)), None)
+        if old is None:
+            found.append(new)
             continue
-        other, held = best[key]
-        if len(record.sound) > len(held.sound):
-            best[key] = (file, record)
-            file, other = other, file
-        left_out.append(f"'{file}': '{other}' is of the same learner and has as much or more.")
-    found = []
-    for (seed, learner), (file, record) in best.items():
-        copies = [name for number, name in best if number == seed and name != learner]
-        notes = [f"the same seed as '{name}': one is a copy of the other" for name in copies]
-        found.append(Submitted(file, record, tuple(notes), len(_images(record))))
-    return found, left_out
+        if len(record.receipts) > len(old.record.receipts):
+            found[found.index(old)] = new
+            new, old = old, new
+        left_out.append(f"'{new.file}': '{old.file}' is of the same learner and says as much.")
+    return [replace(each, notes=_alike(each, found)) for each in found], left_out
+
+
+def _same(one: Record, other: Record) -> bool:
+    """Say whether two records are one learner's, at two times."""
+    least = min(len(one.receipts), len(other.receipts))
+    return (one.seed, one.learner) == (other.seed, other.learner) and (
+        one.receipts[:least] == other.receipts[:least]
+    )
+
+
+def _alike(each: Submitted, found: list[Submitted]) -> tuple[str, ...]:
+    """Tell which others have the same seed, or only the same name."""
+    record, notes = each.record, []
+    others = [other for other in found if other is not each]
+    copies = [other for other in others if other.record.seed == record.seed]
+    namesakes = [o for o in others if o.record.learner == record.learner and o not in copies]
+    if copies:
+        notes.append(
+            f"the same seed as {_first(copies)}: one was copied from the other, or both began on "
+            "one machine"
+        )
+    if namesakes:
+        notes.append(
+            f"the same name, with another seed, as {_first(namesakes)}: two machines, or two people"
+        )
+    return tuple(notes)
+
+
+def _first(others: list[Submitted]) -> str:
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"'{others[0].record.learner}' in '{others[0].file}'{more}"
 
 
 def verified(submitted: list[Submitted], registry: Registry) -> list[Submitted]:

@@ -209,6 +209,14 @@ def test_a_file_of_a_newer_lab_is_left_alone(three: Receipts) -> None:
     assert three.file.read_text("utf-8") == before and three.damaged == ()
 
 
+def test_a_folder_that_cannot_be_written(three: Receipts) -> None:
+    lock = three.state.path("receipts.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    with pytest.raises(StateError, match="Make the folder writable"):
+        three.note_try("02-sent")
+
+
 def test_a_copy_to_hand_in(three: Receipts, tmp_path: Path) -> None:
     copy = tmp_path / "new" / "ada.json"
     three.save(copy)
