@@ -22,7 +22,7 @@ LABEL = "labapp.lab"
 """The label that everything the lab makes carries; its value is the lab's id."""
 
 ROLE_LABEL = "labapp.role"
-"""What a labelled thing is for: ``registry``, ``service``, ``run``, ``oneshot`` or ``base``."""
+"""What a thing is for: ``registry``, ``private``, ``service``, ``run``, ``oneshot``, ``base``."""
 
 
 @dataclass(frozen=True)

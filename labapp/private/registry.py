@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, fields
 
 import pandas as pd
@@ -87,16 +88,14 @@ class PrivateRegistry:
         self.server.stop(feedback=self._feedback)
 
     def remove(self) -> None:
-        """Remove all of it: images, accounts, the login, the engine's trust, the authority.
+        """Remove all of it: images, accounts, login, authority, and the engine's trust in it.
 
         Raises:
             RegistryError: the engine's trust can't be taken back.
         """
         self.distrust()
-        self.log_out()
         self.server.remove(volume=True)
-        for name in self.accounts.names():
-            self.accounts.remove(name)
+        shutil.rmtree(self._state.folder / process.FOLDER, ignore_errors=True)
 
     def trust(self) -> None:
         """Make the engine trust the authority, for this registry alone.
@@ -180,7 +179,7 @@ class PrivateRegistry:
         Raises:
             InvalidReference: it is no reference, or to another registry.
             PushError: the engine does not trust the registry, or the registry the account.
-            RegistryUnreachable: the token service does not run.
+            RegistryUnreachable: registry or token service do not run.
         """
         name = self._mine(reference, "pushing")
         return images.push(self._engine, None, name, login=self._login(), feedback=self._feedback)
@@ -191,7 +190,7 @@ class PrivateRegistry:
         Raises:
             InvalidReference: it is no reference, or to another registry.
             PullError: the engine does not trust the registry, or the registry the account.
-            RegistryUnreachable: the token service does not run.
+            RegistryUnreachable: registry or token service do not run.
         """
         name = self._mine(reference, "pulling")
         return images.pull(self._engine, None, name, login=self._login(), feedback=self._feedback)
@@ -228,10 +227,15 @@ class PrivateRegistry:
                 f"{verb} '{reference}' as an account of the private registry: it is in "
                 f"'{parsed.registry}'. Write it as '{self.address}/{parsed.repository}…'."
             )
-        # The engine would try for long, and then tell of the registry, which may well run.
-        if process.find(self._state) is None:
+        # The engine would try for long, and then tell little.
+        running = {
+            "its token service": process.find(self._state) is not None,
+            "its container": self.server.is_running(),
+        }
+        if not all(running.values()):
+            down = " and ".join(part for part, runs in running.items() if not runs)
             raise RegistryUnreachable(
-                f"{verb} '{reference}': the token service of '{self.address}' does not run, so "
-                "nobody can be let in. Start the private registry again: its 'start()' does."
+                f"{verb} '{reference}': the private registry is down ({down} does not run). "
+                "Its 'start()' starts it again."
             )
         return parsed

@@ -28,6 +28,10 @@ class PrivateServer(RegistryServer):
     """The private registry of one lab: its container, its volume, and its token service."""
 
     _kind = "private"
+    _never_started = (
+        "finding the private registry: it has never been started. Its 'start()' starts it, once "
+        "'python3 -m labapp start' has started the lab."
+    )
 
     def __init__(self, *, engine: Engine, state: State) -> None:
         super().__init__(engine=engine, state=state)
@@ -61,6 +65,8 @@ class PrivateServer(RegistryServer):
             # the loopback interface, which no other machine can listen to.
             tls = self._engine.store != "containerd"
             host = self._host if tls else LOOPBACK
+            if not tls:
+                feedback.say("With this engine's image store, tokens are asked for without TLS.")
             self._realm = process.start(self._state, host=host, tls=tls).realm
         return super().start(image=image, feedback=feedback)
 

@@ -29,10 +29,6 @@ PORT_TRIES = 5
 
 START_SECONDS = 30.0
 
-_NEVER_STARTED = (
-    "finding the lab's registry: it has never been started. 'python3 -m labapp start' starts it."
-)
-
 
 class RegistryServer:
     """The registry of one lab on one engine; ``name`` is that of the container and the volume.
@@ -45,6 +41,11 @@ class RegistryServer:
 
     _host = LOOPBACK
     """The address of this machine that the port is opened on."""
+
+    _never_started = (
+        "finding the lab's registry: it has never been started. "
+        "'python3 -m labapp start' starts it."
+    )
 
     def __init__(self, *, engine: Engine, state: State) -> None:
         self.name = f"labapp-{self._kind}-{state.lab_id}"
@@ -66,7 +67,7 @@ class RegistryServer:
         """Host and port; RegistryUnreachable if it has never been started."""
         port = self._state.read(self._kind).get("port")
         if not isinstance(port, int):
-            raise RegistryUnreachable(_NEVER_STARTED)
+            raise RegistryUnreachable(self._never_started)
         return self._at(port)
 
     def is_running(self) -> bool:
@@ -167,7 +168,7 @@ class RegistryServer:
     def _recorded_image(self) -> str:
         image = self._state.read("registry").get("image")
         if not isinstance(image, str):
-            raise RegistryUnreachable(_NEVER_STARTED)
+            raise RegistryUnreachable(self._never_started)
         return image
 
     def _made_of(self) -> str:

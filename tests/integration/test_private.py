@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import psutil
 import pytest
 import requests
 
-from labapp import images, removal
+from labapp import cli, images, removal
 from labapp.bench import Bench
 from labapp.engine import Engine
 from labapp.errors import InvalidReference, LabError, PullError, PushError, RegistryError
@@ -81,6 +82,12 @@ def private(whole: PrivateRegistry) -> PrivateRegistry:
 def image(engine: Engine, private: PrivateRegistry) -> Iterator[str]:
     """An image on the engine, of bytes that no registry has, named for ``shop/web``."""
     reference = f"{private.address}/shop/web:1"
+    image_of(engine, reference)
+    yield reference
+    images.remove(engine, reference)
+
+
+def image_of(engine: Engine, reference: str) -> None:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         entry = tarfile.TarInfo("data")
@@ -88,8 +95,6 @@ def image(engine: Engine, private: PrivateRegistry) -> Iterator[str]:
         tar.addfile(entry, io.BytesIO(os.urandom(entry.size)))
     name, _, tag = reference.rpartition(":")
     engine.client.api.import_image_from_data(content.getvalue(), repository=name, tag=tag)
-    yield reference
-    images.remove(engine, reference)
 
 
 def client(private: PrivateRegistry, name: str = "", password: str = "") -> Registry:
@@ -479,7 +484,7 @@ def test_a_token_service_that_was_killed(private: PrivateRegistry, image: str) -
     with pytest.raises(RegistryError, match=r"asking the token service of .*: connection refused"):
         client(private, "ann", SECRET).tags("shop/web")
     for act in (private.push, private.pull):
-        with pytest.raises(RegistryError, match=r"the token service of .* does not run, so nobody"):
+        with pytest.raises(RegistryError, match=r"is down \(its token service does not run\)"):
             act(image)
     address = private.address
     private.start()
@@ -602,11 +607,53 @@ def text_of(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
+# --- other engines
+
+
+@pytest.mark.parametrize("store", ["classic", "containerd"])
+def test_where_the_engine_has_no_address_here(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """As with an engine in a virtual machine; the containerd store asks for tokens without TLS."""
+    monkeypatch.setattr("labapp.private.server.bridge_address", lambda engine: "127.0.0.1")
+    other = replace(bench, engine=replace(bench.engine, store=store))
+    private = new(other, tmp_path)
+    with pytest.raises(RegistryError, match="the private registry: it has never been started"):
+        private.log_in("ann", SECRET)
+    try:
+        private.start()
+        assert not private.verified_by_engine
+        assert any("Docker takes any certificate" in line for line in told(private).lines)
+        assert any("without TLS" in line for line in told(private).lines) == (store == "containerd")
+        found = process.find(at(private))
+        assert found is not None
+        assert found.realm.startswith("http:" if store == "containerd" else "https:")
+        private.accounts.add("ann", SECRET, rights={"shop/*": ("pull", "push")})
+        with pytest.raises(RegistryError, match="not from an authority that is trusted here"):
+            private.registry("ann", SECRET, trusted=False).ping()
+        client(private, "ann", SECRET).upload_blob("shop/web", [b"x"])
+        with pytest.raises(RegistryError, match="'ann' may not do that"):
+            client(private, "ann", SECRET).upload_blob("team/web", [b"x"])
+        name = f"{private.address}/shop/web:1"
+        image_of(bench.engine, name)
+        private.log_in("ann", SECRET)
+        private.push(name)
+        images.remove(bench.engine, name)
+        assert private.pull(name).digest
+        images.remove(bench.engine, name)
+    finally:
+        private.remove()
+    assert not (tmp_path / "private").exists()
+
+
 # --- the end
 
 
 def test_reset_takes_all_of_it_away(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", bench.engine.host)
     private = new(bench, tmp_path / "lab")
@@ -618,6 +665,20 @@ def test_reset_takes_all_of_it_away(
     assert found is not None
     api = bench.engine.client.api
     ca = f"{trust.SYSTEM}/{address}/ca.crt"
+    monkeypatch.setenv("LABAPP_STATE", str(state.folder))
+    cli.main(["status"])
+    assert f"private registry      lets accounts in; its token service is {found.realm}" in (
+        capsys.readouterr().out
+    )
+    assert cli.main(["stop"]) == 0
+    assert is_dead(found.pid)
+    assert not private.server.is_running()
+    cli.main(["status"])
+    assert "private registry      is stopped" in capsys.readouterr().out
+    private.start()
+    found = process.find(state)
+    assert found is not None
+
     plan = removal.plan(state, feedback=QuietFeedback())
     lines = plan.lines()
     assert f"the engine's trust in '{ca}'" in lines
