@@ -101,6 +101,7 @@ class Happened:
         changed: what is different now, in words.
         evidence: what gives it away, by what it is: digests, paths, references.
         address: of the mirror, for the attack in transit.
+        refused: in whose words, where the attack was refused; empty where it worked.
         table: what the look into a container found, for the attack on what runs.
     """
 
@@ -109,15 +110,18 @@ class Happened:
     changed: str
     evidence: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
+    refused: str = ""
     table: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     @property
     def box(self) -> str:
         """The announcement, as a box of text that no narrow window breaks."""
-        lines = [f"ATTACK · {self.attack.step} · {self.attack.title}"]
-        lines += textwrap.wrap(f"{self.changed} All of it is harmless.", 84, break_on_hyphens=False)
+        word, end = ("ATTACK REFUSED", self.refused) if self.refused else ("ATTACK", "")
+        lines = [f"{word} · {self.attack.step} · {self.attack.title}"]
+        for text in (self.changed, end or "All of it is harmless."):
+            lines += textwrap.wrap(text, 84, break_on_hyphens=False, break_long_words=False)
         lines += [f"  {name}: {value}" for name, value in self.evidence.items()]
-        lines += ["Undo: lab.undo()"]
+        lines += [] if self.refused else ["Undo: lab.undo()"]
         return "\n".join(["╔" + "═" * 88, *(f"║ {line}" for line in lines), "╚" + "═" * 88])
 
 

@@ -11,7 +11,7 @@ from labapp.attacks.forging import Forged
 from labapp.attacks.journal import Change, Journal
 from labapp.attacks.targets import own_tag
 from labapp.bench import Bench
-from labapp.errors import AttackError, LabError, NotInRegistry
+from labapp.errors import AttackError, LabError, NotInRegistry, RegistryError
 from labapp.manifests import Descriptor
 from labapp.reference import Reference
 from labapp.registry import Registry
@@ -169,8 +169,8 @@ def restore_blob(bench: Bench, change: Change) -> str:
 
 
 def discard_manifest(registry: Registry, repository: str, digest: str) -> None:
-    """Delete a forged manifest where it is still there and no tag was meant by it."""
-    with contextlib.suppress(NotInRegistry):
+    """Delete a forged manifest where no tag names it; one that may not be deleted does no harm."""
+    with contextlib.suppress(RegistryError):
         tags = registry.tags(repository)
         if digest not in {registry.resolve(repository, tag) for tag in tags}:
             registry.delete_manifest(repository, digest)

@@ -16,7 +16,7 @@ from labapp.attacks.journal import Change, Journal
 from labapp.attacks.targets import own_path, own_tag
 from labapp.attacks.wheels import doctored, wheel_to_swap
 from labapp.bench import Bench
-from labapp.errors import AttackError
+from labapp.errors import AttackError, NotInRegistry, RegistryError, RegistryUnreachable
 from labapp.feedback import Feedback
 from labapp.images import builds
 from labapp.manifests import Platform, digest_of
@@ -71,7 +71,7 @@ def start(
             ``leak`` (made for it) and ``app``. ``base``: a tag, by default ``team/base:1`` (a copy
             of the slim base that is made for it). All others: a tag in the lab's registry.
         registry: for ``push``: another registry of this lab, as somebody is logged in to it. Where
-            that account has no right to push, the registry's refusal comes out as the error.
+            that account has no right to push, ``refused`` has the registry's words.
         feedback: where it is told.
 
     Raises:
@@ -166,9 +166,17 @@ def _dependency(scene: _Scene) -> Happened:
 
 def _push(scene: _Scene) -> Happened:
     target = scene.tag()
-    return _moved_tag(
-        scene, target, f"Somebody who is not you has pushed another image over '{target}'."
-    )
+    try:
+        return _moved_tag(
+            scene, target, f"Somebody who is not you has pushed another image over '{target}'."
+        )
+    except (RegistryUnreachable, NotInRegistry):
+        raise
+    except RegistryError as error:
+        if scene.registry is None:
+            raise
+        changed = f"Somebody who is not you tried to push over '{target}', and was refused."
+        return Happened(scene.attack, str(target), changed, refused=str(error))
 
 
 def _rest(scene: _Scene) -> Happened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from labapp.attacks.catalogue import find_attack
+from labapp.attacks.forging import marker
+from labapp.attacks.middleman import FORGED
 from labapp.attacks.pipeline import PipelineRun, run_pipeline
 from labapp.attacks.saboteur import FAULTS, Planted
 from labapp.bench import Bench
@@ -66,6 +69,10 @@ class Judgement:
         ]
         return pd.DataFrame(rows, columns=["fault", "step", "survived", "happened", "evidence"])
 
+    def _repr_html_(self) -> str:
+        """Show the faults in a notebook, or how it ended where there were none."""
+        return self.table.to_html(index=False) if self.faults else html.escape(self.happened)
+
 
 def judge(run: PipelineRun) -> Judgement:
     """Judge a delivery by what runs at its end, and say what was planted.
@@ -120,8 +127,19 @@ def _judged(run: PipelineRun, fault: str, planted: Planted | None) -> Judged:
     evidence = dict(planted.evidence)
     if run.pushed is not None and planted.sign in run.pushed.signs:
         evidence["layer"] = run.pushed.signs[planted.sign]
+    if line := _line(run, fault):
+        evidence["log line"] = line
     survived, happened = _outcome(run, planted)
     return Judged(fault, step, True, survived, happened, evidence)
+
+
+def _line(run: PipelineRun, fault: str) -> str:
+    """Return the line that tells of a fault, in the service's log or in the mirror's."""
+    if fault == "transit":
+        text, sign = run.mirror_log, FORGED
+    else:
+        text, sign = run.deployed.log if run.deployed else "", marker(fault)
+    return next((line.strip() for line in text.splitlines() if sign in line), "")
 
 
 def _outcome(run: PipelineRun, planted: Planted) -> tuple[bool, str]:

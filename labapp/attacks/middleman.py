@@ -18,6 +18,9 @@ PORT = 5000
 
 PASSED_ON = ("Content-Type", "Content-Length", "Docker-Content-Digest", "Location", "Link", "Etag")
 
+FORGED = "FORGED"
+"""With this word begins the line that it logs when it answers with something else."""
+
 _MANIFEST = re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<identifier>[^/?]+)")
 
 
@@ -60,7 +63,9 @@ class Middleman(BaseHTTPRequestHandler):
             shutil.copyfileobj(answer, self.wfile, 1024 * 1024)
             if path != self.path:
                 print(
-                    f"FORGED {self.command} {self.path} answered with {path}\n", end="", flush=True
+                    f"{FORGED} {self.command} {self.path} answered with {path}\n",
+                    end="",
+                    flush=True,
                 )
         except OSError as error:
             print(f"the registry does not answer: {error}\n", end="", flush=True)

@@ -12,7 +12,7 @@ from labapp.attacks.targets import service_name
 from labapp.bench import Bench
 from labapp.contents.streams import opened
 from labapp.errors import AttackError, RegistryError, RegistryUnreachable, RunError
-from labapp.images.running import log_end, published_url, wait_until_ready
+from labapp.images.running import published_url, wait_until_ready
 from labapp.reference import Reference
 from labapp.registry.reader import RegistryImage
 
@@ -97,7 +97,9 @@ def read_deployed(bench: Bench) -> Deployed | None:
             return None
         diff_ids = tuple((held.attrs.get("RootFS") or {}).get("Layers") or ())
         image = str(container.attrs["Config"]["Image"])
-        return Deployed(name, image, diff_ids, answers, log_end(container))
+        return Deployed(
+            name, image, diff_ids, answers, container.logs(tail=200).decode("utf-8", "replace")
+        )
 
 
 def _found(bench: Bench, held: RegistryImage, texts: list[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ import docker.errors
 import pandas as pd
 
 from labapp import images
+from labapp.attacks import mirror
 from labapp.attacks.changes import copy_base
 from labapp.attacks.journal import Change, Journal
 from labapp.attacks.outcome import Deployed, Pushed, read_deployed, read_pushed
@@ -57,6 +58,7 @@ class PipelineRun:
         steps: that were run; after one that failed, none.
         pushed: what the registry had then; None if nothing was pushed.
         deployed: what runs; None if nothing does.
+        mirror_log: what the mirror between registry and server has logged.
         planned: the faults that were chosen.
         planted: the faults that were planted until the script stopped.
     """
@@ -67,6 +69,7 @@ class PipelineRun:
     steps: tuple[Step, ...]
     pushed: Pushed | None
     deployed: Deployed | None
+    mirror_log: str = field(repr=False)
     planned: tuple[str, ...] = field(repr=False)
     planted: tuple[Planted, ...] = field(repr=False)
 
@@ -90,6 +93,10 @@ class PipelineRun:
             for s in self.steps
         ]
         return pd.DataFrame(rows, columns=["step", "exit_code", "seconds", "last_line"])
+
+    def _repr_html_(self) -> str:
+        """Show the steps in a notebook."""
+        return self.table.to_html(index=False)
 
     def output(self, step: str) -> str:
         """Return all that a step printed; empty where it was not run."""
@@ -140,6 +147,7 @@ def run_pipeline(
         steps=tuple(delivery.steps),
         pushed=delivery.pushed,
         deployed=read_deployed(bench),
+        mirror_log=mirror.log(bench),
         planned=plan.faults,
         planted=tuple(delivery.planted),
     )

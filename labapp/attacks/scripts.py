@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -41,7 +41,7 @@ class Step:
 
     name: str
     code: int
-    output: str
+    output: str = field(repr=False)
     seconds: float
 
 

@@ -23,8 +23,10 @@ from labapp.bench import Bench
 from labapp.errors import AttackError, DeploymentError, NotInRegistry, PullError
 from labapp.feedback import QuietFeedback
 from labapp.images import builds
+from labapp.private.registry import PrivateRegistry
 from labapp.reference import Reference
 from labapp.registry import Registry
+from labapp.registry.copies import put_image
 
 QUIET = QuietFeedback()
 PAGE = "FROM {base}\nRUN echo {text} > /page\nCMD {cmd}\n"
@@ -293,6 +295,56 @@ def test_other_registries_and_containers_are_refused(own: Bench, page: Reference
         foreign.reload()
     finally:
         foreign.remove()
+
+
+@pytest.fixture(scope="module")
+def private(own: Bench, page: Reference) -> Iterator[PrivateRegistry]:
+    """The registry with accounts: ann may push, bob may pull, mallory does not exist."""
+    private = PrivateRegistry(engine=own.engine, state=own.state, feedback=QUIET)
+    try:
+        private.start()
+        private.accounts.add("ann", "ann", rights={"shop/*": ("pull", "push")})
+        private.accounts.add("bob", "bob", rights={"shop/*": ("pull",)})
+        ann, image = private.registry("ann", "ann"), own.registry.image(page)
+        for blob in image.manifest.blobs:
+            ann.upload_blob("shop/web", own.registry.open_blob(page.repository, blob.digest))
+        put_image(ann, "shop/web", "1", image.manifest)
+        yield private
+    finally:
+        private.remove()
+
+
+class TestRegistryWithAccounts:
+    """The control of the push: who has no right is refused."""
+
+    @pytest.mark.parametrize("account", ["bob", "mallory", ""])
+    def test_who_has_no_right_is_refused(
+        self, own: Bench, private: PrivateRegistry, account: str
+    ) -> None:
+        before = private.registry("bob", "bob").resolve("shop/web", "1")
+        happened = attacks.start(
+            own,
+            "push",
+            target=f"{private.address}/shop/web:1",
+            registry=private.registry(account, account),
+            feedback=QUIET,
+        )
+        assert happened.refused
+        assert "ATTACK REFUSED · push" in happened.box
+        assert private.registry("bob", "bob").resolve("shop/web", "1") == before
+        assert Journal(own.state).changes() == []
+
+    def test_who_has_the_right_is_not(self, own: Bench, private: PrivateRegistry) -> None:
+        ann = private.registry("ann", "ann")
+        before = ann.resolve("shop/web", "1")
+        target = f"{private.address}/shop/web:1"
+        happened = attacks.start(own, "push", target=target, registry=ann, feedback=QUIET)
+        assert not happened.refused
+        assert ann.resolve("shop/web", "1") == happened.evidence["digest now"]
+        with pytest.raises(AttackError, match="wants an account"):
+            attacks.undo(own, feedback=QUIET)
+        attacks.undo(own, registry=ann, feedback=QUIET)
+        assert ann.resolve("shop/web", "1") == before
 
 
 KILLED = """

@@ -9,6 +9,7 @@ import io
 import os
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,10 @@ def test_the_announcement_is_loud_and_says_how_to_undo() -> None:
     assert lines[-2] == "║ Undo: lab.undo()"
     assert any(D in line for line in lines)
     assert max(map(len, lines)) < 100
+    refused = Happened(find_attack("push"), "x", "Somebody tried.", refused="no right to push")
+    assert "ATTACK REFUSED · push" in refused.box
+    assert "no right to push" in refused.box
+    assert "undo" not in refused.box.lower()
 
 
 class TestJournal:
@@ -467,6 +472,7 @@ def run_of(
         steps=tuple(Step(n, c, "", 0.1) for n, c in zip(STEPS, codes, strict=False)),
         pushed=Pushed(D, (D,), {SIGN: D} if signs else {}) if pushed else None,
         deployed=Deployed("live", "x", deployed, answers, "") if deployed else None,
+        mirror_log="x GET /v2/\nFORGED GET /v2/x answered with y\n",
         planned=planned or tuple(each.fault for each in planted),
         planted=planted,
     )
@@ -517,6 +523,15 @@ def test_each_fault_is_judged_by_itself() -> None:
     run = run_of(planted=(SECRET, PUSH, MOVED), signs=True, deployed=(D, TOP))
     judgement = judge(run)
     assert [each.survived for each in judgement.faults] == [True, False, True]
+    log = f"ready\nBACKDOOR (harmless, {SIGN}): here"
     assert judgement.faults[0].evidence == {"file": "x", "layer": D}
+    told = judge(replace(run, deployed=Deployed("live", "x", (D,), True, log))).faults[0].evidence
+    assert told["log line"] == log.splitlines()[1]
+    transit = Planted("transit", {"digest handed out": D}, TOP)
+    [only] = judge(run_of(planted=(transit,), deployed=(D, TOP))).faults
+    assert only.evidence["log line"] == "FORGED GET /v2/x answered with y"
+    shown = run_of(planted=(transit,))._repr_html_() + judge(run_of())._repr_html_()
+    assert "<td>deploy</td>" in shown
+    assert "transit" not in shown
     assert not judgement.ok
     assert "secret" not in repr(run)
