@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -410,22 +411,22 @@ def test_an_engine_refuses_a_certificate_of_another_time_or_host(
 # --- an upload that was cut off
 
 
+def uploading(private: PrivateRegistry) -> requests.Session:
+    """A client of its own, with a token of its own, to upload to ``shop/cut``."""
+    access = [Scope("repository", "shop/cut", ("pull", "push"))]
+    session = requests.Session()
+    session.trust_env = False
+    session.verify = str(private.authority.certificate)
+    session.headers["Authorization"] = f"Bearer {signer(private).sign('ann', access).text}"
+    return session
+
+
 def test_an_upload_is_resumed_by_another_client_with_another_token(
     private: PrivateRegistry,
 ) -> None:
     first, rest = os.urandom(3_000_000), os.urandom(2_000_000)
-    access = [Scope("repository", "shop/cut", ("pull", "push"))]
-    mine = signer(private)
-
-    def session() -> requests.Session:
-        made = requests.Session()
-        made.trust_env = False
-        made.verify = str(private.authority.certificate)
-        made.headers["Authorization"] = f"Bearer {mine.sign('ann', access).text}"
-        return made
-
     url = f"https://{private.address}"
-    with session() as one:
+    with uploading(private) as one:
         begun = one.post(f"{url}/v2/shop/cut/blobs/uploads/", timeout=10)
         sent = one.patch(
             url + begun.headers["Location"],
@@ -434,7 +435,7 @@ def test_an_upload_is_resumed_by_another_client_with_another_token(
             timeout=10,
         )
         assert sent.status_code == 202
-    with session() as other:
+    with uploading(private) as other:
         # A new kernel knows the upload's address only.
         asked = other.get(url + sent.headers["Location"], timeout=10)
         assert (asked.status_code, asked.headers["Range"]) == (204, f"0-{len(first) - 1}")
@@ -444,10 +445,36 @@ def test_an_upload_is_resumed_by_another_client_with_another_token(
     registry = client(private, "ann", SECRET)
     # The blob that it makes is the one that a client makes that was never cut off.
     digest, size = registry.upload_blob("shop/whole", [first, rest])
-    with session() as other:
+    with uploading(private) as other:
         end = other.put(url + more.headers["Location"], params={"digest": digest}, timeout=10)
         assert end.status_code == 201
     assert registry.blob_size("shop/cut", digest) == size == 5_000_000
+
+
+def test_an_upload_that_breaks_off_within_a_piece_has_to_begin_anew(
+    private: PrivateRegistry,
+) -> None:
+    """Distribution 2.8 gives such an upload up; what it has whole is not sent again."""
+    host, _, port = private.address.rpartition(":")
+    url, content = f"https://{private.address}", os.urandom(1_000_000)
+    with uploading(private) as session:
+        begun = session.post(f"{url}/v2/shop/cut/blobs/uploads/", timeout=10)
+        location = begun.headers["Location"]
+        head = (
+            f"PATCH {location} HTTP/1.1\r\nHost: {private.address}\r\n"
+            f"Content-Type: application/octet-stream\r\nContent-Length: {len(content)}\r\n"
+            f"Authorization: {session.headers['Authorization']!s}\r\n\r\n"
+        )
+        tls = ssl.create_default_context(cafile=str(private.authority.certificate))
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as plain,
+            tls.wrap_socket(plain, server_hostname=host) as wire,
+        ):
+            wire.sendall(head.encode() + content[:400_000])
+        wait_for(lambda: session.get(url + location, timeout=10).status_code == 404)
+    registry = client(private, "ann", SECRET)
+    digest, size = registry.upload_blob("shop/cut", [content])
+    assert registry.blob_size("shop/cut", digest) == size == len(content)
 
 
 def test_an_upload_that_is_cut_off_can_be_done_again_and_leaves_nothing(
