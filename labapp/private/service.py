@@ -182,7 +182,7 @@ async def serve(state: State) -> None:
 
     def watch() -> None:
         # Not by State.read, which makes the folder again.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads((state.folder / f"{RUNNING}.json").read_text())["nonce"] == nonce:
                 return
         ended.set()

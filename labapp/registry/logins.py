@@ -166,8 +166,9 @@ class Logins:
             return None
         if known is not None:
             self.advice = (
-                f"'{self._address}' does not take what docker keeps for '{known.username}'. "
-                f"Log in anew with 'docker login {self._address}'."
+                f"'{self._address}' does not take the login of '{known.username}': it knows no "
+                "such account, or its password is another. Log in anew with "
+                f"'docker login {self._address}'."
             )
         return known
 

@@ -130,8 +130,8 @@ def test_docker_login_is_enough(
     ("credentials", "words"),
     [
         (None, "docker login localhost:"),
-        (Credentials("learner", "wrong"), "does not take what docker keeps for 'learner'"),
-        (Credentials("stranger", "correct horse"), "what docker keeps for 'stranger'"),
+        (Credentials("learner", "wrong"), "does not take the login of 'learner'"),
+        (Credentials("stranger", "correct horse"), "the login of 'stranger'"),
     ],
 )
 def test_who_has_no_login_is_told(
@@ -290,7 +290,7 @@ def test_a_token_of_the_past_is_replaced(
     ("credentials", "repository", "words"),
     [
         (None, "shop/private", "wants a login for it, or does not have it"),
-        (Credentials("learner", "wrong"), "shop/private", "does not take what docker keeps"),
+        (Credentials("learner", "wrong"), "shop/private", "does not take the login of"),
         (LEARNER, "elsewhere/private", "'learner' may not do that at 'localhost"),
     ],
 )

@@ -213,8 +213,13 @@ def test_a_wrong_login_is_told_at_once_and_not_kept(
 @pytest.mark.parametrize(
     ("name", "password", "act", "words"),
     [
-        ("ann", "wrong", "read shop/web", "does not take what docker keeps for 'ann'. Log in anew"),
-        ("eve", "x", "read shop/web", "does not take what docker keeps for 'eve'"),
+        (
+            "ann",
+            "wrong",
+            "read shop/web",
+            "does not take the login of 'ann': it knows no such account, or",
+        ),
+        ("eve", "x", "read shop/web", "does not take the login of 'eve'"),
         ("", "", "read shop/web", "wants a login for it, or does not have it"),
         ("bob", "bob", "write shop/web", "'bob' may not do that at .* or ask the repository's own"),
         ("bob", "bob", "read team/web", "'bob' may not do that at"),

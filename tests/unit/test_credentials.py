@@ -343,8 +343,8 @@ def test_an_upload_is_sent_again_with_its_body() -> None:
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (token({"errors": [{"message": "no such user"}]}, 401), "does not take what docker keeps"),
-        (token({}, 403), "does not take what docker keeps"),
+        (token({"errors": [{"message": "no such user"}]}, 401), "does not take the login of"),
+        (token({}, 403), "does not take the login of"),
         (token({"errors": [{"message": "on fire"}]}, 500), r"token service '.*' .*failed \(on fi"),
         (token({}), "is no token service: its field 'access_token' is missing"),
         (token([]), "is no token service"),
@@ -383,7 +383,7 @@ def test_a_token_service_that_is_down() -> None:
         ('Bearer service="x"', "does not name a token service"),
         ('Bearer realm="ftp://127.0.0.1/x"', "does not name a token service"),
         ('Bearer realm="http://[::1/x"', "does not name a token service"),
-        ('Basic realm="x", , =, "', "does not take what docker keeps for 'learner'"),
+        ('Basic realm="x", , =, "', "does not take the login of 'learner'"),
     ],
 )
 def test_a_challenge_that_can_not_be_met(header: str, words: str) -> None:
