@@ -82,7 +82,8 @@ def judge(run: PipelineRun) -> Judgement:
     """
     planted = {each.fault: each for each in run.planted}
     faults = tuple(_judged(run, fault, planted.get(fault)) for fault in run.planned)
-    happened = _ending(run)
+    through = sum(not each.survived for each in faults)
+    happened = f"{through} of {len(faults)} faults got through" if through else _ending(run)
     ok = all(each.survived for each in faults) if faults else run.delivered
     return Judgement(ok, happened, faults)
 

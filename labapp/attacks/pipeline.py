@@ -35,10 +35,10 @@ from labapp.attacks.saboteur import FAULTS, Planted, Sabotage, Scene, named, pla
 from labapp.attacks.saboteur import sabotage as choose
 from labapp.attacks.scripts import STEPS, Step, command_for, run_step
 from labapp.attacks.targets import own_path, service_name
-from labapp.attacks.undoing import undo
+from labapp.attacks.undoing import remove_names, undo
 from labapp.bench import Bench
 from labapp.errors import AttackError
-from labapp.feedback import Feedback
+from labapp.feedback import Feedback, QuietFeedback
 from labapp.images.running import discard
 from labapp.reference import Reference
 from labapp.state import LABEL
@@ -131,10 +131,12 @@ def run_pipeline(
     command_for(script)
     app = own_path(bench, app or bench.work / "app")
     plan = choose(bench, seed=seed) if seed is not None else named(faults)
-    undo(bench, feedback=feedback)
+    # Not told: it would give away what was planted last time.
+    undo(bench, feedback=QuietFeedback())
     base = copy_base(bench)
-    # As on a fresh build machine: the tag is asked for anew.
+    # As on a fresh build machine: the tag is asked for anew, and nothing of earlier runs is there.
     images.remove(bench.engine, base)
+    remove_names(bench, f"{bench.registry.address}/{REPOSITORY}")
     image = Reference(bench.registry.address, REPOSITORY, f"r{secrets.token_hex(4)}")
     delivery = _Delivery(Scene(bench, base, image, app), plan, feedback)
     for step in STEPS:

@@ -80,6 +80,7 @@ def _registry(bench: Bench, change: Change, registry: Registry | None) -> Regist
 
 def _remove_container(bench: Bench, change: Change) -> str:
     if targets.own_container(bench, change.what):
+        url = ""
         with (
             bench.engine.doing(f"removing the container '{change.what}'", AttackError),
             contextlib.suppress(docker.errors.NotFound),
@@ -87,20 +88,22 @@ def _remove_container(bench: Bench, change: Change) -> str:
             container = bench.engine.client.containers.get(change.what)
             url = published_url(container) or ""
             discard(container)
-            _remove_names(bench, f"localhost:{url.rpartition(':')[2]}/")
+        # Nothing answers any more at the names that came through a mirror.
+        remove_names(bench, f"localhost:{url.rpartition(':')[2]}/")
     if after := change.data.get("after"):
         discard_manifest(bench.registry, change.data["repository"], after)
     return f"removed the container '{change.what}'"
 
 
-def _remove_names(bench: Bench, beginning: str) -> None:
-    """Remove the names of images that came through a mirror: nothing answers there any more."""
-    for image in bench.engine.client.api.images():
-        for name in [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]:
-            if name.startswith(beginning):
-                # One that a container of the learner still uses stays.
-                with contextlib.suppress(docker.errors.APIError):
-                    bench.engine.client.api.remove_image(name)
+def remove_names(bench: Bench, beginning: str) -> None:
+    """Take the names with a certain beginning from the engine's images; one in use stays."""
+    api = bench.engine.client.api
+    with bench.engine.doing(f"removing the images '{beginning}…'", AttackError):
+        for image in api.images():
+            for name in [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]:
+                if name.startswith(beginning):
+                    with contextlib.suppress(docker.errors.APIError):
+                        api.remove_image(name)
 
 
 def _remove_image(bench: Bench, change: Change) -> str:

@@ -34,9 +34,12 @@ CMD = '["python3", "-m", "http.server", "8000"]'
 
 
 @pytest.fixture(scope="module")
-def own(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def own(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """The bench with a work folder of these tests."""
-    return replace(bench, work=tmp_path_factory.mktemp("attacks"))
+    own = replace(bench, work=tmp_path_factory.mktemp("attacks"))
+    yield own
+    copy = attacks.copy_base(own)
+    own.registry.delete_manifest(copy.repository, digest(own, copy))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Each hardened script is one that a learner may write: one in Python with the SDK
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -23,10 +24,11 @@ from labapp.attacks import mirror
 from labapp.attacks.forging import marker
 from labapp.attacks.journal import Journal
 from labapp.attacks.judging import Judgement, judge, prove
-from labapp.attacks.pipeline import PipelineRun, run_pipeline
+from labapp.attacks.pipeline import REPOSITORY, PipelineRun, run_pipeline
 from labapp.attacks.saboteur import FAULTS, sabotage
+from labapp.attacks.undoing import remove_names
 from labapp.bench import Bench
-from labapp.errors import AttackError
+from labapp.errors import AttackError, NotInRegistry
 from labapp.feedback import QuietFeedback
 from labapp.manifests import digest_of
 
@@ -143,6 +145,13 @@ def own(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benc
     yield own
     attacks.undo(own, feedback=QUIET)
     assert Journal(own.state).changes() == []
+    remove_names(own, f"{own.registry.address}/{REPOSITORY}")
+    for repository in ("team/base", REPOSITORY):
+        for tag in own.registry.tags(repository):
+            # Two tags may name one image.
+            with contextlib.suppress(NotInRegistry):
+                digest = own.registry.resolve(repository, tag)
+                own.registry.delete_manifest(repository, digest)
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,7 @@ class TestNaive:
     def test_what_is_altered_at_rest(self, write: Callable[..., Delivery]) -> None:
         run, judgement = write("deliver.py", NAIVE).run("rest")
         assert survived(judgement) == {"rest": False}
-        assert "no container of that name runs" in judgement.happened
+        assert "no container of that name runs" in judgement.faults[0].happened
         assert judgement.faults[0].evidence["blob"] in run.output("deploy")
 
 
@@ -385,5 +394,5 @@ def test_a_script_that_does_nothing_delivers_nothing(write: Callable[..., Delive
     run, judgement = write("deliver.py", "").run("push", "transit")
     assert not judgement.ok
     assert survived(judgement) == {"push": False, "transit": False}
-    assert "the registry has no" in judgement.happened
+    assert all("the registry has no" in each.happened for each in judgement.faults)
     assert run.pushed is None

@@ -525,6 +525,7 @@ def test_each_fault_is_judged_by_itself() -> None:
     assert [each.survived for each in judgement.faults] == [True, False, True]
     log = f"ready\nBACKDOOR (harmless, {SIGN}): here"
     assert judgement.faults[0].evidence == {"file": "x", "layer": D}
+    assert judgement.happened == "1 of 3 faults got through"
     told = judge(replace(run, deployed=Deployed("live", "x", (D,), True, log))).faults[0].evidence
     assert told["log line"] == log.splitlines()[1]
     transit = Planted("transit", {"digest handed out": D}, TOP)
