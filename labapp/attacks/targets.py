@@ -40,7 +40,7 @@ def own_tag(
             f"{doing}: it is in the registry '{reference.registry}'. The lab attacks its own one "
             f"only: name an image as '{where.address}/team/web:1'."
         )
-    if registry is not None and not _is_of_this_lab(bench, registry):
+    if registry is not None and not is_served(bench, registry.address):
         raise AttackError(
             f"{doing}: no container of this lab serves '{registry.address}'. The lab attacks its "
             f"own registries only; its open one is '{bench.registry.address}'."
@@ -98,19 +98,20 @@ def own_container(bench: Bench, name: str) -> bool:
         return False
 
 
-def _is_of_this_lab(bench: Bench, registry: Registry) -> bool:
-    """Tell whether a container with this lab's label publishes the registry's port."""
-    host, _, port = registry.address.rpartition(":")
-    if not port.isdigit():
-        return False
-    label = {"label": f"{LABEL}={bench.state.lab_id}"}
+def is_served(bench: Bench, address: str) -> bool:
+    """Tell whether a container of this lab, running or not, is for an address."""
+    host, _, port = address.rpartition(":")
+    label: dict[str, str | list[str] | bool] = {"label": f"{LABEL}={bench.state.lab_id}"}
     with bench.engine.doing("looking for this lab's registries", AttackError):
-        for container in bench.engine.client.api.containers(filters=label):
-            for published in container.get("Ports") or ():
-                fits = published.get("PublicPort") == int(port)
-                if fits and published.get("IP") in _addresses(host):
-                    return True
-    return False
+        containers = bench.engine.client.containers.list(
+            all=True, filters=label, ignore_removed=True
+        )
+    bindings = [each.attrs["HostConfig"].get("PortBindings") or {} for each in containers]
+    places = [place for ports in bindings for bound in ports.values() for place in bound or ()]
+    return any(
+        place.get("HostPort") == port and place.get("HostIp") in _addresses(host)
+        for place in places
+    )
 
 
 def _addresses(host: str) -> set[str]:

@@ -58,6 +58,9 @@ def _undo(bench: Bench, change: Change, registry: Registry | None) -> str:
     if change.kind == "file":
         return restore_file(change)
     if change.kind == "tag":
+        address = change.data.get("registry")
+        if address and not targets.is_served(bench, address):
+            return f"'{change.what}' is gone with its registry"
         return restore_tag(bench, change, registry=_registry(bench, change, registry))
     if change.kind == "blob":
         return restore_blob(bench, change)

@@ -18,7 +18,7 @@ import pytest
 from labapp import attacks, contents, deployments, images, removal
 from labapp.attacks import mirror
 from labapp.attacks.forging import NOTE, marker
-from labapp.attacks.journal import Journal
+from labapp.attacks.journal import Change, Journal
 from labapp.bench import Bench
 from labapp.errors import AttackError, DeploymentError, NotInRegistry, PullError
 from labapp.feedback import QuietFeedback
@@ -348,6 +348,13 @@ class TestRegistryWithAccounts:
             attacks.undo(own, feedback=QUIET)
         attacks.undo(own, registry=ann, feedback=QUIET)
         assert ann.resolve("shop/web", "1") == before
+
+    def test_what_is_gone_with_its_registry_needs_no_undo(self, own: Bench) -> None:
+        target = "192.0.2.1:20000/shop/web:1"
+        data = {"before": "x", "after": "y", "registry": "192.0.2.1:20000"}
+        Journal(own.state).note(Change("push", "tag", target, data))
+        assert "gone with its registry" in attacks.undo(own, feedback=QUIET)[0]
+        assert Journal(own.state).changes() == []
 
 
 KILLED = """
