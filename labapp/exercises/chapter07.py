@@ -115,8 +115,8 @@ def _check_change(bench: Bench, answer: object) -> Verdict:
     if isinstance(said, Verdict):
         return said
     return correct(
-        f"It says '{said.strip()[:60]}'. One byte, and the layer, the diff ID, the config and the "
-        "manifest have other digests. Only the names are the old ones.",
+        f"It says '{said.strip()[:60]}'. One byte, and four digests are others: the layer's, its "
+        "diff ID, the config's and the manifest's. Only the names are the old ones.",
         evidence={"image": str(held.pinned), "before": str(hello.pinned)},
     )
 

@@ -32,6 +32,7 @@ from labapp.registry.server import RegistryServer
 
 FETCHED, HERE = "fetched", "already here"
 
+_UNFIT = re.compile("layers from manifest don't match|wrong diff ?id")
 _ALTERED = re.compile(
     r"(?:verification failed for digest |unexpected commit digest \S+ expected )"
     r"(sha256:[0-9a-f]{64})"
@@ -134,6 +135,11 @@ def _pull_error(doing: str, error: Exception) -> PullError:
             f"{doing}: blob {altered[1]} has been altered in the registry; the engine refuses it, "
             "for its bytes do not match its digest. Push the image again from where it was built: "
             "the lab then replaces what is damaged."
+        )
+    if _UNFIT.search(cause):
+        return PullError(
+            f"{doing}: {cause}. The layers are not those that the image's config promises by their "
+            "diff IDs: somebody has put it together wrongly. Build and push it again."
         )
     advice = refusal_advice(cause) or "Check the name and the tag, and that the registry runs."
     return PullError(f"{doing}: {cause}. {advice}")

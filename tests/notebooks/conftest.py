@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from labapp import attacks
 from labapp.bench import Bench
 from labapp.exercises import evidence
+from labapp.feedback import QuietFeedback
+from labapp.private.accounts import Accounts
 from labapp.state import LABEL, ROLE_LABEL
 
 
@@ -18,6 +21,10 @@ def emptied(bench: Bench) -> Callable[[], None]:
 
 
 def empty(bench: Bench) -> None:
+    attacks.undo(bench, feedback=QuietFeedback())
+    accounts = Accounts(bench.state)
+    for name in accounts.names():
+        accounts.remove(name)
     api = bench.engine.client.api
     for container in evidence.containers(bench):
         if container["Config"]["Labels"].get(ROLE_LABEL) != "registry":
@@ -26,7 +33,8 @@ def empty(bench: Bench) -> None:
     for image in api.images(filters={"label": label}):
         for name in image["RepoTags"] or ():
             if name.startswith(bench.registry.address) and "/base/" not in name:
-                api.remove_image(name, force=True)
+                # What is below stays as the cache of later builds: installing takes minutes.
+                api.remove_image(name, force=True, noprune=True)
     for repository in bench.registry.repositories():
         if not repository.startswith("base/"):
             tags = bench.registry.tags(repository)

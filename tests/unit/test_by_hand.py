@@ -68,4 +68,4 @@ def test_nothing_but_the_standard_library_and_requests_does_the_work() -> None:
     assert others == {"labapp", "jupyterquiz", "requests"}
     used = set(re.findall(r"\blab\.(\w+)", "\n".join(code())))
     engine = {"pull", "run_once", "remove"}
-    assert used == engine | {"address", "bench", "work", "show", "check", "clean_up"}
+    assert used == engine | {"address", "bench", "work", "show", "check", "clean_up", "map"}
