@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import json
 import os
 import socket
@@ -401,7 +402,11 @@ def test_a_push_is_told_request_by_request(own: RegistryServer) -> None:
 
 def test_the_log_begins_where_it_is_asked_to(own: RegistryServer) -> None:
     registry = own.registry()
+    before = len(requests_since(own, include_lab=True))
     registry.ping()
+    # The registry answers first, and writes its log then.
+    while len(requests_since(own, include_lab=True)) == before:
+        time.sleep(0.01)
     moment = datetime.now(UTC)
     registry.repositories()
     meanings = requests_since(own, moment, include_lab=True)["meaning"]
