@@ -9,9 +9,13 @@ import pandas as pd
 
 from labapp import attacks
 from labapp.attacks import Happened
+from labapp.attacks.judging import Judgement, judge
+from labapp.attacks.pipeline import PipelineRun, run_pipeline
+from labapp.attacks.saboteur import Sabotage, sabotage
 from labapp.bench import Bench
 from labapp.feedback import Feedback
 from labapp.private.registry import PrivateRegistry
+from labapp.registry import Registry
 
 
 class Attacks:
@@ -32,13 +36,34 @@ class Attacks:
             engine=self.bench.engine, state=self.bench.state, feedback=self.feedback
         )
 
-    def attack(self, id: str, target: str | Path | None = None) -> Happened:
+    def attack(
+        self, id: str, target: str | Path | None = None, *, registry: Registry | None = None
+    ) -> Happened:
         """Do one of the wrong things, for real; see :func:`labapp.attacks.start`."""
-        return attacks.start(self.bench, id, target=target, feedback=self.feedback)
+        return attacks.start(
+            self.bench, id, target=target, registry=registry, feedback=self.feedback
+        )
 
-    def undo(self) -> None:
-        """Put back whatever attacks have changed; nothing happens where nothing was."""
-        attacks.undo(self.bench, feedback=self.feedback)
+    def undo(self, *, registry: Registry | None = None) -> None:
+        """Put back whatever attacks have changed; see :func:`labapp.attacks.undo`."""
+        attacks.undo(self.bench, registry=registry, feedback=self.feedback)
+
+    def sabotage(self, *, seed: int) -> Sabotage:
+        """Choose one to three of the wrong things by a seed and by who you are."""
+        return sabotage(self.bench, seed=seed)
+
+    def deliver(self, script: str | Path, *, seed: int | None = None) -> PipelineRun:
+        """Run a delivery script step by step; see :func:`labapp.attacks.pipeline.run_pipeline`.
+
+        Args:
+            script: ``deliver.py`` or ``deliver.sh``.
+            seed: of the sabotage; None for none.
+        """
+        return run_pipeline(self.bench, Path(script), seed=seed, feedback=self.feedback)
+
+    def judge(self, run: PipelineRun) -> Judgement:
+        """Say which faults a delivery survived, and what they left behind."""
+        return judge(run)
 
     def gate(self, file: str | Path, *, allowed: Sequence[str] = ()) -> bool:
         """Say whether a deployment file may pass, and list what it is refused for.

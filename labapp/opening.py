@@ -6,8 +6,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from labapp import attacks
 from labapp.bench import prepare
-from labapp.errors import ExerciseError
+from labapp.errors import AttackError, ExerciseError
 from labapp.exercises.coach import Coach
 from labapp.feedback import feedback_here
 from labapp.lab import Lab
@@ -38,6 +39,11 @@ def open_lab(chapter: str) -> Lab | Submission:
     bench = replace(prepare(State.open(), feedback=feedback), work=work)
     # So that `!docker` in a cell speaks to the same engine, wherever the kernel was started.
     os.environ.update(bench.engine.variables)
+    try:
+        # What a kernel that died in mid-attack has left.
+        attacks.undo(bench, feedback=feedback)
+    except AttackError as error:
+        feedback.say(str(error))
     lab = Lab(bench=bench, feedback=feedback, coach=Coach(bench))
     engine = bench.engine
     feedback.say(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
