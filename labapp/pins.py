@@ -107,6 +107,18 @@ def pin_deployment(path: Path, registry: Registry) -> list[Change]:
     return _apply(path, text, edits)
 
 
+def dockerfile_images(path: Path) -> list[str]:
+    """Return the images that a Dockerfile starts from or copies from, as they are written.
+
+    Raises:
+        InvalidReference: one is put together from several arguments, or its argument has no
+            default.
+        StateError: the file can't be read.
+    """
+    text = _read(path)
+    return [text[slice(*span)] for span in _image_spans(text, path)]
+
+
 def deployment_images(path: Path) -> dict[str, str]:
     """Return the image of each service of a deployment file, as it is written.
 

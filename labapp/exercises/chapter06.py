@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from pathlib import Path
 
-from labapp import attacks
+from labapp import attacks, pins
 from labapp.attacks.forging import marker
-from labapp.attacks.journal import Journal
 from labapp.bench import Bench
 from labapp.deployments.deployment_file import read_deployment
 from labapp.errors import DeploymentError, InvalidReference
-from labapp.exercises import evidence
+from labapp.exercises import evidence, guarding, inside
 from labapp.exercises.exercise import Exercise, Verdict, correct, not_yet, wrong
-from labapp.images.dockerfile import instructions
-from labapp.manifests import digest_of
-from labapp.private import decisions
 from labapp.private.accounts import ANONYMOUS, Accounts
 from labapp.reference import Reference
-
-_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
-_ELSEWHERE = "team/page"
-"""A repository that a server of the shop has no business with."""
 
 
 def _check_secret(bench: Bench, answer: object) -> Verdict:
     file = bench.work / "safe" / ".env"
     if not file.is_file():
         return not_yet("'work/06/safe' is not there yet. Run the cell above first.")
+    secret = file.read_bytes()
+    word = secret.strip().rpartition(b"=")[2]
+    if not word:
+        return not_yet("'safe/.env' holds no password any more. Run the cell above again.")
     held = evidence.image(bench, "team/safe", "1")
     if held is None:
         return not_yet("The registry has no 'team/safe:1' yet.")
-    secret = file.read_bytes()
-    word = secret.strip().rpartition(b"=")[2]
-    if word in held.config.raw:
-        return wrong(
-            "The password is in the image's settings or history: 'docker history' shows it to "
-            "everyone. Build arguments and ENV are no place for it."
-        )
-    used = b""
-    for path, read in evidence.added(bench, held):
-        content = read()
-        if word in content:
-            return wrong(f"The password is in a layer: '{path}'. A later layer can only hide it.")
-        if path == "/src/used":
-            used = content
+    for place in guarding.places(bench, held, word):
+        if place.file:
+            return wrong(
+                f"The password is in a layer: '{place.file}'. A later layer can only hide it."
+            )
+        if place.document == "config":
+            return wrong(
+                "The password is in the image's settings or history: 'docker history' shows it to "
+                "everyone. Build arguments, labels and ENV are no place for it."
+            )
+        return wrong(f"The password is in the image's {place.document}, which everyone may read.")
+    used = guarding.visible(bench, held, "/src/used")
     if not used:
         return wrong("No password in it, but no '/src/used' either: the build has to use it once.")
     if hashlib.sha256(secret).hexdigest().encode() not in used:
@@ -59,35 +51,43 @@ def _check_base(bench: Bench, answer: object) -> Verdict:
     file = bench.work / "page" / "Dockerfile"
     if not file.is_file():
         return not_yet("'work/06/page/Dockerfile' is not there yet. Run the cells above first.")
-    froms = [i for i in instructions(file.read_text(encoding="utf-8")) if i.keyword == "FROM"]
-    if not froms or not froms[0].words:
-        return wrong("'page/Dockerfile' has no FROM line any more.")
     try:
-        reference = Reference.parse(froms[0].words[0].text)
+        named = [Reference.parse(text) for text in pins.dockerfile_images(file)]
     except InvalidReference as error:
         return wrong(f"The FROM line can't be read: {error}")
-    if reference.digest is None:
-        return not_yet(f"The FROM line still trusts a tag: '{reference}'.")
-    honest = bench.base("python:3.13-slim").digest
-    if reference.digest != honest:
-        if reference.digest == evidence.digest(bench, "team/base", "1"):
-            return wrong(
-                f"{evidence.short(reference.digest)} is what the tag names since the attack: you "
-                "have pinned the backdoor."
-            )
+    if not named:
+        return wrong("'page/Dockerfile' has no FROM line any more that names an image.")
+    loose = [reference for reference in named if reference.digest is None]
+    if loose == named:
+        return not_yet(f"The FROM line still trusts a tag: '{loose[0]}'.")
+    if loose:
         return wrong(
-            f"{evidence.short(reference.digest)} is not the base that was reviewed. Its digest is "
+            f"One image in 'page/Dockerfile' is pinned, another still trusted by its tag: "
+            f"'{loose[0]}'."
+        )
+    honest = bench.base("python:3.13-slim").digest
+    strange = [reference.digest for reference in named if reference.digest != honest]
+    if evidence.digest(bench, "team/base", "1") in strange:
+        return wrong(
+            f"{evidence.short(evidence.digest(bench, 'team/base', '1'))} is what the tag names "
+            "since the attack: you have pinned the backdoor."
+        )
+    if len(strange) == len(named):
+        return wrong(
+            f"{evidence.short(strange[-1])} is not the base that was reviewed. Its digest is "
             "in the box of the attack."
         )
     held = evidence.image(bench, "team/page", "safe")
     if held is None:
         return wrong("The FROM line is pinned. Now build 'team/page:safe' from it, and push it.")
+    if held.manifest.digest == honest:
+        return wrong("'team/page:safe' is the base itself. Build it from 'page/Dockerfile'.")
     base = bench.registry.image(bench.base("python:3.13-slim"))
     below = [layer.digest for layer in base.manifest.layers]
     above = [layer.digest for layer in held.manifest.layers]
     if above[: len(below)] != below:
         return wrong("'team/page:safe' stands on other layers than the base that was reviewed.")
-    if any(marker("base").encode() in read() for _, read in evidence.added(bench, held)):
+    if any(guarding.places(bench, held, marker("base").encode())):
         return wrong("'team/page:safe' has the backdoor in it. It was built before the FROM line.")
     return correct(
         "The tag may go where it likes: this build starts from what was reviewed.",
@@ -96,43 +96,30 @@ def _check_base(bench: Bench, answer: object) -> Verdict:
 
 
 def _check_wheel(bench: Bench, answer: object) -> Verdict:
-    file, wheels = bench.work / "app" / "requirements.txt", bench.work / "app" / "wheels"
+    file = bench.work / "app" / "requirements.txt"
     if not file.is_file():
         return not_yet("'work/06/app' is not there yet. Run the cell above first.")
-    text = file.read_text(encoding="utf-8")
-    hashes = [f"sha256:{digits}" for digits in _HASH.findall(text)]
-    if not hashes:
+    found = guarding.requirements(file.read_text(encoding="utf-8", errors="replace"))
+    if not any(found.values()):
         return not_yet("'app/requirements.txt' names versions, and no digest.")
-    honest = {digest_of(wheel.read_bytes()) for wheel in _wheels(bench.application / "wheels")}
-    strange = [each for each in hashes if each not in honest]
-    if strange:
-        if strange[0] in {digest_of(wheel.read_bytes()) for wheel in _wheels(wheels)}:
-            return wrong(
-                f"{evidence.short(strange[0])} is the digest of the swapped wheel: you have put "
-                "your trust in what the attacker left. Which wheels did you test?"
-            )
-        return wrong(f"{evidence.short(strange[0])} is the digest of no wheel of this shop.")
-    bare = [line for line in text.replace("\\\n", " ").splitlines() if _is_bare(line)]
-    if bare:
-        return wrong(f"'{bare[0].strip()}' has no digest. pip wants one for every line, or none.")
+    slip = guarding.requirements_slip(bench, found)
+    if slip is not None:
+        return wrong(slip)
     held = evidence.image(bench, "shop/web", "hashed")
     if held is None:
         return wrong("The requirements have digests. Now build 'shop/web:hashed', and push it.")
-    for path, read in evidence.added(bench, held):
-        if marker("dependency").encode() in read():
-            return wrong(f"'shop/web:hashed' has the attacker's code in it: '{path}'.")
+    for place in guarding.places(bench, held, marker("dependency").encode()):
+        where = place.file or place.document
+        return wrong(f"'shop/web:hashed' has the attacker's code in it: '{where}'.")
+    problem = inside.judge_answers(bench, held)
+    if problem is not None:
+        return wrong(
+            f"The requirements are right. But 'shop/web:hashed' is not the shop: {problem}"
+        )
     return correct(
         "Another file of the same name and version ends the build from now on.",
         evidence={"image": str(held.pinned)},
     )
-
-
-def _wheels(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.whl"))
-
-
-def _is_bare(line: str) -> bool:
-    return bool(line.strip()) and not line.lstrip().startswith("#") and not _HASH.search(line)
 
 
 def _check_rights(bench: Bench, answer: object) -> Verdict:
@@ -140,26 +127,25 @@ def _check_rights(bench: Bench, answer: object) -> Verdict:
     names = accounts.names()
     if "server" not in names:
         return not_yet("There is no account 'server' yet.")
-    for repository in ("shop/web", "shop/worker"):
-        allowed = accounts.allowed("server", repository)
-        if "pull" not in allowed:
-            return wrong(f"'server' may not pull '{repository}'. It is to pull all of 'shop/'.")
-        if allowed - {"pull"}:
-            more = ", ".join(sorted(allowed - {"pull"}))
-            return wrong(f"'server' may also {more} in '{repository}'. Whoever breaks in, may too.")
-    if accounts.allowed("server", _ELSEWHERE):
-        return wrong(f"'server' may also read '{_ELSEWHERE}'. It only runs what is in 'shop/'.")
-    if not {"pull", "push"} <= accounts.allowed("ci", "shop/web"):
-        return wrong("'ci' may not push to 'shop/web' any more. It keeps its rights.")
-    for name in (ANONYMOUS, *(other for other in names if other not in ("ci", "server"))):
-        if accounts.allowed(name, "shop/web"):
-            who = f"'{name}'" if name else "Somebody who does not log in"
-            return wrong(f"{who} has rights in 'shop/web' too. Nobody else is to have any.")
-    asked = [d for d in decisions.read(bench.state) if d.account == "server"]
-    if not any("pull" in d.granted for d in asked if d.repository == "shop/web"):
-        return wrong("The rights are right. Now try them: as 'server', pull 'shop/web:1.4'.")
-    if not any("push" in d.asked and "push" not in d.granted for d in asked):
-        return wrong("'server' pulled. Does the registry refuse its push? Try that too.")
+    slip = guarding.slip(accounts, "server", ["pull"])
+    if slip is not None:
+        return wrong(f"{slip} It is to pull all of 'shop/', and no more: whoever breaks in may so.")
+    slip = guarding.slip(accounts, "ci", ["pull", "push"])
+    if slip is not None:
+        return wrong(f"{slip} It is to keep its rights: to pull and push all of 'shop/'.")
+    rest = [ANONYMOUS, *(name for name in names if name not in ("ci", "server"))]
+    more = guarding.others(accounts, rest)
+    if more is not None:
+        who = f"'{more[0]}'" if more[0] else "Somebody who does not log in"
+        return wrong(f"{who} has rights in '{more[1]}' too. Nobody else is to have any.")
+    tries = guarding.tries(bench, "server")
+    again = " What it did before it was changed does not count." if tries.earlier else ""
+    if not tries.pulled:
+        return wrong(
+            f"The rights are right. Now try them: as 'server', pull 'shop/web:1.4'.{again}"
+        )
+    if not tries.refused:
+        return wrong(f"'server' pulled. Does the registry refuse its push? Try that too.{again}")
     return correct("A server that is broken into can't hand its image to the others.")
 
 
@@ -167,6 +153,9 @@ def _check_gate(bench: Bench, answer: object) -> Verdict:
     file = bench.work / "production.yaml"
     if not file.is_file():
         return not_yet("'work/06/production.yaml' is not there yet. Run the cell above first.")
+    tested, planted = guarding.moved(bench, "shop/web", "1.4")
+    if tested is None:
+        return not_yet("The registry has no 'shop/web:1.4'. Run the cells above first.")
     try:
         services = {each.name: each.image for each in read_deployment(file).services}
         refused = attacks.refusals(
@@ -174,33 +163,23 @@ def _check_gate(bench: Bench, answer: object) -> Verdict:
         )
     except DeploymentError as error:
         return wrong(f"'production.yaml' can't be used as it is: {error}")
-    if refused and not any("@sha256:" in image for image in services.values()):
-        return not_yet(f"Nothing in 'production.yaml' is pinned yet: {refused[0]}")
+    if refused and "@sha256:" not in services.get("web", "@sha256:"):
+        return not_yet(f"'web' in 'production.yaml' is not pinned yet: {refused[0]}")
     if refused:
         return wrong(f"The gate refuses 'production.yaml': {refused[0]}")
     if "web" not in services:
         return wrong("'production.yaml' has no service 'web' any more: the shop is to run.")
-    reference = Reference.parse(services["web"])
-    moved = [
-        change
-        for change in Journal(bench.state).changes()
-        if (change.kind, change.attack) == ("tag", "moved")
-    ]
-    tested = moved[0].data["before"] if moved else evidence.digest(bench, "shop/web", "1.4")
-    if reference.digest != tested:
-        if moved and reference.digest == moved[0].data["after"]:
+    pinned = {name: Reference.parse(image) for name, image in services.items()}
+    for name, reference in pinned.items():
+        if reference.digest in planted:
             return wrong(
-                f"{evidence.short(reference.digest)} is what '1.4' names since the push that "
-                "nobody tested. The gate can't know that; you can: what was the digest before?"
+                f"'{name}' is pinned to {evidence.short(reference.digest)}: that is what '1.4' "
+                "names since the push that nobody tested. The gate can't know that; you can: what "
+                "was the digest before?"
             )
-        return wrong(f"{evidence.short(reference.digest)} is not what was tested as '1.4'.")
-    running = [c for c in evidence.containers(bench) if c["State"]["Running"]]
-    if not any(c["Config"]["Image"] == str(reference) for c in running):
-        return wrong("The gate lets it pass. Now deploy it: nothing runs from it yet.")
-    return correct(
-        f"The server runs {evidence.short(tested)}: what was tested, and nothing else can pass.",
-        evidence={"image": str(reference)},
-    )
+    if pinned["web"].digest != tested:
+        return wrong(f"{evidence.short(pinned['web'].digest)} is not what was tested as '1.4'.")
+    return guarding.judge_deployed(bench, pinned["web"], {services["web"], str(pinned["web"])})
 
 
 EXERCISES = (
@@ -238,6 +217,7 @@ reviewed = base.evidence["digest before"]
 (page / "Dockerfile").write_text(f"FROM {team}/base@{reviewed}\\nWORKDIR /\\n")
 lab.build(page, tag=f"{team}/page:safe")
 lab.push(f"{team}/page:safe")
+print(lab.run_once(f"{team}/page:safe", ["sh", "-c", "python3 -m platform 2>&1"]))
 """,
         why="The digest names the bytes that somebody looked at. Whoever moves the tag can't move "
         "them.",
@@ -255,6 +235,12 @@ lab.undo()
 (app / "requirements.txt").write_text(lab.hashed_requirements(app))
 lab.build(app, tag=f"{web}:hashed")
 lab.push(f"{web}:hashed")
+lab.attack("dependency")
+try:
+    lab.build(app, tag=f"{web}:swapped")
+except LabError as error:
+    print(str(error)[-700:])
+lab.undo()
 """,
         why="Digests only help when they come from files that you trust. Taken after the attack, "
         "they would protect the attacker's wheel.",
@@ -274,6 +260,7 @@ try:
     private.push(f"{private.address}/shop/web:1.4")
 except LabError as error:
     print(error)
+private.decisions().tail(3)
 """,
         why="The one who is broken into most can change least. A stolen login of a server gets an "
         "attacker images to read, and nothing to push.",
@@ -291,8 +278,8 @@ production.write_text(f"""services:
     image: {web}@{tested.digest}
     ports: ["127.0.0.1::8000"]
 """)
-lab.gate(production, allowed=[f"{lab.address}/shop/*"])
-lab.deploy(production)
+if lab.gate(production, allowed=[f"{lab.address}/shop/*"]):
+    lab.deploy(production)
 ''',
         why="`lab.pin_deployment` would have pinned what the tag names *now*. Pin when you test, "
         "not when you deploy.",

@@ -12,6 +12,7 @@ from typing import Any
 
 import docker.errors
 import requests
+import zstandard
 
 from labapp.bench import Bench
 from labapp.errors import NotInRegistry, RegistryError, RegistryUnreachable
@@ -88,6 +89,16 @@ def answers(port: int, path: str) -> bool:
         return False
 
 
+def layers(bench: Bench, held: RegistryImage) -> Iterator[bytes]:
+    """Yield the unpacked layers, lowest first, that an image adds to the lab's base images."""
+    base: set[str] = set()
+    for each in bench.bases:
+        base.update(layer.digest for layer in bench.registry.image(each.reference).manifest.layers)
+    for layer in held.manifest.layers:
+        if layer.digest not in base:
+            yield _unpacked(bench.registry.read_blob(held.reference.repository, layer.digest))
+
+
 def added(bench: Bench, held: RegistryImage) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Yield what the layers bring that an image adds to the lab's base images.
 
@@ -95,18 +106,29 @@ def added(bench: Bench, held: RegistryImage) -> Iterator[tuple[str, Callable[[],
         Each entry's path, and a function that reads its content while it is the current one; what
         is no file has none.
     """
-    base: set[str] = set()
-    for each in bench.bases:
-        base.update(layer.digest for layer in bench.registry.image(each.reference).manifest.layers)
-    for layer in held.manifest.layers:
-        if layer.digest not in base:
-            blob = io.BytesIO(bench.registry.read_blob(held.reference.repository, layer.digest))
-            zipped = blob.getvalue()[:2] == b"\x1f\x8b"
-            stream: Any = gzip.GzipFile(fileobj=blob) if zipped else blob
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    content = functools.partial(_content, archive, member)
-                    yield "/" + member.name.removeprefix("./"), content
+    for layer in layers(bench, held):
+        yield from entries(layer)
+
+
+def entries(layer: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield what is in an unpacked layer, as :func:`added` does; nothing if it is no archive."""
+    with (
+        contextlib.suppress(tarfile.TarError),
+        tarfile.open(fileobj=io.BytesIO(layer), mode="r:") as archive,
+    ):
+        for member in archive:
+            content = functools.partial(_content, archive, member)
+            yield "/" + member.name.removeprefix("./").lstrip("/"), content
+
+
+def _unpacked(blob: bytes) -> bytes:
+    """Unpack a layer by its first bytes (RFC 1952; RFC 8878), as engines do."""
+    if blob[:2] == b"\x1f\x8b":
+        return gzip.decompress(blob)
+    if blob[:4] == b"\x28\xb5\x2f\xfd":
+        with zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True) as reader:
+            return bytes(reader.read())
+    return blob
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -60,7 +61,8 @@ class Accounts:
         """
         doing = f"adding the account '{name}'"
         _check_name(doing, name)
-        kept = {"rights": _checked_rights(doing, rights), "password": ""}
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        kept = {"rights": _checked_rights(doing, rights), "password": "", "since": now}
         if name != ANONYMOUS:
             encoded = _checked_password(doing, password)
             kept["password"] = bcrypt.hashpw(encoded, bcrypt.gensalt(ROUNDS)).decode("ascii")
@@ -100,17 +102,32 @@ class Accounts:
             return False
         return usable and same
 
+    def since(self, name: str) -> str:
+        """Return when an account was added last, as the log of decisions writes times."""
+        return str(self._read().get(name, {}).get("since", ""))
+
+    def rights(self, name: str) -> dict[str, list[str]]:
+        """Return an account's rights; what somebody has written there that is none counts not."""
+        found = self._read().get(name, {}).get("rights")
+        if not isinstance(found, dict):
+            return {}
+        return {
+            pattern: [str(action) for action in actions]
+            for pattern, actions in found.items()
+            if isinstance(actions, list)
+        }
+
     def allowed(self, name: str, repository: str) -> frozenset[str]:
         """Return what an account may do in a repository: some of :data:`ACTIONS`."""
         found: set[str] = set()
-        for pattern, actions in self._rights(name).items():
+        for pattern, actions in self.rights(name).items():
             if fnmatchcase(repository, pattern):
                 found.update(actions)
         return frozenset(found & set(ACTIONS))
 
     def may_list(self, name: str) -> bool:
         """Tell whether an account may list all repositories: who may pull each of them."""
-        return "pull" in self._rights(name).get("*", ())
+        return "pull" in self.rights(name).get("*", ())
 
     def damaged(self) -> str:
         """Return what to do where the file was damaged and put aside; empty where it was not."""
@@ -121,17 +138,6 @@ class Accounts:
             f"The accounts' file was damaged, and is now '{file}': there are no accounts any "
             "more. Add them again."
         )
-
-    def _rights(self, name: str) -> dict[str, list[str]]:
-        """Return an account's rights; what somebody has written there that is none counts not."""
-        found = self._read().get(name, {}).get("rights")
-        if not isinstance(found, dict):
-            return {}
-        return {
-            pattern: [str(action) for action in actions]
-            for pattern, actions in found.items()
-            if isinstance(actions, list)
-        }
 
     def _read(self) -> dict[str, dict[str, Any]]:
         found = self._state.read(_STORE)

@@ -73,7 +73,7 @@ FLOORS = [
     "attacks.pipeline",
     "attacks.judging",
     "bundles suite workspace exercises.exercise exercises.evidence",
-    "exercises.inside",
+    "exercises.inside exercises.guarding",
     "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03 "
     "exercises.chapter04 exercises.chapter05 exercises.chapter06 lab_attacks "
     "exercises.chapter07",
