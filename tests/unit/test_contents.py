@@ -540,7 +540,7 @@ TOKEN = b"ghp_" + b"aB3dE5gH7j" * 3 + b"kLmNoP"
         ("root/.git-credentials", b"https://me:pw@host\n", [(None, "Login in .git-credentials")]),
         (
             "root/.npmrc",
-            b"//registry.npmjs.org/:_authToken=npm_" + b"aB3dE5gH7jK9" * 3 + b"\n",
+            b"//npm.example/:_authToken=npm_" + b"aB3dE5gH7jK9" * 3 + b"\n",
             [(1, "NPM tokens")],
         ),
         ("app/.env", b"DEBUG=1\nDB_PASSWORD=correct-horse-7\n", [(2, "Secret Keyword")]),
