@@ -129,7 +129,9 @@ def _check_rights(bench: Bench, answer: object) -> Verdict:
         return not_yet("There is no account 'server' yet.")
     slip = guarding.slip(accounts, "server", ["pull"])
     if slip is not None:
-        return wrong(f"{slip} It is to pull all of 'shop/', and no more: whoever breaks in may so.")
+        return wrong(
+            f"{slip} It is to pull all of 'shop/', and no more: whoever breaks in can do the same."
+        )
     slip = guarding.slip(accounts, "ci", ["pull", "push"])
     if slip is not None:
         return wrong(f"{slip} It is to keep its rights: to pull and push all of 'shop/'.")
@@ -179,7 +181,8 @@ def _check_gate(bench: Bench, answer: object) -> Verdict:
             )
     if pinned["web"].digest != tested:
         return wrong(f"{evidence.short(pinned['web'].digest)} is not what was tested as '1.4'.")
-    return guarding.judge_deployed(bench, pinned["web"], {services["web"], str(pinned["web"])})
+    spelled = {services["web"], str(pinned["web"])}
+    return guarding.judge_deployed(bench, pinned["web"], spelled, planted)
 
 
 EXERCISES = (

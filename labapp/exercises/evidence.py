@@ -16,7 +16,11 @@ import zstandard
 
 from labapp.bench import Bench
 from labapp.errors import NotInRegistry, RegistryError, RegistryUnreachable
+from labapp.manifests import Manifest
 from labapp.registry.reader import RegistryImage
+
+LARGEST = 256 * 1024 * 1024
+"""The longest layer that is looked into, in bytes; one with a compiler has about 70 MB."""
 
 
 def digest(bench: Bench, repository: str, tag: str) -> str | None:
@@ -92,11 +96,14 @@ def answers(port: int, path: str) -> bool:
 def layers(bench: Bench, held: RegistryImage) -> Iterator[bytes]:
     """Yield the unpacked layers, lowest first, that an image adds to the lab's base images."""
     base: set[str] = set()
-    for each in bench.bases:
-        base.update(layer.digest for layer in bench.registry.image(each.reference).manifest.layers)
+    for each in (base.reference for base in bench.bases):
+        below = bench.registry.manifest(each.repository, each.identifier)
+        if isinstance(below, Manifest):
+            base.update(layer.digest for layer in below.layers)
     for layer in held.manifest.layers:
         if layer.digest not in base:
-            yield _unpacked(bench.registry.read_blob(held.reference.repository, layer.digest))
+            repository = held.reference.repository
+            yield _unpacked(bench.registry.read_blob(repository, layer.digest, limit=LARGEST))
 
 
 def added(bench: Bench, held: RegistryImage) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from labapp.attacks.journal import Journal
 from labapp.bench import Bench
 from labapp.contents.layers import hides, removal
-from labapp.deployments import SERVICE_LABEL
+from labapp.deployments import DIGEST_LABEL, SERVICE_LABEL
 from labapp.errors import InvalidReference
 from labapp.exercises import evidence
 from labapp.exercises.exercise import Verdict, correct, wrong
@@ -59,7 +59,10 @@ def places(bench: Bench, held: RegistryImage, text: bytes) -> Iterator[Place]:
         if text in manifest.raw:
             yield Place(document="manifest")
         for layer in evidence.layers(bench, replace(held, manifest=manifest)):
-            if text in layer:
+            if text in layer and layer.startswith(b"{"):
+                # buildx stores how an image was built beside it, in the form of one more image.
+                yield Place(document="provenance")
+            elif text in layer:
                 files = (path for path, read in evidence.entries(layer) if text in read())
                 # A name, or the target of a link, is no file's content.
                 yield Place(file=next(files, "the name of a file"))
@@ -217,22 +220,36 @@ def moved(bench: Bench, repository: str, tag: str) -> tuple[str | None, set[str]
     return (now if now not in after else own[-1] if own else None), after
 
 
-def judge_deployed(bench: Bench, reference: Reference, spelled: set[str]) -> Verdict:
-    """Judge whether the service ``web`` runs from a reference, in one of its spellings."""
-    every = evidence.containers(bench)
-    mine = [one for one in every if one["Config"]["Image"] in spelled]
-    if any(one["State"]["Running"] for one in mine):
+def judge_deployed(
+    bench: Bench, reference: Reference, spelled: set[str], planted: set[str]
+) -> Verdict:
+    """Judge whether what was tested runs, and nothing else in its place.
+
+    Args:
+        bench: which lab.
+        reference: what is to run as ``web``.
+        spelled: its spellings.
+        planted: the digests that must not run.
+    """
+    found = evidence.containers(bench)
+    running = [one for one in found if one["State"]["Running"]]
+    for one in running:
+        labels = one["Config"]["Labels"] or {}
+        image, service = one["Config"]["Image"], labels.get(SERVICE_LABEL)
+        if service is not None and labels.get(DIGEST_LABEL) in planted:
+            return wrong(
+                f"The gate lets the file pass. But what runs as '{service}' was started from "
+                f"'{image}' since the attack: deploy the file as it is now."
+            )
+    if any(one["Config"]["Image"] in spelled for one in running):
         return correct(
             f"The server runs {evidence.short(reference.digest)}: what was tested, and nothing "
             "else can pass.",
             evidence={"image": str(reference)},
         )
-    if mine:
-        return wrong("The gate lets it pass, and it was deployed, but it has stopped. Again?")
-    for one in every:
-        if (one["Config"]["Labels"] or {}).get(SERVICE_LABEL) == "web" and one["State"]["Running"]:
-            return wrong(
-                f"The gate lets the file pass. But what runs as 'web' was started from "
-                f"'{one['Config']['Image']}': deploy the file as it is now."
-            )
-    return wrong("The gate lets it pass. Now deploy it: nothing runs from it yet.")
+    if any(one["Config"]["Image"] in spelled for one in found):
+        return wrong(
+            "The gate lets it pass, and it was started. But it has stopped: 'docker logs' may say "
+            "why. Deploy it again."
+        )
+    return wrong("The gate lets it pass. Now deploy it: nothing runs from the file as it is now.")

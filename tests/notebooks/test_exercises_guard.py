@@ -27,7 +27,7 @@ from desk import QUIET, Desk, judge
 
 from labapp import attacks, images
 from labapp.bench import Bench
-from labapp.errors import LabError
+from labapp.errors import LabError, NotInRegistry
 from labapp.exercises import all_exercises, evidence, find_exercise
 from labapp.exercises.coach import Coach
 from labapp.lab import Lab
@@ -161,9 +161,10 @@ def desk(shelf: Guarded, tmp_path: Path) -> Guarded:
         if container["Labels"].get(ROLE_LABEL) not in ("registry", "private"):
             api.remove_container(container["Id"], force=True)
     for repository in REPOSITORIES & set(bench.registry.repositories()):
-        tags = bench.registry.tags(repository)
-        for digest in {bench.registry.resolve(repository, tag) for tag in tags}:
-            bench.registry.delete_manifest(repository, digest)
+        for tag in bench.registry.tags(repository):
+            with contextlib.suppress(NotInRegistry):
+                digest = bench.registry.resolve(repository, tag)
+                bench.registry.delete_manifest(repository, digest)
     # As they were: to add one anew would take bcrypt its time.
     bench.state.write("private/accounts", shelf.accounts)
     private.log_out()
@@ -332,6 +333,19 @@ def leak_in_an_index(desk: Guarded) -> None:
     index(desk, "team/safe:1", good, annotations={"built.with": word(desk)})
 
 
+def leak_in_provenance(desk: Guarded) -> None:
+    """As buildx has it: build arguments in an attestation, beside the image."""
+    registry = desk.bench.registry
+    good = store(desk, "team/safe", {"src/used": use(desk)})
+    told = json.dumps({"predicate": {"build-arg:WITH": word(desk)}}).encode()
+    config = build_config(platform=Platform("unknown", "unknown"), diff_ids=[digest_of(told)])
+    top = Descriptor(f"{OCI}config.v1+json", *registry.upload_blob("team/safe", [config]))
+    below = Descriptor("application/vnd.in-toto+json", *registry.upload_blob("team/safe", [told]))
+    manifest = build_manifest(top, [below])
+    digest = registry.put_manifest("team/safe", digest_of(manifest), manifest, OCI_MANIFEST)
+    index(desk, "team/safe:1", good, replace(good, digest=digest, size=len(manifest)))
+
+
 def clean_index(desk: Guarded) -> None:
     good = store(desk, "team/safe", {"src/used": use(desk)})
     index(desk, "team/safe:1", good, store(desk, "team/safe", {"src/used": "another"}))
@@ -372,6 +386,7 @@ SECRET_WRONG: list[tuple[Steps, str, str]] = [
     (layers({"src/used": "USE"}, annotations={"with": "WORD"}), "Wrong", "the image's manifest"),
     (leak_for_another_platform, "Wrong", "in a layer: '/src/.env'"),
     (leak_in_an_index, "Wrong", "the image's index"),
+    (leak_in_provenance, "Wrong", "the image's provenance"),
     (layers({"src/other": "USE"}), "Wrong", "no '/src/used' either"),
     (layers({"src/used": "USE"}, {"src/.wh.used": ""}), "Wrong", "no '/src/used' either"),
     (layers({"src/used": "USE"}, {"src/.wh..wh..opq": ""}), "Wrong", "no '/src/used' either"),
@@ -828,6 +843,16 @@ def tag_deployed(desk: Guarded) -> None:
     written(GOOD)(desk)
 
 
+def moved_deployed(desk: Guarded) -> None:
+    """Deploy what nobody tested; then start beside it what was tested."""
+    digest = gate_attack(desk)["tested"].digest
+    web = desk.name("shop/web")
+    production(desk).write_text(f"services:\n  web:\n    image: {web}:1.4\n")
+    deployed(desk)
+    production(desk).write_text(f'services:\n  web:\n    image: "{web}@{digest}"\n')
+    started(desk)
+
+
 GOOD = "services:\n  web:\n    image: WEB@GOOD\n"
 FLOW = 'services: {web: {image: "WEB:1.4@GOOD", ports: ["127.0.0.1::8000"]}}  # pinned\n'
 
@@ -859,9 +884,10 @@ GATE_WRONG: list[tuple[Steps, str, str]] = [
     (written(GOOD.replace("web:", "shop:")), "Wrong", "no service 'web' any more"),
     (written("services:\n  web: [\n"), "Wrong", "can't be used as it is"),
     (written("web:\n  image: WEB@GOOD\n"), "Wrong", "can't be used as it is"),
-    (written(GOOD), "Wrong", "Now deploy it"),
+    (written(GOOD), "Wrong", "Now deploy it: nothing runs"),
     (written(GOOD, deployed, stopped), "Wrong", "it has stopped"),
-    (tag_deployed, "Wrong", "was started from"),
+    (tag_deployed, "Wrong", "nothing runs from the file as it is now"),
+    (moved_deployed, "Wrong", "was started from"),
 ]
 
 
