@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from desk import QUIET, Desk, Steps, judge
 
 from labapp import images, pins

@@ -17,6 +17,7 @@ from labapp.bench import Bench
 from labapp.exercises import all_exercises, evidence, find_exercise, inside
 from labapp.workspace import copy_application, copy_dockerfile
 
+PACKAGES = "/opt/venv/lib/python3.13/site-packages"
 REPOSITORIES = ("shop/web", "shop/workshop", "team/python")
 """Where learners push in these chapters."""
 
@@ -248,13 +249,13 @@ WRONG: list[tuple[str, Steps, str, str]] = [
     ("05-mine", named("kept/web:multistage", "shop/web:mine"), "Wrong", "the limit is"),
     (
         "05-mine",
-        on_top("kept/web:minimal", "CMD [\"python3\", \"-c\", \"print('hello')\"]", "shop/web:mine"),
+        on_top("kept/web:minimal", """CMD ["python3", "-c", "print('hello')"]""", "shop/web:mine"),
         "Wrong",
         "does not run",
     ),
     (
         "05-mine",
-        on_top("kept/web:minimal", "COPY Dockerfile /opt/venv/lib/python3.13/site-packages/shop/app.py", "shop/web:mine"),
+        on_top("kept/web:minimal", f"COPY Dockerfile {PACKAGES}/shop/app.py", "shop/web:mine"),
         "Wrong",
         "does not run",
     ),
