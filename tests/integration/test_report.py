@@ -162,9 +162,11 @@ def test_the_lab_shows_progress_and_the_map(learner: Callable[[str], Bench]) -> 
 
 
 def test_a_reset_keeps_what_was_passed(
-    learner: Callable[[str], Bench], feedback: QuietFeedback
+    learner: Callable[[str], Bench], feedback: QuietFeedback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = learner("ada")
+    # This learner's state does not know of an engine that is the first lab's own.
+    monkeypatch.setenv("DOCKER_HOST", own.engine.host)
     coach = Coach(own)
     coach.receipts.note_try(EXERCISE, evidence={})
     own.state.write("something-else", {})
