@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import docker.errors
+import elsewhere
 import pytest
 
 from labapp import attacks, contents, deployments, images, removal
@@ -358,27 +359,11 @@ class TestRegistryWithAccounts:
 
 
 KILLED = """
-import sys, time
-from dataclasses import replace
-from pathlib import Path
 from labapp import attacks
 from labapp.attacks import changes
-from labapp.bench import Bench
-from labapp.bases import Base
-from labapp.engine import find
-from labapp.feedback import QuietFeedback
-from labapp.reference import Reference
 from labapp.registry import Registry
-from labapp.registry.server import RegistryServer
-from labapp.state import State
 
-work, base, repository, id, target, when = sys.argv[1:]
-state = State.open()
-engine = find(state)
-server = RegistryServer(engine=engine, state=state)
-reference = Reference.parse(base)
-bases = (Base("python:3.13-slim", reference, reference.digest, "test"),)
-bench = Bench(state, engine, server, server.registry(), bases, Path(repository), Path(work))
+id, target, when = arguments
 
 def hang():
     print("REACHED", flush=True)
@@ -407,14 +392,7 @@ def test_an_attacker_that_dies_in_the_middle(
     own: Bench, page: Reference, id: str, when: str
 ) -> None:
     before = digest(own, page)
-    base = str(own.base("python:3.13-slim"))
-    arguments = [str(own.work), base, str(own.repository), id, str(page), when]
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, *arguments],
-        stdout=subprocess.PIPE,
-        env={**own.engine.environment(), "LABAPP_STATE": str(own.state.folder)},
-        text=True,
-    )
+    process = elsewhere.start(own, KILLED, id, str(page), when)
     assert process.stdout is not None
     with process:
         assert process.stdout.readline() == "REACHED\n"

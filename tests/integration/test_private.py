@@ -10,17 +10,15 @@ import ssl
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
+from servers import speaking_tls
 
 from labapp import cli, images, removal
 from labapp.bench import Bench
@@ -29,7 +27,7 @@ from labapp.errors import InvalidReference, LabError, PullError, PushError, Regi
 from labapp.feedback import QuietFeedback
 from labapp.private import process, trust
 from labapp.private.accounts import Accounts
-from labapp.private.authority import Authority, Issued
+from labapp.private.authority import Authority
 from labapp.private.registry import PrivateRegistry
 from labapp.private.server import bridge_address
 from labapp.private.tokens import SERVICE, Scope, Signer
@@ -373,24 +371,6 @@ def test_an_engine_that_does_not_know_the_authority(private: PrivateRegistry, im
     assert private.pull(image).digest
 
 
-@contextmanager
-def listening(host: str, issued: Issued) -> Iterator[str]:
-    """A server on an address that the engine does not take on trust; yields that address."""
-    server = ThreadingHTTPServer((host, 0), BaseHTTPRequestHandler)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(issued.certificate, issued.key)
-    server.socket = tls.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"{host}:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.parametrize(
     ("hosts", "days", "words"),
     [
@@ -407,7 +387,7 @@ def test_an_engine_refuses_a_certificate_of_another_time_or_host(
 ) -> None:
     host = bridge_address(engine)
     issued = private.authority.issue(hosts or [host], name="another", days=days)
-    with listening(host, issued) as address:
+    with speaking_tls(issued, host=host) as address:
         trust.add(engine, at(private), address, private.authority.certificate)
         with pytest.raises(PullError, match=words):
             images.pull(engine, None, f"{address}/shop/web:1", feedback=QuietFeedback())

@@ -13,6 +13,8 @@ from labapp.feedback import QuietFeedback
 from labapp.private.accounts import Accounts
 from labapp.state import LABEL, ROLE_LABEL
 
+pytest.register_assert_rewrite("desk")
+
 
 @pytest.fixture
 def emptied(bench: Bench) -> Callable[[], None]:

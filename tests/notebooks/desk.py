@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from labapp import deployments, images
 from labapp.bench import Bench
-from labapp.exercises import find_exercise
+from labapp.exercises import all_exercises, find_exercise
 from labapp.feedback import QuietFeedback
 from labapp.images import builds
 from labapp.registry.copies import put_image
@@ -93,3 +95,34 @@ def judge(id: str, desk: Desk, steps: Steps) -> tuple[str, str]:
     answer = steps(desk)
     verdict = find_exercise(id).check(desk.bench, ... if answer is None else answer)
     return verdict.outcome, verdict.message
+
+
+class Tried:
+    """The tests of some chapters' exercises; the module names its states in RIGHT and WRONG.
+
+    RIGHT has an exercise and the steps that solve it; WRONG has an exercise, steps that don't, the
+    outcome, and words of its message. The module's ``desk`` is where the steps are taken.
+    """
+
+    chapters: tuple[str, ...]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        names = tuple(n for n in ("id", "steps", "outcome", "words") if n in metafunc.fixturenames)
+        if names:
+            cases = metafunc.module.WRONG if "outcome" in names else metafunc.module.RIGHT
+            metafunc.parametrize(names, cases)
+
+    def test_right_ways_pass(self, id: str, steps: Steps, desk: Desk) -> None:
+        outcome, message = judge(id, desk, steps)
+        assert outcome == "Correct", message
+
+    def test_wrong_states_do_not(
+        self, id: str, steps: Steps, outcome: str, words: str, desk: Desk
+    ) -> None:
+        found, message = judge(id, desk, steps)
+        assert (found, words in message) == (outcome, True), message
+
+    def test_every_exercise_is_tried_enough(self, request: pytest.FixtureRequest) -> None:
+        for id in (id for id in all_exercises() if id[:2] in self.chapters):
+            assert len([case for case in request.module.RIGHT if case[0] == id]) >= 2, id
+            assert len([case for case in request.module.WRONG if case[0] == id]) >= 4, id

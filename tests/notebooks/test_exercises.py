@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from desk import QUIET, Desk, Steps, judge
+from desk import QUIET, Desk, Steps, Tried
 
 from labapp import images, pins
 from labapp.bench import Bench
 from labapp.errors import ExerciseError
-from labapp.exercises import all_exercises, find_exercise
+from labapp.exercises import find_exercise
 
 
 @pytest.fixture
@@ -480,22 +480,8 @@ WRONG: list[tuple[str, Steps, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("id", "steps"), RIGHT)
-def test_right_ways_pass(id: str, steps: Steps, desk: Desk) -> None:
-    outcome, message = judge(id, desk, steps)
-    assert outcome == "Correct", message
-
-
-@pytest.mark.parametrize(("id", "steps", "outcome", "words"), WRONG)
-def test_wrong_states_do_not(id: str, steps: Steps, outcome: str, words: str, desk: Desk) -> None:
-    found, message = judge(id, desk, steps)
-    assert (found, words in message) == (outcome, True), message
-
-
-def test_every_exercise_is_tried_enough() -> None:
-    for id in (id for id in all_exercises() if id < "04"):
-        assert len([case for case in RIGHT if case[0] == id]) >= 2, id
-        assert len([case for case in WRONG if case[0] == id]) >= 4, id
+class TestExercises(Tried):
+    chapters = ("00", "01", "02", "03")
 
 
 def test_an_unknown_exercise_lists_those_of_its_chapter() -> None:

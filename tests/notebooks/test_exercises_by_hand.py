@@ -18,12 +18,12 @@ from typing import Any
 
 import docker.errors
 import pytest
-from desk import Desk, Steps, judge
+from desk import Desk, Steps, Tried, judge
 
 from labapp import images
 from labapp.bench import Bench
 from labapp.errors import PullError
-from labapp.exercises import all_exercises, find_exercise
+from labapp.exercises import find_exercise
 from labapp.feedback import QuietFeedback
 from labapp.manifests import Descriptor, Platform, digest_of
 from labapp.manifests.assembly import build_config, build_manifest
@@ -311,22 +311,8 @@ WRONG: list[tuple[str, Steps, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("id", "steps"), RIGHT)
-def test_right_ways_pass(id: str, steps: Steps, desk: Desk) -> None:
-    outcome, message = judge(id, desk, steps)
-    assert outcome == "Correct", message
-
-
-@pytest.mark.parametrize(("id", "steps", "outcome", "words"), WRONG)
-def test_wrong_states_do_not(id: str, steps: Steps, outcome: str, words: str, desk: Desk) -> None:
-    found, message = judge(id, desk, steps)
-    assert (found, words in message) == (outcome, True), message
-
-
-def test_every_exercise_is_tried_enough() -> None:
-    for id in (id for id in all_exercises() if id.startswith("07")):
-        assert len([case for case in RIGHT if case[0] == id]) >= 2, id
-        assert len([case for case in WRONG if case[0] == id]) >= 4, id
+class TestExercises(Tried):
+    chapters = ("07",)
 
 
 def test_the_engine_refuses_what_does_not_fit_its_config(desk: Desk) -> None:

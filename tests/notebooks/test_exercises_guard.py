@@ -23,12 +23,12 @@ import pytest
 import requests
 import zstandard
 from conftest import empty
-from desk import QUIET, Desk, judge
+from desk import QUIET, Desk, Tried
 
 from labapp import attacks, images
 from labapp.bench import Bench
 from labapp.errors import LabError, NotInRegistry
-from labapp.exercises import all_exercises, evidence, find_exercise
+from labapp.exercises import evidence, find_exercise
 from labapp.exercises.coach import Coach
 from labapp.lab import Lab
 from labapp.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, digest_of
@@ -914,23 +914,5 @@ WRONG: list[tuple[str, Steps, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("id", "steps"), RIGHT)
-def test_right_ways_pass(id: str, steps: Steps, desk: Guarded) -> None:
-    steps(desk)
-    outcome, message = judge(id, desk, nothing)
-    assert outcome == "Correct", message
-
-
-@pytest.mark.parametrize(("id", "steps", "outcome", "words"), WRONG)
-def test_wrong_states_do_not(
-    id: str, steps: Steps, outcome: str, words: str, desk: Guarded
-) -> None:
-    steps(desk)
-    found, message = judge(id, desk, nothing)
-    assert (found, words in message) == (outcome, True), message
-
-
-def test_every_exercise_is_tried_enough() -> None:
-    for id in (id for id in all_exercises() if id.startswith("06")):
-        assert len([case for case in RIGHT if case[0] == id]) >= 2, id
-        assert len([case for case in WRONG if case[0] == id]) >= 4, id
+class TestExercises(Tried):
+    chapters = ("06",)

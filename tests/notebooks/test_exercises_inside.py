@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import empty
-from desk import Desk, Steps, judge
+from desk import Desk, Steps, Tried
 
 from labapp.bench import Bench
-from labapp.exercises import all_exercises, evidence, find_exercise, inside
+from labapp.exercises import evidence, find_exercise, inside
 from labapp.workspace import copy_application, copy_dockerfile
 
 PACKAGES = "/opt/venv/lib/python3.13/site-packages"
@@ -270,19 +270,5 @@ def on_top_of(desk: Desk, base: str, lines: str) -> None:
     desk.pushed_from(folder, "team/python:patched")
 
 
-@pytest.mark.parametrize(("id", "steps"), RIGHT)
-def test_right_ways_pass(id: str, steps: Steps, desk: Desk) -> None:
-    outcome, message = judge(id, desk, steps)
-    assert outcome == "Correct", message
-
-
-@pytest.mark.parametrize(("id", "steps", "outcome", "words"), WRONG)
-def test_wrong_states_do_not(id: str, steps: Steps, outcome: str, words: str, desk: Desk) -> None:
-    found, message = judge(id, desk, steps)
-    assert (found, words in message) == (outcome, True), message
-
-
-def test_every_exercise_is_tried_enough() -> None:
-    for id in (id for id in all_exercises() if "04" <= id < "06"):
-        assert len([case for case in RIGHT if case[0] == id]) >= 2, id
-        assert len([case for case in WRONG if case[0] == id]) >= 4, id
+class TestExercises(Tried):
+    chapters = ("04", "05")

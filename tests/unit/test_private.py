@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +14,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from joserfc import jwt
 from joserfc.jwk import ECKey
 from joserfc.jws import JWSRegistry
+from servers import speaking_tls
 
 from labapp.errors import RegistryUnreachable, StateError
 from labapp.images.transfer import refusal_advice
@@ -114,24 +110,6 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         Authority.open(tmp_path / "file")
 
 
-@contextmanager
-def listening(issued: Issued) -> Iterator[str]:
-    """A server that speaks TLS with a certificate; yields its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(issued.certificate, issued.key)
-    server.socket = tls.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.parametrize(
     ("hosts", "days", "trusted", "words"),
     [
@@ -145,7 +123,7 @@ def test_the_client_says_what_is_wrong_with_a_certificate(
     tmp_path: Path, hosts: list[str], days: float, trusted: bool, words: str
 ) -> None:
     authority = Authority.open(tmp_path)
-    with listening(authority.issue(hosts, days=days)) as address:
+    with speaking_tls(authority.issue(hosts, days=days)) as address:
         bundle = authority.certificate if trusted else None
         registry = Registry(address, secure=True, credentials=lambda _: None, certificates=bundle)
         with pytest.raises(RegistryUnreachable, match=words) as caught:
