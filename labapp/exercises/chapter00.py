@@ -19,10 +19,10 @@ def _check_tag(bench: Bench, answer: object) -> Verdict:
                 "The engine has the tag 'mine', the registry doesn't. A tag on the engine is "
                 "local until it is pushed."
             )
-        elsewhere = evidence.repositories_with(bench, "mine")
+        elsewhere = evidence.repositories_with(bench, "mine", first)
         if elsewhere:
             return wrong(
-                f"The registry has a tag 'mine' in '{elsewhere[0]}'. It belongs in 'hello/web'."
+                f"The registry has your tag 'mine' in '{elsewhere[0]}'. It belongs in 'hello/web'."
             )
         tags = ", ".join(bench.registry.tags("hello/web"))
         return not_yet(f"The registry has these tags of 'hello/web': {tags}. 'mine' is missing.")

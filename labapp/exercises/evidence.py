@@ -43,9 +43,9 @@ def image(bench: Bench, repository: str, identifier: str) -> RegistryImage | Non
         return None
 
 
-def repositories_with(bench: Bench, tag: str) -> list[str]:
-    """Return the repositories that hold a tag."""
-    return [name for name in bench.registry.repositories() if tag in bench.registry.tags(name)]
+def repositories_with(bench: Bench, tag: str, image: str) -> list[str]:
+    """Return the repositories where a tag names an image, given by its digest."""
+    return [name for name in bench.registry.repositories() if digest(bench, name, tag) == image]
 
 
 def on_engine(bench: Bench, reference: str) -> bool:

@@ -60,6 +60,11 @@ def tag_in_another_repository(desk: Desk) -> None:
     desk.push("hello/page:mine")
 
 
+def tag_of_another_chapter(desk: Desk) -> None:
+    hello(desk)
+    desk.pushed("shop/web:mine", text="another")
+
+
 def tag_misspelt(desk: Desk) -> None:
     hello(desk)
     desk.tag("hello/web:1.0", "hello/web:Mine")
@@ -380,6 +385,7 @@ WRONG: list[tuple[str, Steps, str, str]] = [
     ("00-tag", tag_only_local, "Wrong", "local until it is pushed"),
     ("00-tag", tag_of_another_image, "Wrong", "two different images"),
     ("00-tag", tag_in_another_repository, "Wrong", "hello/page"),
+    ("00-tag", tag_of_another_chapter, "NotYet", "'mine' is missing"),
     ("00-tag", tag_misspelt, "NotYet", "Mine"),
     ("00-run", mine, "NotYet", "No container was started"),
     ("00-run", run_of_the_other_tag, "NotYet", "hello/web:1.0'. None was started"),
