@@ -88,13 +88,16 @@ def start(
     return happened
 
 
-def swap_wheel(bench: Bench, attack: str, folder: Path) -> tuple[Path, str, str]:
+def swap_wheel(
+    bench: Bench, attack: str, folder: Path, *, occasion: str = ""
+) -> tuple[Path, str, str]:
     """Swap a wheel of an application for one of the same name and version.
 
     Args:
         bench: which lab.
         attack: the attack's id.
         folder: of the application, with ``requirements.txt`` and ``wheels``.
+        occasion: goes into the wheel, so that its digest is that of this occasion only.
 
     Returns:
         The wheel, its digest before, and its digest now.
@@ -104,7 +107,8 @@ def swap_wheel(bench: Bench, attack: str, folder: Path) -> tuple[Path, str, str]
     """
     wheel = wheel_to_swap(folder / "requirements.txt", folder / "wheels")
     before = digest_of(wheel.read_bytes())
-    code = startup_code(attack, f"code in '{wheel.name}'")
+    words = f"code in '{wheel.name}'{f' for {occasion}' if occasion else ''}"
+    code = startup_code(attack, words)
     content = doctored(wheel, code)
     Journal(bench.state).change_file(attack, wheel, content)
     return wheel, before, digest_of(content)
