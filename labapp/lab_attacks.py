@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from labapp import attacks
-from labapp.attacks import Happened
-from labapp.attacks.judging import Judgement, judge
+from labapp.attacks import Happened, deliveries
+from labapp.attacks.judging import Judgement, judge, prove
 from labapp.attacks.pipeline import PipelineRun, run_pipeline
-from labapp.attacks.saboteur import Sabotage, sabotage
+from labapp.attacks.saboteur import FAULTS, Sabotage, own_seed, sabotage
 from labapp.bench import Bench
 from labapp.feedback import Feedback
 from labapp.private.registry import PrivateRegistry
+from labapp.progress.receipts import Receipts
 from labapp.registry import Registry
 
 
@@ -59,11 +60,37 @@ class Attacks:
             script: ``deliver.py`` or ``deliver.sh``.
             seed: of the sabotage; None for none.
         """
-        return run_pipeline(self.bench, Path(script), seed=seed, feedback=self.feedback)
+        run = run_pipeline(self.bench, Path(script), seed=seed, feedback=self.feedback)
+        deliveries.note(self.bench, run)
+        return run
+
+    @property
+    def own_seed(self) -> int:
+        """The learner's own seed; see :func:`labapp.attacks.saboteur.own_seed`."""
+        return own_seed(self.bench)
 
     def judge(self, run: PipelineRun) -> Judgement:
-        """Say which faults a delivery survived, and what they left behind."""
-        return judge(run)
+        """Say which faults a delivery survived, and what they left behind.
+
+        Of a delivery with the learner's own seed, it says only how it ended: the rest is to be
+        found out, until it has been.
+        """
+        judgement = judge(run)
+        if run.seed != self.own_seed or "08-find" in Receipts(self.bench.state).read().passed:
+            return judgement
+        self.feedback.say("With your own seed, what happened is for you to find: exercise 08-find.")
+        return Judgement(judgement.ok, judgement.happened, ())
+
+    def prove(self, script: str | Path, *faults: str) -> pd.DataFrame:
+        """Deliver without a fault, then with each; see :func:`labapp.attacks.judging.prove`.
+
+        Args:
+            script: ``deliver.py`` or ``deliver.sh``.
+            faults: by name; by default all of them.
+        """
+        return prove(
+            self.bench, Path(script), faults=faults or tuple(FAULTS), feedback=self.feedback
+        )
 
     def gate(self, file: str | Path, *, allowed: Sequence[str] = ()) -> bool:
         """Say whether a deployment file may pass, and list what it is refused for.

@@ -7,12 +7,12 @@ import contextlib
 import docker.errors
 
 from labapp import images
-from labapp.attacks.forging import Forged
+from labapp.attacks.forging import Forged, forge
 from labapp.attacks.journal import Change, Journal
 from labapp.attacks.targets import own_tag
 from labapp.bench import Bench
 from labapp.errors import AttackError, LabError, NotInRegistry, RegistryError
-from labapp.manifests import Descriptor
+from labapp.manifests import Descriptor, Platform
 from labapp.reference import Reference
 from labapp.registry import Registry
 from labapp.registry.copies import put_image
@@ -22,30 +22,60 @@ _READ = 'dd if="$1" bs=1 skip="$2" count=1 2>/dev/null | od -An -tx1'
 _WRITE = 'printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null'
 
 
+def forge_here(
+    bench: Bench,
+    reference: Reference,
+    attack: str,
+    *,
+    registry: Registry | None = None,
+    occasion: str = "",
+) -> Forged:
+    """Return an image with one layer more, as this lab's engine would run it; nothing is stored.
+
+    Args:
+        bench: which lab.
+        reference: the image.
+        attack: the attack's id, which goes into the marker.
+        registry: where the image is, if not in the lab's open one.
+        occasion: goes into the layer, so that its digest is that of this occasion only.
+
+    Raises:
+        NotInRegistry: there is no such image.
+        DamagedContent: its config or manifest is not what it should be.
+    """
+    platform = Platform.parse(bench.engine.platform)
+    where = registry or bench.registry
+    return forge(where, reference, attack, platform=platform, occasion=occasion)
+
+
 def move_tag(
     bench: Bench,
     attack: str,
     reference: Reference,
-    forged: Forged,
     *,
     registry: Registry | None = None,
-) -> Change:
+    occasion: str = "",
+) -> tuple[Forged, dict[str, str]]:
     """Let a tag name a forged image.
 
     Args:
         bench: which lab.
         attack: the attack's id.
         reference: the tag, checked by :func:`own_tag`.
-        forged: the image.
         registry: where it is, if not in the lab's open one.
+        occasion: goes into the image, so that its digest is that of this occasion only.
+
+    Returns:
+        The forged image, and what gives it away: the digests before and now, and the layer's.
 
     Raises:
         NotInRegistry: there is no such tag.
         RegistryError: the registry does not allow it; the tag is as before.
     """
     where, journal = registry or bench.registry, Journal(bench.state)
-    before = where.resolve(reference.repository, str(reference.tag))
-    data = {"before": before, "after": forged.manifest.digest, "diff_id": forged.diff_ids[-1]}
+    forged = forge_here(bench, reference, attack, registry=registry, occasion=occasion)
+    before, after = where.resolve(reference.repository, str(reference.tag)), forged.manifest.digest
+    data = {"before": before, "after": after, "diff_id": forged.diff_ids[-1]}
     if registry is not None:
         data["registry"] = registry.address
     change = journal.note(Change(attack, "tag", str(reference), data))
@@ -57,7 +87,8 @@ def move_tag(
             restore_tag(bench, change, registry=where)
             journal.drop(change)
         raise
-    return change
+    evidence = {"digest before": before, "digest now": after, "layer": forged.layer.digest}
+    return forged, evidence
 
 
 def alter_blob(bench: Bench, attack: str, reference: Reference) -> Change:
@@ -96,13 +127,13 @@ def own_layer(bench: Bench, reference: Reference) -> Descriptor:
         NotInRegistry: there is no such image.
         AttackError: all its layers belong to the lab's base images.
     """
-    shared = {
-        layer.digest
-        for base in bench.bases
-        for layer in bench.registry.image(base.reference).manifest.layers
-    }
-    layers = bench.registry.image(reference).manifest.layers
-    own = [layer for layer in layers if layer.digest not in shared]
+    bases = [bench.registry.image(base.reference) for base in bench.bases]
+    # By the content of the layers: an engine may pack one anew when it pushes.
+    shared = {digest for base in bases for digest in base.config.diff_ids}
+    shared |= {layer.digest for base in bases for layer in base.manifest.layers}
+    held = bench.registry.image(reference)
+    layers = zip(held.manifest.layers, held.config.diff_ids, strict=False)
+    own = [layer for layer, diff_id in layers if not {layer.digest, diff_id} & shared]
     if not own:
         raise AttackError(
             f"altering a layer of '{reference}': all of them are in the lab's base images, which "

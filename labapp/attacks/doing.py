@@ -9,9 +9,9 @@ from pathlib import Path
 from labapp import images
 from labapp.attacks import mirror
 from labapp.attacks.catalogue import Attack, Happened, find_attack
-from labapp.attacks.changes import alter_blob, copy_base, move_tag
+from labapp.attacks.changes import alter_blob, copy_base, forge_here, move_tag
 from labapp.attacks.exposure import exposure
-from labapp.attacks.forging import forge, startup_code
+from labapp.attacks.forging import startup_code
 from labapp.attacks.journal import Change, Journal
 from labapp.attacks.targets import own_path, own_tag
 from labapp.attacks.wheels import doctored, wheel_to_swap
@@ -19,7 +19,7 @@ from labapp.bench import Bench
 from labapp.errors import AttackError, NotInRegistry, RegistryError, RegistryUnreachable
 from labapp.feedback import Feedback
 from labapp.images import builds
-from labapp.manifests import Platform, digest_of
+from labapp.manifests import digest_of
 from labapp.reference import Reference
 from labapp.registry import Registry
 
@@ -88,13 +88,16 @@ def start(
     return happened
 
 
-def swap_wheel(bench: Bench, attack: str, folder: Path) -> tuple[Path, str, str]:
+def swap_wheel(
+    bench: Bench, attack: str, folder: Path, *, occasion: str = ""
+) -> tuple[Path, str, str]:
     """Swap a wheel of an application for one of the same name and version.
 
     Args:
         bench: which lab.
         attack: the attack's id.
         folder: of the application, with ``requirements.txt`` and ``wheels``.
+        occasion: goes into the wheel, so that its digest is that of this occasion only.
 
     Returns:
         The wheel, its digest before, and its digest now.
@@ -104,7 +107,8 @@ def swap_wheel(bench: Bench, attack: str, folder: Path) -> tuple[Path, str, str]
     """
     wheel = wheel_to_swap(folder / "requirements.txt", folder / "wheels")
     before = digest_of(wheel.read_bytes())
-    code = startup_code(attack, f"code in '{wheel.name}'")
+    words = f"code in '{wheel.name}'{f' for {occasion}' if occasion else ''}"
+    code = startup_code(attack, words)
     content = doctored(wheel, code)
     Journal(bench.state).change_file(attack, wheel, content)
     return wheel, before, digest_of(content)
@@ -193,7 +197,7 @@ def _rest(scene: _Scene) -> Happened:
 
 def _transit(scene: _Scene) -> Happened:
     bench, target = scene.bench, scene.tag()
-    forged = forge(bench.registry, target, scene.attack.id, platform=_platform(bench))
+    forged = forge_here(bench, target, scene.attack.id)
     address = mirror.place(bench, scene.attack.id, forged)
     seen = Reference(address, target.repository, target.tag)
     return Happened(
@@ -227,24 +231,9 @@ def _run(scene: _Scene) -> Happened:
 
 
 def _moved_tag(scene: _Scene, target: Reference, changed: str) -> Happened:
-    bench, registry = scene.bench, scene.registry or scene.bench.registry
-    forged = forge(registry, target, scene.attack.id, platform=_platform(bench))
     scene.feedback.command(["docker", "push", str(target)])
-    change = move_tag(bench, scene.attack.id, target, forged, registry=scene.registry)
-    return Happened(
-        scene.attack,
-        str(target),
-        changed,
-        {
-            "digest before": change.data["before"],
-            "digest now": change.data["after"],
-            "layer added": forged.layer.digest,
-        },
-    )
-
-
-def _platform(bench: Bench) -> Platform:
-    return Platform.parse(bench.engine.platform)
+    _, evidence = move_tag(scene.bench, scene.attack.id, target, registry=scene.registry)
+    return Happened(scene.attack, str(target), changed, evidence)
 
 
 _DO: dict[str, Callable[[_Scene], Happened]] = {

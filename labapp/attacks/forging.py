@@ -81,7 +81,12 @@ def startup_code(attack: str, words: str) -> str:
 
 
 def forge(
-    registry: Registry, reference: Reference, attack: str, *, platform: Platform | None = None
+    registry: Registry,
+    reference: Reference,
+    attack: str,
+    *,
+    platform: Platform | None = None,
+    occasion: str = "",
 ) -> Forged:
     """Return an image with one layer more; nothing is stored yet.
 
@@ -90,13 +95,14 @@ def forge(
         reference: the image.
         attack: the attack's id, which goes into the marker.
         platform: which image of an index; by default the one for this machine's processor.
+        occasion: goes into the layer, so that its digest is that of this occasion only.
 
     Raises:
         NotInRegistry: there is no such image.
         DamagedContent: its config or manifest is not what it should be.
     """
     held = registry.image(reference, platform=platform)
-    words = f"planted in '{reference.repository}'"
+    words = f"planted in '{reference.repository}'{f' for {occasion}' if occasion else ''}"
     files = {NOTE: f"{marker(attack)}\nPut here by an attack of the lab. It does nothing.\n"}
     files |= {path: startup_code(attack, words) + "\n" for path in _STARTS}
     plain = _tar(files)

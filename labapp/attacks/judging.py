@@ -15,7 +15,7 @@ from labapp.attacks.middleman import FORGED
 from labapp.attacks.pipeline import PipelineRun, run_pipeline
 from labapp.attacks.saboteur import FAULTS, Planted
 from labapp.bench import Bench
-from labapp.feedback import Feedback
+from labapp.feedback import Feedback, QuietFeedback
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,26 @@ class Judgement:
         return self.table.to_html(index=False) if self.faults else html.escape(self.happened)
 
 
+@dataclass(frozen=True)
+class Proof:
+    """One delivery of those that prove a script.
+
+    Attributes:
+        run: the delivery.
+        ok: whether the script delivered, or survived the fault.
+        happened: how it ended, in words.
+    """
+
+    run: PipelineRun
+    ok: bool
+    happened: str
+
+    @property
+    def seconds(self) -> float:
+        """How long the script's own steps took."""
+        return round(sum(step.seconds for step in self.run.steps), 1)
+
+
 def judge(run: PipelineRun) -> Judgement:
     """Judge a delivery by what runs at its end, and say what was planted.
 
@@ -96,7 +116,7 @@ def prove(
     app: Path | None = None,
     feedback: Feedback,
 ) -> pd.DataFrame:
-    """Run a delivery script without a fault, then with each fault alone.
+    """Run a delivery script without a fault, then with each fault alone, and show how far it is.
 
     Args:
         bench: which lab.
@@ -110,27 +130,38 @@ def prove(
         ``seconds``.
     """
     rows = []
-    for fault in ("", *faults):
-        named = (fault,) if fault else ()
-        run = run_pipeline(bench, script, faults=named, app=app, feedback=feedback)
-        judgement = judge(run)
-        happened = judgement.faults[0].happened if fault else judgement.happened
-        seconds = round(sum(step.seconds for step in run.steps), 1)
-        rows.append((fault, judgement.ok, run.stopped_at, happened, seconds))
+    runs = ("", *faults)
+    title = f"proving {script.name}: a delivery without a fault, and one with each"
+    with feedback.bars(title, unit="steps") as bars:
+        for done, fault in enumerate(runs):
+            bars.update(script.name, done, len(runs), fault)
+            proof = attempt(bench, script, fault, app=app)
+            rows.append((fault, proof.ok, proof.run.stopped_at, proof.happened, proof.seconds))
+        bars.finish(script.name, "")
     return pd.DataFrame(rows, columns=["fault", "passed", "stopped_at", "happened", "seconds"])
+
+
+def attempt(bench: Bench, script: Path, fault: str, *, app: Path | None = None) -> Proof:
+    """Run a delivery script in silence, with one fault or, where that is empty, without."""
+    named = (fault,) if fault else ()
+    run = run_pipeline(bench, script, faults=named, app=app, feedback=QuietFeedback())
+    judgement = judge(run)
+    happened = judgement.faults[0].happened if fault else judgement.happened
+    return Proof(run, judgement.ok, happened)
 
 
 def _judged(run: PipelineRun, fault: str, planted: Planted | None) -> Judged:
     step = find_attack(fault).step
     if planted is None:
         # Where nothing was pushed although all steps went well, nothing was delivered either.
-        return Judged(fault, step, False, bool(run.stopped_at), _ending(run))
+        survived = bool(run.stopped_at) and not run.undone_at
+        return Judged(fault, step, False, survived, _ending(run))
     evidence = dict(planted.evidence)
     if run.pushed is not None and planted.sign in run.pushed.signs:
         evidence["layer"] = run.pushed.signs[planted.sign]
     if line := _line(run, fault):
         evidence["log line"] = line
-    survived, happened = _outcome(run, planted)
+    survived, happened = (False, run.lacks) if run.undone_at else _outcome(run, planted)
     return Judged(fault, step, True, survived, happened, evidence)
 
 
@@ -152,24 +183,16 @@ def _outcome(run: PipelineRun, planted: Planted) -> tuple[bool, str]:
         return False, f"'{run.deployed.name}' runs with it: it got through"
     if any(each.sign in run.deployed.diff_ids for each in run.planted):
         return True, "another fault got through; this one is not in what runs"
-    if not same:
-        return False, f"'{run.deployed.name}' runs another image than the one that was pushed"
-    if run.stopped_at:
+    if run.stopped_at and same:
         return True, f"the script stopped at '{run.stopped_at}'; what runs is the right image"
-    if not run.deployed.answers:
-        return False, f"the right image was deployed, but '{run.deployed.name}' does not answer"
-    return True, "the right image was delivered all the same"
+    return not run.lacks, run.lacks or "the right image was delivered all the same"
 
 
 def _ending(run: PipelineRun) -> str:
+    if run.undone_at:
+        return run.lacks
     if run.stopped_at:
         return f"the script stopped at '{run.stopped_at}'"
-    if run.pushed is None:
-        return f"all steps went well, but the registry has no '{run.image}'"
-    if run.deployed is None:
-        return "all steps went well, but no container of that name runs"
-    if run.deployed.diff_ids != run.pushed.diff_ids:
-        return f"'{run.deployed.name}' runs another image than the one that was pushed"
-    if not run.deployed.answers:
-        return f"the right image was deployed, but '{run.deployed.name}' does not answer"
+    if run.lacks:
+        return f"all steps went well, but {run.lacks}"
     return "the image that was built was delivered, and it answers"

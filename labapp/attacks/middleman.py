@@ -50,7 +50,13 @@ class Middleman(BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection(settings["UPSTREAM"], timeout=60)
         try:
             # Host must stay: the registry builds the addresses in its answers from it.
-            headers = {name: value for name, value in self.headers.items() if name != "Connection"}
+            # Docker sends a line for each kind of manifest that it accepts. With only the last of
+            # them, the registry would convert the manifest to an older kind, with another digest.
+            headers = {
+                name: ", ".join(self.headers.get_all(name, ()))
+                for name in self.headers
+                if name != "Connection"
+            }
             connection.request(self.command, path, headers=headers)
             answer = connection.getresponse()
             self.send_response(answer.status)

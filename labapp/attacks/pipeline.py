@@ -7,13 +7,13 @@ environment variables:
 LAB_REGISTRY    host and port of the registry; at ``deploy``, of the mirror that the server uses
 LAB_IMAGE       the image by tag, to build and push; at ``deploy``, the same through the mirror
 LAB_BASE        the base image by tag
-LAB_APP         the folder to build from
+LAB_APP         the folder to build from; its ``release.txt`` is written anew for each delivery
 LAB_SERVICE     the name of the container to start, its port published on 127.0.0.1
 DOCKER_HOST     the engine, where it needs to be named
 =============== ==================================================================================
 
 The server is another machine in real life. Here one engine plays both, so the image is taken off
-it before ``deploy``: what runs has to come from the registry.
+it before ``deploy``, with all that was started from it: what runs has to come through the mirror.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ from labapp.state import LABEL
 REPOSITORY = "shop/delivered"
 """Where deliveries push to; each run has a tag of its own."""
 
+RELEASE = "release.txt"
+"""The file in the application that names the delivery: an image without it was not built for it."""
+
 
 @dataclass(frozen=True)
 class PipelineRun:
@@ -58,6 +61,7 @@ class PipelineRun:
         steps: that were run; after one that failed, none.
         pushed: what the registry had then; None if nothing was pushed.
         deployed: what runs; None if nothing does.
+        undone_at: the step at which the script itself undid what was planted; empty for none.
         mirror_log: what the mirror between registry and server has logged.
         planned: the faults that were chosen.
         planted: the faults that were planted until the script stopped.
@@ -69,6 +73,7 @@ class PipelineRun:
     steps: tuple[Step, ...]
     pushed: Pushed | None
     deployed: Deployed | None
+    undone_at: str
     mirror_log: str = field(repr=False)
     planned: tuple[str, ...] = field(repr=False)
     planted: tuple[Planted, ...] = field(repr=False)
@@ -80,10 +85,28 @@ class PipelineRun:
 
     @property
     def delivered(self) -> bool:
-        """Whether all steps went well, and what was pushed runs and answers."""
-        if self.stopped_at or self.pushed is None or self.deployed is None:
-            return False
-        return self.deployed.answers and self.deployed.diff_ids == self.pushed.diff_ids
+        """Whether all steps went well, and what was built and pushed runs and answers."""
+        return not self.stopped_at and not self.lacks
+
+    @property
+    def lacks(self) -> str:
+        """What it lacks to be a delivery of this application, in words; empty for nothing."""
+        if self.undone_at:
+            return f"at '{self.undone_at}', the script undid what the saboteur had done"
+        if self.pushed is None:
+            return f"the registry has no '{self.image}'"
+        release = self.image.rpartition(":")[2]
+        if release not in self.pushed.signs:
+            return f"the image that was pushed has no '{RELEASE}' that says '{release}'"
+        if self.deployed is None:
+            return "no container of that name runs"
+        if self.deployed.diff_ids != self.pushed.diff_ids:
+            return f"'{self.deployed.name}' runs another image than the one that was pushed"
+        if f"/v2/{REPOSITORY}/manifests/" not in self.mirror_log:
+            return f"nothing was pulled through the mirror, but '{self.deployed.name}' runs"
+        if not self.deployed.answers:
+            return f"the right image was deployed, but '{self.deployed.name}' does not answer"
+        return ""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -121,7 +144,7 @@ def run_pipeline(
         script: ``deliver.py`` or ``deliver.sh``; see the module's text for how it is called.
         seed: chooses the faults; without one, and without ``faults``, there are none.
         faults: the faults by name, instead of a seed.
-        app: the folder to build from, in this chapter's own; by default ``app``.
+        app: the folder to build from, in this chapter's own; by default ``app`` beside the script.
         feedback: where it is told.
 
     Raises:
@@ -129,7 +152,7 @@ def run_pipeline(
         LabError: the registry or the engine fails.
     """
     command_for(script)
-    app = own_path(bench, app or bench.work / "app")
+    app = own_path(bench, app or script.parent / "app")
     plan = choose(bench, seed=seed) if seed is not None else named(faults)
     # Not told: it would give away what was planted last time.
     undo(bench, feedback=QuietFeedback())
@@ -138,6 +161,7 @@ def run_pipeline(
     images.remove(bench.engine, base)
     remove_names(bench, f"{bench.registry.address}/{REPOSITORY}")
     image = Reference(bench.registry.address, REPOSITORY, f"r{secrets.token_hex(4)}")
+    _write_release(app, str(image.tag))
     delivery = _Delivery(Scene(bench, base, image, app), plan, feedback)
     for step in STEPS:
         if not delivery.take(script, step):
@@ -149,10 +173,22 @@ def run_pipeline(
         steps=tuple(delivery.steps),
         pushed=delivery.pushed,
         deployed=read_deployed(bench),
+        undone_at=delivery.undone_at,
         mirror_log=mirror.log(bench),
         planned=plan.faults,
         planted=tuple(delivery.planted),
     )
+
+
+def _write_release(app: Path, release: str) -> None:
+    """Name the delivery in the application, as a version control system would name the commit."""
+    try:
+        (app / RELEASE).write_text(release + "\n", encoding="utf-8")
+    except OSError as error:
+        raise AttackError(
+            f"writing '{app / RELEASE}': {error.strerror or error}. Make the application first, in "
+            "a folder that can be written."
+        ) from error
 
 
 class _Delivery:
@@ -162,6 +198,7 @@ class _Delivery:
         self.steps: list[Step] = []
         self.planted: list[Planted] = []
         self.pushed: Pushed | None = None
+        self.undone_at = ""
         self._scene = scene
         self._plan = plan
         self._feedback = feedback
@@ -182,12 +219,16 @@ class _Delivery:
             "PYTHONIOENCODING": "utf-8",
         }
         self._feedback.command([script.name, name])
+        planted = Journal(bench.state).changes()
         step = run_step(script, name, environment)
         self.steps.append(step)
+        kept = Journal(bench.state).changes()
+        if not self.undone_at and any(change not in kept for change in planted):
+            self.undone_at = name
         ended = "went well" if step.code == 0 else f"stopped with exit code {step.code}"
         self._feedback.say(f"{name}: {ended} after {step.seconds:.1f} s")
         if step.code == 0 and name == "push":
-            signs = [planted.sign for planted in self.planted]
+            signs = [str(self._scene.image.tag), *(planted.sign for planted in self.planted)]
             self.pushed = read_pushed(bench, self._scene.image, signs)
         return step.code == 0
 
@@ -220,7 +261,11 @@ def _forget(scene: Scene) -> None:
         for container in client.containers.list(all=True, filters=wanted, ignore_removed=True):
             if container.attrs["Config"]["Image"].startswith("sha256:"):
                 discard(container)
-        # An image that a container still uses stays.
         with contextlib.suppress(docker.errors.ImageNotFound, docker.errors.APIError):
-            held = client.images.get(str(scene.image))
-            client.api.remove_image(str(held.id), force=True)
+            held = str(client.images.get(str(scene.image)).id)
+            wanted = {"ancestor": held}
+            for container in client.containers.list(all=True, filters=wanted, ignore_removed=True):
+                discard(container)
+            client.api.remove_image(held, force=True)
+    # A pull of what somebody pushed over the tag leaves the built image with its digest only.
+    remove_names(bench, f"{bench.registry.address}/{REPOSITORY}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,14 +10,13 @@ from pathlib import Path
 
 from labapp import images
 from labapp.attacks import mirror
-from labapp.attacks.changes import alter_blob, move_tag
+from labapp.attacks.changes import alter_blob, forge_here, move_tag
 from labapp.attacks.doing import SECRET, swap_wheel
-from labapp.attacks.forging import forge, marker
+from labapp.attacks.forging import marker
 from labapp.attacks.journal import Journal
 from labapp.attacks.targets import own_path
 from labapp.bench import Bench
 from labapp.errors import AttackError
-from labapp.manifests import Platform
 from labapp.progress.receipts import Receipts
 from labapp.reference import Reference
 
@@ -75,6 +75,11 @@ class Scene:
     image: Reference
     app: Path
 
+    @property
+    def occasion(self) -> str:
+        """What makes whatever is planted one of a kind: no two deliveries leave the same digest."""
+        return str(self.image.tag)
+
 
 def chosen(seed: int, learner: int) -> tuple[str, ...]:
     """Return the faults for a seed: the same for the same learner, others for another one.
@@ -95,6 +100,24 @@ def sabotage(bench: Bench, *, seed: int) -> Sabotage:
         StateError: the receipts, which know that number, can't be read.
     """
     return Sabotage(seed, chosen(seed, Receipts(bench.state).seed_for("08-survive")))
+
+
+def own_seed(bench: Bench) -> int:
+    """Return the learner's own seed: the first from a number of theirs on that plants two faults.
+
+    One of them is planted before the build and one after the push, so that neither hides the other.
+
+    Raises:
+        StateError: the receipts, which know that number, can't be read.
+    """
+    receipts = Receipts(bench.state)
+    learner = receipts.seed_for("08-survive")
+    first = 1000 + receipts.seed_for("08-find") % 9000
+    return next(seed for seed in itertools.count(first) if _is_fair(chosen(seed, learner)))
+
+
+def _is_fair(faults: tuple[str, ...]) -> bool:
+    return len(faults) == 2 and [FAULTS[fault] == "build" for fault in faults] == [True, False]
 
 
 def named(faults: tuple[str, ...]) -> Sabotage:
@@ -124,7 +147,7 @@ def place_mirror(scene: Scene, *, honest: bool) -> tuple[str, Planted | None]:
     """Start the mirror through which the server pulls; return its address, and the fault in it."""
     if honest:
         return mirror.place(scene.bench, "mirror", None), None
-    forged = forge(scene.bench.registry, scene.image, "transit", platform=_platform(scene.bench))
+    forged = forge_here(scene.bench, scene.image, "transit", occasion=scene.occasion)
     address = mirror.place(scene.bench, "transit", forged)
     evidence = {"digest handed out": forged.manifest.digest, "layer": forged.layer.digest}
     return address, Planted("transit", evidence, forged.diff_ids[-1])
@@ -146,7 +169,7 @@ def _base(scene: Scene) -> Planted:
 
 def _dependency(scene: Scene) -> Planted:
     app = own_path(scene.bench, scene.app)
-    wheel, before, after = swap_wheel(scene.bench, "dependency", app)
+    wheel, before, after = swap_wheel(scene.bench, "dependency", app, occasion=scene.occasion)
     evidence = {"wheel": wheel.name, "wheel before": before, "wheel now": after}
     return Planted("dependency", evidence, marker("dependency"))
 
@@ -157,19 +180,8 @@ def _rest(scene: Scene) -> Planted:
 
 
 def _moved_tag(scene: Scene, fault: str, tag: Reference) -> Planted:
-    bench = scene.bench
-    forged = forge(bench.registry, tag, fault, platform=_platform(bench))
-    change = move_tag(bench, fault, tag, forged)
-    evidence = {
-        "digest before": change.data["before"],
-        "digest now": change.data["after"],
-        "layer": forged.layer.digest,
-    }
+    forged, evidence = move_tag(scene.bench, fault, tag, occasion=scene.occasion)
     return Planted(fault, evidence, forged.diff_ids[-1])
-
-
-def _platform(bench: Bench) -> Platform:
-    return Platform.parse(bench.engine.platform)
 
 
 _PLANT: dict[str, Callable[[Scene], Planted]] = {

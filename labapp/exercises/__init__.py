@@ -12,6 +12,7 @@ from labapp.exercises import (
     chapter05,
     chapter06,
     chapter07,
+    chapter08,
 )
 from labapp.exercises.exercise import Exercise, Outcome, Verdict
 
@@ -22,7 +23,7 @@ def all_exercises() -> dict[str, Exercise]:
     """Return every exercise by its id, in the order of the chapters."""
     chapters = (
         *(chapter00, chapter01, chapter02, chapter03, chapter04),
-        *(chapter05, chapter06, chapter07),
+        *(chapter05, chapter06, chapter07, chapter08),
     )
     return {exercise.id: exercise for chapter in chapters for exercise in chapter.EXERCISES}
 

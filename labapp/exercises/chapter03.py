@@ -100,8 +100,7 @@ def _check_from(bench: Bench, answer: object) -> Verdict:
     held = evidence.image(bench, "page/web", "pinned")
     if held is None:
         return wrong("The FROM line is pinned. Now build 'page/web:pinned' from it, and push it.")
-    below = [layer.digest for layer in base.manifest.layers]
-    if [layer.digest for layer in held.manifest.layers][: len(below)] != below:
+    if not evidence.stands_on(held, base):
         return wrong("'page/web:pinned' stands on other layers than 'team/base:1'. Build it again.")
     return correct(
         "Whoever builds this Dockerfile, whenever, starts from the same base.",

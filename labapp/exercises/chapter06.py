@@ -82,10 +82,7 @@ def _check_base(bench: Bench, answer: object) -> Verdict:
         return wrong("The FROM line is pinned. Now build 'team/page:safe' from it, and push it.")
     if held.manifest.digest == honest:
         return wrong("'team/page:safe' is the base itself. Build it from 'page/Dockerfile'.")
-    base = bench.registry.image(bench.base("python:3.13-slim"))
-    below = [layer.digest for layer in base.manifest.layers]
-    above = [layer.digest for layer in held.manifest.layers]
-    if above[: len(below)] != below:
+    if not evidence.stands_on(held, bench.registry.image(bench.base("python:3.13-slim"))):
         return wrong("'team/page:safe' stands on other layers than the base that was reviewed.")
     if any(guarding.places(bench, held, marker("base").encode())):
         return wrong("'team/page:safe' has the backdoor in it. It was built before the FROM line.")

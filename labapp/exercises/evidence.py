@@ -16,7 +16,7 @@ import zstandard
 
 from labapp.bench import Bench
 from labapp.errors import NotInRegistry, RegistryError, RegistryUnreachable
-from labapp.manifests import Manifest
+from labapp.manifests import digest_of
 from labapp.registry.reader import RegistryImage
 
 LARGEST = 256 * 1024 * 1024
@@ -93,17 +93,24 @@ def answers(port: int, path: str) -> bool:
         return False
 
 
+def stands_on(held: RegistryImage, below: RegistryImage) -> bool:
+    """Say whether another image's layers are the lowest of an image, however they were packed."""
+    diff_ids = below.config.diff_ids
+    return held.config.diff_ids[: len(diff_ids)] == diff_ids
+
+
 def layers(bench: Bench, held: RegistryImage) -> Iterator[bytes]:
     """Yield the unpacked layers, lowest first, that an image adds to the lab's base images."""
-    base: set[str] = set()
-    for each in (base.reference for base in bench.bases):
-        below = bench.registry.manifest(each.repository, each.identifier)
-        if isinstance(below, Manifest):
-            base.update(layer.digest for layer in below.layers)
+    below = [bench.registry.image(base.reference) for base in bench.bases]
+    packed = {layer.digest for image in below for layer in image.manifest.layers}
+    # An engine may pack a layer anew when it pushes: the same content, with another digest.
+    plain = {digest for image in below for digest in image.config.diff_ids}
     for layer in held.manifest.layers:
-        if layer.digest not in base:
+        if layer.digest not in packed:
             repository = held.reference.repository
-            yield _unpacked(bench.registry.read_blob(repository, layer.digest, limit=LARGEST))
+            content = _unpacked(bench.registry.read_blob(repository, layer.digest, limit=LARGEST))
+            if digest_of(content) not in plain:
+                yield content
 
 
 def added(bench: Bench, held: RegistryImage) -> Iterator[tuple[str, Callable[[], bytes]]]:

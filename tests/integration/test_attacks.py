@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import re
 import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from labapp.attacks.forging import NOTE, marker
 from labapp.attacks.journal import Change, Journal
 from labapp.bench import Bench
 from labapp.errors import AttackError, DeploymentError, NotInRegistry, PullError
+from labapp.exercises import evidence
 from labapp.feedback import QuietFeedback
 from labapp.images import builds
 from labapp.private.registry import PrivateRegistry
@@ -49,7 +53,8 @@ def page(own: Bench) -> Iterator[Reference]:
     reference = Reference(own.registry.address, "attacked/page", "1")
     folder = own.work / "page"
     folder.mkdir()
-    build(own, folder, str(own.base("python:3.13-slim")), str(reference))
+    # Another text each time: a build's cache must not have a layer that is altered here.
+    build(own, folder, str(own.base("python:3.13-slim")), str(reference), uuid.uuid4().hex)
     images.push(own.engine, own.server, reference, feedback=QUIET)
     yield reference
     images.remove(own.engine, reference)
@@ -226,6 +231,29 @@ def test_an_altered_blob_is_refused(own: Bench, page: Reference) -> None:
     attacks.undo(own, feedback=QUIET)
     image = own.registry.image(page)
     assert own.registry.damaged_blobs(page.repository, image.manifest, contents=True) == []
+
+
+def test_a_base_that_the_engine_packed_anew_is_not_altered_either(
+    own: Bench, page: Reference
+) -> None:
+    held = own.registry.image(page)
+    lowest, *_, highest = held.manifest.layers
+    packed = gzip.compress(
+        gzip.decompress(own.registry.read_blob(page.repository, lowest.digest)), 1
+    )
+    digest, size = own.registry.upload_blob(page.repository, [packed])
+    manifest = json.loads(held.manifest.raw)
+    manifest["layers"][0] |= {"digest": digest, "size": size}
+    raw = json.dumps(manifest).encode()
+    repacked = replace(page, tag="repacked")
+    own.registry.put_manifest(page.repository, "repacked", raw, held.manifest.media_type)
+    slim = own.registry.image(own.base("python:3.13-slim"))
+    assert evidence.stands_on(own.registry.image(repacked), slim)
+    assert len(list(evidence.layers(own, own.registry.image(repacked)))) == 1
+    happened = attacks.start(own, "rest", target=repacked, feedback=QUIET)
+    assert happened.evidence["blob"] == highest.digest
+    attacks.undo(own, feedback=QUIET)
+    own.registry.delete_manifest(page.repository, own.registry.resolve(page.repository, "repacked"))
 
 
 def test_the_labs_own_base_images_are_not_altered(own: Bench) -> None:

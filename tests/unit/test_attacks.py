@@ -17,14 +17,22 @@ from typing import Any
 import psutil
 import pytest
 
-from labapp.attacks import ATTACKS, Happened, find_attack, gate, hashed_requirements, refusals
+from labapp.attacks import (
+    ATTACKS,
+    Happened,
+    deliveries,
+    find_attack,
+    gate,
+    hashed_requirements,
+    refusals,
+)
 from labapp.attacks.forging import marker, startup_code
 from labapp.attacks.journal import Change, Journal, restore_file
 from labapp.attacks.judging import judge
 from labapp.attacks.middleman import asked_for
 from labapp.attacks.outcome import Deployed, Pushed
 from labapp.attacks.pipeline import PipelineRun
-from labapp.attacks.saboteur import FAULTS, Planted, chosen, named
+from labapp.attacks.saboteur import FAULTS, Planted, chosen, named, own_seed, sabotage
 from labapp.attacks.scripts import STEPS, Step, run_step
 from labapp.attacks.targets import own_path, own_tag
 from labapp.attacks.wheels import doctored, wheel_to_swap
@@ -463,16 +471,21 @@ def run_of(
     answers: bool = True,
     planted: tuple[Planted, ...] = (),
     planned: tuple[str, ...] = (),
+    release: str = "r1",
+    undone_at: str = "",
+    pulled: str = "shop/delivered",
 ) -> PipelineRun:
     """Make up a run of a delivery: its image has the one layer D."""
+    found = {release: D} | ({SIGN: D} if signs else {})
     return PipelineRun(
         script=Path("deliver.py"),
         seed=None,
         image="localhost:1/shop/delivered:r1",
         steps=tuple(Step(n, c, "", 0.1) for n, c in zip(STEPS, codes, strict=False)),
-        pushed=Pushed(D, (D,), {SIGN: D} if signs else {}) if pushed else None,
+        pushed=Pushed(D, (D,), found) if pushed else None,
         deployed=Deployed("live", "x", deployed, answers, "") if deployed else None,
-        mirror_log="x GET /v2/\nFORGED GET /v2/x answered with y\n",
+        undone_at=undone_at,
+        mirror_log=f"x GET /v2/{pulled}/manifests/r1\nFORGED GET /v2/x answered with y\n",
         planned=planned or tuple(each.fault for each in planted),
         planted=planted,
     )
@@ -493,6 +506,13 @@ REST = Planted("rest", {"blob": D})
         (run_of(deployed=(D, TOP)), False, "another image"),
         (run_of(pushed=False, deployed=None), False, "the registry has no"),
         (run_of(codes=(0, 1), pushed=False, deployed=None), False, "stopped at 'inspect'"),
+        (run_of(release="r0"), False, "has no 'release.txt' that says 'r1'"),
+        (run_of(pulled="base/python"), False, "nothing was pulled through the mirror"),
+        (run_of(undone_at="build"), False, "at 'build', the script undid"),
+        (run_of(planted=(PUSH,), release="r0"), False, "no 'release.txt'"),
+        (run_of(planted=(PUSH,), pulled="base/python"), False, "nothing was pulled"),
+        (run_of(planted=(PUSH,), undone_at="pin"), False, "at 'pin', the script undid"),
+        (run_of(planned=("push",), codes=(1,), undone_at="build"), False, "the script undid"),
         (run_of(planted=(SECRET,)), True, "all the same"),
         (run_of(planted=(SECRET,), signs=True), False, "got through"),
         (run_of(planted=(SECRET,), signs=True, deployed=None), False, "no container"),
@@ -517,6 +537,38 @@ def test_the_judgement(run: PipelineRun, ok: bool, told: str) -> None:
     assert judgement.ok is ok
     assert told in (judgement.faults[0].happened if judgement.faults else judgement.happened)
     assert len(judgement.table) == len(run.planned)
+
+
+def test_the_last_delivery_with_a_seed_is_kept(tmp_path: Path) -> None:
+    bench: Any = SimpleNamespace(state=State.open(tmp_path))
+    assert deliveries.last(bench) is None
+    run = run_of(planted=(SECRET, PUSH), planned=("secret", "push", "moved"), signs=True)
+    deliveries.note(bench, run)
+    assert deliveries.last(bench) is None, "without a seed, there is nothing to find"
+    deliveries.note(bench, replace(run, seed=7))
+    kept = deliveries.last(bench)
+    assert kept is not None
+    assert (kept.seed, kept.release, kept.image) == (7, "r1", f"localhost:1/shop/delivered@{D}")
+    assert kept.planted == {"secret": {"file": "x", "layer": D}, "push": {"digest now": D}}
+    assert kept.left_out == ("moved",)
+    for damaged in ('{"seed": "x"}', "{", "[]", '{"seed": 1, "planted": []}'):
+        (tmp_path / "delivery.json").write_text(damaged)
+        assert deliveries.last(bench) is None
+
+
+def test_a_seed_of_ones_own_plants_one_fault_before_the_build_and_one_later(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for number in range(8):
+        bench: Any = SimpleNamespace(state=State.open(tmp_path / str(number)))
+        seed = own_seed(bench)
+        assert seed == own_seed(bench) >= 1000
+        faults = sabotage(bench, seed=seed).faults
+        assert [FAULTS[fault] == "build" for fault in faults] == [True, False]
+        found.append((seed, faults))
+    assert len({seed for seed, _ in found}) > 4
+    assert len({faults for _, faults in found}) > 2
 
 
 def test_each_fault_is_judged_by_itself() -> None:

@@ -72,11 +72,11 @@ FLOORS = [
     "attacks attacks.outcome attacks.scripts attacks.saboteur",
     "attacks.pipeline",
     "attacks.judging",
-    "bundles suite workspace exercises.exercise exercises.evidence",
+    "attacks.deliveries bundles suite workspace exercises.exercise exercises.evidence",
     "exercises.inside exercises.guarding",
     "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03 "
     "exercises.chapter04 exercises.chapter05 exercises.chapter06 lab_attacks "
-    "exercises.chapter07",
+    "exercises.chapter07 exercises.chapter08",
     "exercises",
     "exercises.coach progress.journey progress.overview progress.grading progress.submitted",
     "lab progress.report",
