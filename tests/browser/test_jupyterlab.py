@@ -17,7 +17,7 @@ from labapp.bench import Bench
 from labapp.feedback import QuietFeedback
 from labapp.system import apt_packages
 
-CHAPTER = "02_registry"
+CHAPTER = "00_start_here"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET_BROWSER = (
     "--no-sandbox",
@@ -132,13 +132,13 @@ def test_the_diagram_is_drawn(page: Page) -> None:
 
 def test_charts_are_drawn_and_described(page: Page) -> None:
     charts = page.locator("img.labapp-chart")
-    assert charts.count() >= 2
+    assert charts.count() >= 1
     for chart in charts.all():
         assert len(chart.get_attribute("alt") or "") > 40
         assert chart.evaluate("image => image.complete && image.naturalWidth") > 400
 
 
 def test_the_lab_shows_the_commands(page: Page, bench: Bench) -> None:
-    cell = page.locator(".jp-CodeCell", has_text="lab.remove(one, two)")
+    cell = page.locator(".jp-CodeCell", has_text="lab.remove(hello)")
     text = cell.locator(".jp-OutputArea").inner_text()
-    assert f"$ docker image rm {bench.registry.address}/shop/web:1.0" in text
+    assert f"$ docker image rm {bench.registry.address}/hello/web:1.0" in text
