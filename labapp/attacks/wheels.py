@@ -69,7 +69,8 @@ def hashed_requirements(requirements: Path, wheels: Path) -> str:
         wheels: the folder of the wheels.
 
     Raises:
-        AttackError: a file can't be read, a line pins no version, or there is no wheel for it.
+        AttackError: a file can't be read, a line pins no version, there is no wheel for it, or the
+            requirements have digests already.
     """
     doing = f"hashing the requirements in '{requirements}'"
     try:
@@ -82,6 +83,11 @@ def hashed_requirements(requirements: Path, wheels: Path) -> str:
         if not line.strip() or line.lstrip().startswith("#"):
             done.append(line)
             continue
+        if "--hash" in line:
+            raise AttackError(
+                f"{doing}, line {number}: there are digests already. Keep them: they are of what "
+                "you trusted then. To trust the wheels that are there now, take the digests out."
+            )
         pinned = _PIN.match(line)
         if pinned is None:
             raise AttackError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -235,18 +236,17 @@ def words(chart: charts.Chart) -> str:
 @pytest.mark.parametrize("name", HARD)
 def test_labels_are_in_the_figure_large_enough_and_apart(name: str) -> None:
     found = texts(hard(name))
-    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in found]
+    boxes = np.array([Text.get_window_extent(text).extents for text in found])
     edge = found[0].get_figure(root=True).bbox  # type: ignore[union-attr]
     outside = [
-        text
-        for text, box in boxes
-        if box.x0 < edge.x0 or box.x1 > edge.x1 or box.y0 < edge.y0 or box.y1 > edge.y1
+        text.get_text()
+        for text, (x0, y0, x1, y1) in zip(found, boxes, strict=True)
+        if x0 < edge.x0 or x1 > edge.x1 or y0 < edge.y0 or y1 > edge.y1
     ]
-    together = [
-        (one, other)
-        for (one, a), (other, b) in itertools.combinations(boxes, 2)
-        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1.5
-    ]
+    begin, end = boxes[:, None, :2], boxes[:, None, 2:]
+    shared = np.minimum(end, end.swapaxes(0, 1)) - np.maximum(begin, begin.swapaxes(0, 1))
+    both = np.triu((shared[..., 0] > 1) & (shared[..., 1] > 1.5), k=1)
+    together = [(found[a].get_text(), found[b].get_text()) for a, b in np.argwhere(both)]
     assert outside == []
     assert together == []
     assert min(text.get_fontsize() for text in found) >= 9  # type: ignore[type-var]
