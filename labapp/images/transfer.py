@@ -29,6 +29,16 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 _REFUSALS = (
     (
+        r"no such host",
+        "Nobody knows a machine of that name. What stands before the first '/' is the registry: is "
+        "it spelt right, and does this machine reach the internet, or the network of that name?",
+    ),
+    (
+        r"connection refused",
+        "The machine is there, and no registry listens at that port. Is the port right? The lab's own "
+        "registry is started by 'python3 -m labapp start'.",
+    ),
+    (
         r"certificate signed by unknown authority|certificate is not trusted",
         "The engine does not trust the authority that signed the registry's certificate. If you "
         "know whose it is, put its certificate into the engine's folder 'certs.d', then try again.",
