@@ -35,7 +35,7 @@ _REFUSALS = (
     ),
     (
         r"connection refused",
-        "The machine is there, and no registry listens at that port. Is the port right? The lab's own "
+        "The machine is there, and no registry listens at that port. Is it right? The lab's own "
         "registry is started by 'python3 -m labapp start'.",
     ),
     (
