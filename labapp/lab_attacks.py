@@ -9,9 +9,9 @@ import pandas as pd
 
 from labapp import attacks
 from labapp.attacks import Happened, deliveries
-from labapp.attacks.judging import Judgement, judge, prove
+from labapp.attacks.judging import Judgement, ending, judge, prove
 from labapp.attacks.pipeline import PipelineRun, run_pipeline
-from labapp.attacks.saboteur import FAULTS, Sabotage, own_seed, sabotage
+from labapp.attacks.saboteur import FAULTS, Sabotage, own_seed, practice_seed, sabotage
 from labapp.bench import Bench
 from labapp.feedback import Feedback
 from labapp.private.registry import PrivateRegistry
@@ -69,6 +69,11 @@ class Attacks:
         """The learner's own seed; see :func:`labapp.attacks.saboteur.own_seed`."""
         return own_seed(self.bench)
 
+    @property
+    def practice_seed(self) -> int:
+        """A seed to try first; see :func:`labapp.attacks.saboteur.practice_seed`."""
+        return practice_seed(self.bench)
+
     def judge(self, run: PipelineRun) -> Judgement:
         """Say which faults a delivery survived, and what they left behind.
 
@@ -79,7 +84,7 @@ class Attacks:
         if run.seed != self.own_seed or "08-find" in Receipts(self.bench.state).read().passed:
             return judgement
         self.feedback.say("With your own seed, what happened is for you to find: exercise 08-find.")
-        return Judgement(judgement.ok, judgement.happened, ())
+        return Judgement(judgement.ok, ending(run), ())
 
     def prove(self, script: str | Path, *faults: str) -> pd.DataFrame:
         """Deliver without a fault, then with each; see :func:`labapp.attacks.judging.prove`.

@@ -13,7 +13,7 @@ from labapp.attacks.catalogue import find_attack
 from labapp.attacks.forging import marker
 from labapp.attacks.middleman import FORGED
 from labapp.attacks.pipeline import PipelineRun, run_pipeline
-from labapp.attacks.saboteur import FAULTS, Planted
+from labapp.attacks.saboteur import FAULTS, Planted, named
 from labapp.bench import Bench
 from labapp.feedback import Feedback, QuietFeedback
 
@@ -27,7 +27,7 @@ class Judged:
         step: of the journey.
         planted: whether it came to that; after a script has stopped, nothing more is planted.
         survived: whether the wrong thing was kept from running: by a stop, or by delivering the
-            right one all the same.
+            right one all the same. None where it was not tried.
         happened: the same in words.
         evidence: what gives the fault away, by what it is: digests, files.
     """
@@ -35,7 +35,7 @@ class Judged:
     fault: str
     step: str
     planted: bool
-    survived: bool
+    survived: bool | None
     happened: str
     evidence: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,7 +56,10 @@ class Judgement:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a fault: ``fault``, ``step``, ``survived``, ``happened``, ``evidence``."""
+        """A row a fault: ``fault``, ``step``, ``survived``, ``happened``, ``evidence``.
+
+        ``survived`` is missing where the fault was not tried.
+        """
         rows = [
             (
                 each.fault,
@@ -67,11 +70,15 @@ class Judgement:
             )
             for each in self.faults
         ]
-        return pd.DataFrame(rows, columns=["fault", "step", "survived", "happened", "evidence"])
+        table = pd.DataFrame(rows, columns=["fault", "step", "survived", "happened", "evidence"])
+        return table.astype({"survived": "boolean"})
 
     def _repr_html_(self) -> str:
         """Show the faults in a notebook, or how it ended where there were none."""
-        return self.table.to_html(index=False) if self.faults else html.escape(self.happened)
+        if not self.faults:
+            return html.escape(self.happened)
+        shown = self.table.astype({"survived": object}).fillna({"survived": "not tried"})
+        return shown.to_html(index=False)
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,9 @@ def judge(run: PipelineRun) -> Judgement:
     """
     planted = {each.fault: each for each in run.planted}
     faults = tuple(_judged(run, fault, planted.get(fault)) for fault in run.planned)
-    through = sum(not each.survived for each in faults)
-    happened = f"{through} of {len(faults)} faults got through" if through else _ending(run)
-    ok = all(each.survived for each in faults) if faults else run.delivered
+    lost = sum(each.survived is False for each in faults)
+    happened = f"{lost} of {len(faults)} faults not survived" if lost else ending(run)
+    ok = lost == 0 if faults else run.delivered
     return Judgement(ok, happened, faults)
 
 
@@ -127,24 +134,32 @@ def prove(
 
     Returns:
         A row a run: ``fault`` (empty for none), ``passed``, ``stopped_at``, ``happened``,
-        ``seconds``.
+        ``last_line`` (of the step at which it stopped), ``seconds``. Where the script does not
+        deliver without a fault, that is the only row.
+
+    Raises:
+        AttackError: there is no such fault; besides, as :func:`run_pipeline`.
     """
     rows = []
-    runs = ("", *faults)
+    runs = ("", *named(tuple(faults)).faults)
     title = f"proving {script.name}: a delivery without a fault, and one with each"
     with feedback.bars(title, unit="steps") as bars:
         for done, fault in enumerate(runs):
             bars.update(script.name, done, len(runs), fault)
             proof = attempt(bench, script, fault, app=app)
-            rows.append((fault, proof.ok, proof.run.stopped_at, proof.happened, proof.seconds))
+            run, last_line = proof.run, proof.run.last_line
+            rows.append((fault, proof.ok, run.stopped_at, proof.happened, last_line, proof.seconds))
+            if not (fault or proof.ok):
+                break
         bars.finish(script.name, "")
-    return pd.DataFrame(rows, columns=["fault", "passed", "stopped_at", "happened", "seconds"])
+    columns = ["fault", "passed", "stopped_at", "happened", "last_line", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def attempt(bench: Bench, script: Path, fault: str, *, app: Path | None = None) -> Proof:
     """Run a delivery script in silence, with one fault or, where that is empty, without."""
-    named = (fault,) if fault else ()
-    run = run_pipeline(bench, script, faults=named, app=app, feedback=QuietFeedback())
+    faults = (fault,) if fault else ()
+    run = run_pipeline(bench, script, faults=faults, app=app, feedback=QuietFeedback())
     judgement = judge(run)
     happened = judgement.faults[0].happened if fault else judgement.happened
     return Proof(run, judgement.ok, happened)
@@ -153,9 +168,10 @@ def attempt(bench: Bench, script: Path, fault: str, *, app: Path | None = None) 
 def _judged(run: PipelineRun, fault: str, planted: Planted | None) -> Judged:
     step = find_attack(fault).step
     if planted is None:
+        if run.stopped_at and not run.undone_at:
+            return Judged(fault, step, False, None, f"{ending(run)} before")
         # Where nothing was pushed although all steps went well, nothing was delivered either.
-        survived = bool(run.stopped_at) and not run.undone_at
-        return Judged(fault, step, False, survived, _ending(run))
+        return Judged(fault, step, False, False, ending(run))
     evidence = dict(planted.evidence)
     if run.pushed is not None and planted.sign in run.pushed.signs:
         evidence["layer"] = run.pushed.signs[planted.sign]
@@ -176,11 +192,13 @@ def _line(run: PipelineRun, fault: str) -> str:
 
 def _outcome(run: PipelineRun, planted: Planted) -> tuple[bool, str]:
     if run.deployed is None:
-        return bool(run.stopped_at), _ending(run)
-    signs = run.pushed.signs if run.pushed is not None else {}
-    same = run.pushed is not None and run.deployed.diff_ids == run.pushed.diff_ids
-    if planted.sign in run.deployed.diff_ids or (same and planted.sign in signs):
-        return False, f"'{run.deployed.name}' runs with it: it got through"
+        return bool(run.stopped_at), ending(run)
+    signs, below = (run.pushed.signs, run.pushed.diff_ids) if run.pushed is not None else ({}, ())
+    same = run.deployed.diff_ids == below
+    # What somebody put on top of the image still has in it what the image had.
+    on_top = bool(below) and run.deployed.diff_ids[: len(below)] == below
+    if planted.sign in run.deployed.diff_ids or (on_top and planted.sign in signs):
+        return False, "it is in what runs: it got through"
     if any(each.sign in run.deployed.diff_ids for each in run.planted):
         return True, "another fault got through; this one is not in what runs"
     if run.stopped_at and same:
@@ -188,7 +206,8 @@ def _outcome(run: PipelineRun, planted: Planted) -> tuple[bool, str]:
     return not run.lacks, run.lacks or "the right image was delivered all the same"
 
 
-def _ending(run: PipelineRun) -> str:
+def ending(run: PipelineRun) -> str:
+    """Return how a delivery ended, in words, without a look at its faults."""
     if run.undone_at:
         return run.lacks
     if run.stopped_at:

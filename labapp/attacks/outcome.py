@@ -104,11 +104,11 @@ def read_deployed(bench: Bench) -> Deployed | None:
 
 def _found(bench: Bench, held: RegistryImage, texts: list[str]) -> dict[str, str]:
     """Return which of some texts are in an image's own layers, each with the layer's digest."""
-    bases = [bench.registry.image(base.reference).manifest for base in bench.bases]
-    known = {layer.digest for base in bases for layer in base.layers}
+    bases = [bench.registry.image(base.reference).config for base in bench.bases]
+    known = {diff_id for base in bases for diff_id in base.diff_ids}
     found: dict[str, str] = {}
     for layer, diff_id in zip(held.manifest.layers, held.config.diff_ids, strict=False):
-        if layer.digest in known or not texts:
+        if diff_id in known or not texts:
             continue
         blob = bench.registry.open_blob(held.reference.repository, layer.digest)
         doing = f"looking into the layer '{layer.digest}' of '{held.reference}'"

@@ -111,15 +111,17 @@ class PipelineRun:
     @property
     def table(self) -> pd.DataFrame:
         """A row a step: ``step``, ``exit_code``, ``seconds``, ``last_line`` of its output."""
-        rows = [
-            (s.name, s.code, round(s.seconds, 1), (s.output.strip().splitlines() or [""])[-1][:100])
-            for s in self.steps
-        ]
+        rows = [(s.name, s.code, round(s.seconds, 1), s.last_line[:100]) for s in self.steps]
         return pd.DataFrame(rows, columns=["step", "exit_code", "seconds", "last_line"])
 
     def _repr_html_(self) -> str:
         """Show the steps in a notebook."""
         return self.table.to_html(index=False)
+
+    @property
+    def last_line(self) -> str:
+        """The last line of the step at which the script stopped; empty where it did not."""
+        return self.steps[-1].last_line if self.stopped_at else ""
 
     def output(self, step: str) -> str:
         """Return all that a step printed; empty where it was not run."""

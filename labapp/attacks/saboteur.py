@@ -87,7 +87,15 @@ def chosen(seed: int, learner: int) -> tuple[str, ...]:
     Args:
         seed: that the learner chose.
         learner: the learner's own number.
+
+    Raises:
+        AttackError: the seed is not a whole number.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise AttackError(
+            f"choosing faults by the seed {seed!r}: a seed is a whole number. A delivery with one "
+            "certain fault: 'lab.prove(script, FAULT)'."
+        )
     draw = random.Random(f"{learner}:{seed}")
     drawn = set(draw.sample(list(FAULTS), draw.randint(1, MOST)))
     return tuple(fault for fault in FAULTS if fault in drawn)
@@ -116,6 +124,21 @@ def own_seed(bench: Bench) -> int:
     return next(seed for seed in itertools.count(first) if _is_fair(chosen(seed, learner)))
 
 
+def practice_seed(bench: Bench) -> int:
+    """Return the first seed that plants two faults like :func:`own_seed` does, but other ones.
+
+    Raises:
+        StateError: the receipts, which know the learner's number, can't be read.
+    """
+    learner = Receipts(bench.state).seed_for("08-survive")
+    own = set(chosen(own_seed(bench), learner))
+    return next(
+        seed
+        for seed in itertools.count(1)
+        if _is_fair(faults := chosen(seed, learner)) and not own & set(faults)
+    )
+
+
 def _is_fair(faults: tuple[str, ...]) -> bool:
     return len(faults) == 2 and [FAULTS[fault] == "build" for fault in faults] == [True, False]
 
@@ -127,7 +150,7 @@ def named(faults: tuple[str, ...]) -> Sabotage:
         AttackError: there is no such fault.
     """
     for fault in faults:
-        if fault not in FAULTS:
+        if not isinstance(fault, str) or fault not in FAULTS:
             raise AttackError(
                 f"planning the fault {fault!r}: there is none. There are: {', '.join(FAULTS)}."
             )

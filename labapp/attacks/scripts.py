@@ -44,6 +44,15 @@ class Step:
     output: str = field(repr=False)
     seconds: float
 
+    @property
+    def last_line(self) -> str:
+        """The last line that it printed; for a command that failed in Python, the command's own."""
+        text = self.output.rstrip()
+        before, _, traceback = text.rpartition("Traceback (most recent call last):")
+        if "CalledProcessError: " in traceback:
+            text = before.rstrip() or text
+        return text.rpartition("\n")[2].strip()
+
 
 def command_for(script: Path) -> list[str]:
     """Return the beginning of the command line that runs a script: Python or a shell.
@@ -53,7 +62,7 @@ def command_for(script: Path) -> list[str]:
     """
     doing = f"running the delivery script '{script}'"
     if not script.is_file():
-        raise AttackError(f"{doing}: there is no such file. Write it first, with '%%writefile'.")
+        raise AttackError(f"{doing}: there is no such file. Write it first, or copy another.")
     if script.suffix == ".py":
         return [sys.executable, str(script)]
     if script.suffix != ".sh":

@@ -94,7 +94,8 @@ def _prove(bench: Bench, script: Path) -> Verdict:
 
 def _slip(bench: Bench, script: Path, fault: str, proof: Proof) -> str | None:
     """Return what is wrong with a delivery; None where it is as it should be."""
-    ending = f"{proof.happened}.{_last_words(proof.run)}"
+    words = f" Its last words: '{proof.run.last_line[:160]}'." if proof.run.last_line else ""
+    ending = f"{proof.happened}.{words}"
     if fault and not proof.ok:
         attack = find_attack(fault)
         return f"It delivers, but not against '{fault}' ({attack.title}): {ending} {_SLIPS[fault]}"
@@ -104,11 +105,6 @@ def _slip(bench: Bench, script: Path, fault: str, proof: Proof) -> str | None:
             f"'app'. This time: {ending}"
         )
     return None if fault else _not_the_till(bench, proof.run)
-
-
-def _last_words(run: PipelineRun) -> str:
-    lines = run.output(run.stopped_at).strip().splitlines() if run.stopped_at else []
-    return f" Its last words: '{lines[-1].strip()[:160]}'." if lines else ""
 
 
 def _not_the_till(bench: Bench, run: PipelineRun) -> str | None:
@@ -179,17 +175,22 @@ def _mistaken(delivery: Delivery, fault: str, found: object) -> str | None:
         return None
     if marker(fault) in found and release in found:
         return None
-    if digests & {left.get("wheel before"), left.get("digest before")}:
+    image = set(_DIGEST.findall(delivery.image))
+    right = {left.get("wheel before"), left.get("digest before")}
+    if digests & (right if FAULTS[fault] == "build" else right | image):
         return "that is the digest of what should be there. What is there instead?"
+    if digests & image:
+        return "that is your image as a whole. Which part of it is wrong, or what stands beside it?"
     for other, others in delivery.planted.items():
-        if digests & set(_DIGEST.findall(" ".join(others.values()))):
+        if digests & set(_DIGEST.findall(" ".join(_proofs(others)))):
             return f"{evidence.short(min(digests))} belongs to what else happened, not to '{fault}'"
         if marker(other) in found and release in found:
             return f"that line belongs to what else happened, not to '{fault}'."
     if digests or marker(fault) in found:
         what = evidence.short(min(digests)) if digests else "that line"
         return (
-            f"{what} is not of your delivery '{release}'. Another seed, another run, a neighbour?"
+            f"{what} is no trace of it in your delivery '{release}'. Is it of another one, or of "
+            "what is always there?"
         )
     if "sha256:" in found or re.fullmatch(r"[0-9a-f]{12,64}", found.strip()):
         return "expected is a whole digest: 'sha256:' and 64 hexadecimal digits."

@@ -24,7 +24,7 @@ from labapp.attacks.forging import marker
 from labapp.attacks.journal import Journal
 from labapp.attacks.judging import Judgement, judge, prove
 from labapp.attacks.pipeline import RELEASE, REPOSITORY, PipelineRun, run_pipeline
-from labapp.attacks.saboteur import FAULTS, sabotage
+from labapp.attacks.saboteur import sabotage
 from labapp.attacks.undoing import remove_names
 from labapp.bench import Bench
 from labapp.errors import AttackError, NotInRegistry
@@ -183,7 +183,7 @@ def write(own: Bench, tmp_path: Path) -> Callable[..., Delivery]:
     return write
 
 
-def survived(judgement: Judgement) -> dict[str, bool]:
+def survived(judgement: Judgement) -> dict[str, bool | None]:
     return {each.fault: each.survived for each in judgement.faults}
 
 
@@ -298,13 +298,23 @@ def test_half_a_control_stops_half_of_the_faults(write: Callable[..., Delivery])
     assert survived(judgement) == {"push": False, "moved": True}
 
 
-def test_all_faults_one_by_one(own: Bench, write: Callable[..., Delivery]) -> None:
-    delivery = write("deliver.py", "import sys; sys.exit(sys.argv[1] == 'push')\n")
-    table = prove(own, delivery.script, app=own.work / "app", feedback=QUIET)
-    assert list(table["fault"]) == ["", *FAULTS]
+def test_faults_are_tried_one_by_one(own: Bench, write: Callable[..., Delivery]) -> None:
+    app = own.work / "app"
+    proven = prove(
+        own, write("deliver.py", NAIVE).script, faults=("base",), app=app, feedback=QUIET
+    )
+    assert proven[["fault", "passed", "stopped_at"]].values.tolist() == [
+        ["", True, ""],
+        ["base", False, ""],
+    ]
     # A script that always stops lets nothing wrong through, and delivers nothing either.
-    assert list(table["passed"]) == [False] + [True] * len(FAULTS)
-    assert set(table["stopped_at"]) == {"push"}
+    stops = "import sys; sys.exit('no' if sys.argv[1] == 'push' else 0)\n"
+    [row] = prove(own, write("deliver.py", stops).script, app=app, feedback=QUIET).to_dict(
+        "records"
+    )
+    assert (row["fault"], row["passed"], row["stopped_at"], row["last_line"]) == (
+        "", False, "push", "no",
+    )  # fmt: skip
 
 
 def test_the_same_seed_gives_the_same_faults(own: Bench, write: Callable[..., Delivery]) -> None:
@@ -364,7 +374,7 @@ def test_a_delivery_that_dies_in_the_middle_is_undone(
 
 
 def test_a_script_that_can_not_be_run_is_told(own: Bench, write: Callable[..., Delivery]) -> None:
-    with pytest.raises(AttackError, match=r"there is no such file.*writefile"):
+    with pytest.raises(AttackError, match=r"there is no such file.*copy another"):
         Delivery(own, own.work / "gone.py", "app").run()
     with pytest.raises(AttackError, match=r"in neither '\.py' nor '\.sh'"):
         write("deliver.rb", "").run()

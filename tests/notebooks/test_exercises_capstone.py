@@ -175,6 +175,11 @@ FIND: list[tuple[Callable[[Found], object], str, str]] = [
     (lambda found: {"dependency": left(found, "dependency", "wheel now")}, "Wrong", "found 1 of 2"),
     (lambda found: {"push": left(found, "moved", "digest now")}, "Wrong", "not what happened"),
     (
+        lambda found: {"dependency": left(found, "moved", "digest before")},
+        "Wrong",
+        "your image as a whole",
+    ),
+    (
         lambda found: {"moved": left(found, "moved", "digest before")},
         "Wrong",
         "what should be there",
@@ -189,11 +194,15 @@ FIND: list[tuple[Callable[[Found], object], str, str]] = [
         "Wrong",
         "belongs to what else happened",
     ),
-    (lambda found: {"dependency": of_a_neighbour(found)}, "Wrong", "is not of your delivery"),
+    (
+        lambda found: {"dependency": of_a_neighbour(found)},
+        "Wrong",
+        "is no trace of it in your delivery",
+    ),
     (
         lambda found: {"moved": f"BACKDOOR (harmless, {marker('moved')}): … for r00000000; …"},
         "Wrong",
-        "that line is not of your delivery",
+        "that line is no trace of it",
     ),
     (lambda found: {"moved": left(found, "moved", "digest now")[:23]}, "Wrong", "a whole digest"),
     (lambda found: {"moved": left(found, "moved", "digest now")[7:]}, "Wrong", "a whole digest"),

@@ -29,15 +29,24 @@ from labapp.attacks import (
 )
 from labapp.attacks.forging import marker, startup_code
 from labapp.attacks.journal import Change, Journal, restore_file
-from labapp.attacks.judging import judge
+from labapp.attacks.judging import judge, prove
 from labapp.attacks.middleman import asked_for
 from labapp.attacks.outcome import Deployed, Pushed
 from labapp.attacks.pipeline import PipelineRun
-from labapp.attacks.saboteur import FAULTS, Planted, chosen, named, own_seed, sabotage
+from labapp.attacks.saboteur import (
+    FAULTS,
+    Planted,
+    chosen,
+    named,
+    own_seed,
+    practice_seed,
+    sabotage,
+)
 from labapp.attacks.scripts import STEPS, Step, run_step
 from labapp.attacks.targets import own_path, own_tag
 from labapp.attacks.wheels import doctored, wheel_to_swap
 from labapp.errors import AttackError, DeploymentError, InvalidReference, StateError
+from labapp.feedback import QuietFeedback
 from labapp.manifests import digest_of
 from labapp.registry import Registry
 from labapp.state import State
@@ -578,17 +587,62 @@ def test_a_seed_of_ones_own_plants_one_fault_before_the_build_and_one_later(
         faults = sabotage(bench, seed=seed).faults
         assert [FAULTS[fault] == "build" for fault in faults] == [True, False]
         found.append((seed, faults))
+        practice = sabotage(bench, seed=practice_seed(bench)).faults
+        assert [FAULTS[fault] == "build" for fault in practice] == [True, False]
+        assert not set(practice) & set(faults)
     assert len({seed for seed, _ in found}) > 4
     assert len({faults for _, faults in found}) > 2
+
+
+@pytest.mark.parametrize("seed", ["base", 1.5, True, None])
+def test_a_seed_is_a_number(seed: Any) -> None:
+    with pytest.raises(AttackError, match="a seed is a whole number"):
+        chosen(seed, 1)
+
+
+@pytest.mark.parametrize("fault", ["bsae", ["base"], 7])
+def test_a_fault_that_there_is_not_is_told_before_anything_runs(fault: Any, tmp_path: Path) -> None:
+    bench: Any = SimpleNamespace()
+    with pytest.raises(AttackError, match=r"planning the fault .*: there is none"):
+        prove(bench, tmp_path / "deliver.py", faults=("base", fault), feedback=QuietFeedback())
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        ("", ""),
+        ("one\ntwo \n\n", "two"),
+        ("Traceback (most recent call last):\n  File x\nNameError: a\n", "NameError: a"),
+        ("no such tag\nTraceback (most recent call last):\n  x\n\nsubprocess.CalledProcessError: "
+         "Command '['docker']' returned 1\n", "no such tag"),
+        ("Traceback (most recent call last):\nsubprocess.CalledProcessError: Command 'x'\n",
+         "subprocess.CalledProcessError: Command 'x'"),
+    ],
+)  # fmt: skip
+def test_the_last_line_of_a_step(output: str, line: str) -> None:
+    assert Step("build", 1, output, 0.1).last_line == line
+    run = replace(run_of(codes=(0, 1)), steps=(Step("build", 0, "x", 1), Step("pin", 1, output, 1)))
+    assert run.last_line == line
+    assert run_of().last_line == ""
 
 
 def test_each_fault_is_judged_by_itself() -> None:
     run = run_of(planted=(SECRET, PUSH, MOVED), signs=True, deployed=(D, TOP))
     judgement = judge(run)
-    assert [each.survived for each in judgement.faults] == [True, False, True]
+    # What was pushed over the image stands on it, and has in it what the image had.
+    assert [each.survived for each in judgement.faults] == [False, False, True]
+    other = judge(replace(run, deployed=Deployed("live", "x", (TOP,), True, "")))
+    assert [each.survived for each in other.faults] == [True, False, True]
+    stopped = judge(
+        run_of(
+            planted=(SECRET,), planned=("secret", "push"), codes=(1,), pushed=False, deployed=None
+        )
+    )
+    assert [each.survived for each in stopped.faults] == [True, None]
+    assert "not tried" in stopped._repr_html_() and stopped.table["survived"].isna().sum() == 1
     log = f"ready\nBACKDOOR (harmless, {SIGN}): here"
     assert judgement.faults[0].evidence == {"file": "x", "layer": D}
-    assert judgement.happened == "1 of 3 faults got through"
+    assert judgement.happened == "2 of 3 faults not survived"
     told = judge(replace(run, deployed=Deployed("live", "x", (D,), True, log))).faults[0].evidence
     assert told["log line"] == log.splitlines()[1]
     transit = Planted("transit", {"digest handed out": D}, TOP)
