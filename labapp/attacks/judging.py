@@ -78,7 +78,13 @@ class Judgement:
         if not self.faults:
             return html.escape(self.happened)
         shown = self.table.astype({"survived": object}).fillna({"survived": "not tried"})
-        return shown.to_html(index=False)
+        shown = shown.map(lambda value: html.escape(str(value)))
+        # A line a piece: whole digests in one paragraph can't be read.
+        shown["evidence"] = [
+            "<br>".join(html.escape(f"{name}: {value}") for name, value in each.evidence.items())
+            for each in self.faults
+        ]
+        return shown.to_html(index=False, escape=False)
 
 
 @dataclass(frozen=True)
