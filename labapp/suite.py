@@ -11,7 +11,8 @@ from pathlib import Path
 
 from labapp import bench
 from labapp.engine import own_engine
-from labapp.feedback import Feedback
+from labapp.errors import LabError
+from labapp.feedback import Feedback, QuietFeedback
 from labapp.state import State
 from labapp.system import apt_packages
 
@@ -42,9 +43,13 @@ def run(pytest_args: Sequence[str], *, feedback: Feedback) -> int:
     os.environ["LABAPP_STATE"] = str(state.folder)
     if apt_packages.why_not() is None:
         os.environ.setdefault("LABAPP_BASES", "debian")
+    prepared = None
     if not any(argument.startswith("tests/unit") for argument in pytest_args):
-        bench.prepare(state, clean=True, feedback=feedback)
+        prepared = bench.prepare(state, clean=True, feedback=feedback)
     command = [sys.executable, "-m", "pytest"]
+    if not any(argument.startswith("tests/") for argument in pytest_args):
+        # Chapters wait for builds most of the time: they run beside the rest, in a second lab.
+        command += ["-n", "2", "--dist", "loadgroup"]
     reason = own_engine.can_start()
     if reason is not None:
         feedback.say(f"Left out: the tests that make an engine or a root. Why: {reason}")
@@ -53,4 +58,8 @@ def run(pytest_args: Sequence[str], *, feedback: Feedback) -> int:
         # At Ctrl-C, pytest gets the same signal, and cleans up after itself.
         with contextlib.suppress(KeyboardInterrupt):
             process.wait()
-        return process.wait()
+        code = process.wait()
+    if prepared is not None:
+        with contextlib.suppress(LabError):
+            prepared.stop(feedback=QuietFeedback())
+    return code

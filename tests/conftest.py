@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from labapp.bases import Base
 from labapp.bench import Bench, prepare
-from labapp.engine import Engine
+from labapp.engine import Engine, find
 from labapp.feedback import QuietFeedback
 from labapp.reference import Reference
 from labapp.registry import Registry
@@ -30,6 +31,33 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("lab")
+
+
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+"""Whether this process is one of two: `labapp test` lets the chapters run beside the rest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = "integration" if "integration" in item.path.parts else "others"
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if PARALLEL and not {"unit", "integration"} & set(item.path.parts):
+        second_lab()
+
+
+@functools.cache
+def second_lab() -> None:
+    """Give the chapters a lab of their own: on the same engine, with the same base images."""
+    first = State.open()
+    engine = find(first)
+    address = RegistryServer(engine=engine, state=first).address
+    os.environ["DOCKER_HOST"] = engine.host
+    os.environ["LABAPP_MIRROR"] = f"http://{address}"
+    os.environ["LABAPP_BASES"] = "mirror"
+    os.environ["LABAPP_STATE"] = f"{first.folder}-chapters"
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +79,14 @@ def feedback() -> QuietFeedback:
 @pytest.fixture(scope="session")
 def bench(state: State, feedback: QuietFeedback) -> Iterator[Bench]:
     """Everything that `labapp start` makes ready; stopped, not removed, at the end."""
-    bench = prepare(state, source=os.environ.get("LABAPP_BASES", "auto"), feedback=feedback)
+    source = os.environ.get("LABAPP_BASES", "auto")
+    bench = prepare(state, source=source, clean=PARALLEL, feedback=feedback)
     yield bench
-    bench.stop(feedback=feedback)
+    if PARALLEL:
+        # The engine may be in use by the other process; `labapp test` stops it.
+        bench.server.stop(feedback=feedback)
+    else:
+        bench.stop(feedback=feedback)
 
 
 @pytest.fixture(scope="session")
