@@ -753,6 +753,7 @@ def test_auto_without_mirror_and_snapshot(known: Known) -> None:
             "damaged",
         ),
     ],
+    ids=("missing", "empty", "a list", "another format", "no date", "odd updates"),
 )
 def test_a_snapshot_that_cannot_be_read(
     mirror: Mirror, known: Known, tmp_path: Path, content: bytes | None, cause: str
