@@ -100,6 +100,11 @@ class TestFile:
         ]
         assert charts or file.name.startswith("00")
 
+    def test_ends_with_the_journey_so_far(self, file: Path) -> None:
+        last = code(read(file))[-1]
+        assert last.id == "clean-up"
+        assert last.source.endswith("\nlab.map()")
+
     def test_quiz_has_one_right_answer_and_explains_every_wrong_one(self, file: Path) -> None:
         questions = json.loads((NOTEBOOKS / "quiz" / f"{file.name[:2]}.json").read_text("utf-8"))
         assert len(questions) >= 3
