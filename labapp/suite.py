@@ -49,7 +49,7 @@ def run(pytest_args: Sequence[str], *, feedback: Feedback) -> int:
     command = [sys.executable, "-m", "pytest"]
     if not any(argument.startswith("tests/") for argument in pytest_args):
         # Chapters wait for builds most of the time: they run beside the rest, in a second lab.
-        command += ["-n", "2", "--dist", "loadgroup"]
+        command += ["-n", "2"]
     reason = own_engine.can_start()
     if reason is not None:
         feedback.say(f"Left out: the tests that make an engine or a root. Why: {reason}")

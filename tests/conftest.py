@@ -6,10 +6,12 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import platformdirs
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from labapp.bases import Base
 from labapp.bench import Bench, prepare
@@ -36,11 +38,20 @@ hypothesis.settings.load_profile("lab")
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 """Whether this process is one of two: `labapp test` lets the chapters run beside the rest."""
 
+SECOND = "-chapters"
+"""How the name of the second lab's folder ends."""
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        name = "integration" if "integration" in item.path.parts else "others"
-        item.add_marker(pytest.mark.xdist_group(name))
+
+class TwoGroups(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives one process the tests of engine and registry, and the other one all the rest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "integration" if "tests/integration/" in nodeid else "others"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoGroups:
+    return TwoGroups(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -57,7 +68,7 @@ def second_lab() -> None:
     os.environ["DOCKER_HOST"] = engine.host
     os.environ["LABAPP_MIRROR"] = f"http://{address}"
     os.environ["LABAPP_BASES"] = "mirror"
-    os.environ["LABAPP_STATE"] = f"{first.folder}-chapters"
+    os.environ["LABAPP_STATE"] = f"{first.folder}{SECOND}"
 
 
 @pytest.fixture(scope="session")
@@ -82,11 +93,11 @@ def bench(state: State, feedback: QuietFeedback) -> Iterator[Bench]:
     source = os.environ.get("LABAPP_BASES", "auto")
     bench = prepare(state, source=source, clean=PARALLEL, feedback=feedback)
     yield bench
-    if PARALLEL:
-        # The engine may be in use by the other process; `labapp test` stops it.
-        bench.server.stop(feedback=feedback)
-    else:
+    if not PARALLEL:
         bench.stop(feedback=feedback)
+    elif bench.state.folder.name.endswith(SECOND):
+        # The first lab's registry and engine serve both processes; `labapp test` stops them.
+        bench.server.stop(feedback=feedback)
 
 
 @pytest.fixture(scope="session")
