@@ -43,10 +43,10 @@ SECOND = "-chapters"
 
 
 class TwoGroups(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives one process the tests of engine and registry, and the other one all the rest."""
+    """Gives one process the chapters, with their exercises, and the other one all the rest."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "integration" if "tests/integration/" in nodeid else "others"
+        return "chapters" if nodeid.startswith(("tests/notebooks/", "tests/browser/")) else "rest"
 
 
 @pytest.hookimpl(optionalhook=True)

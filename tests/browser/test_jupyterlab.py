@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from desk import empty
 from playwright.sync_api import Page, sync_playwright
 
 from labapp.bench import Bench
@@ -48,6 +49,7 @@ def address(
     bench: Bench, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The address that `start --no-browser` prints; it serves a copy of the notebooks."""
+    empty(bench)
     folder = tmp_path_factory.mktemp("notebooks")
     for file in (repository / "notebooks").glob("*.ipynb"):
         shutil.copy(file, folder)

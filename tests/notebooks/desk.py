@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from labapp import deployments, images
+from labapp import attacks, deployments, images
 from labapp.bench import Bench
-from labapp.exercises import all_exercises, find_exercise
+from labapp.exercises import all_exercises, evidence, find_exercise
 from labapp.feedback import QuietFeedback
 from labapp.images import builds
+from labapp.private.accounts import Accounts
 from labapp.registry.copies import put_image
+from labapp.state import LABEL, ROLE_LABEL
 
 QUIET = QuietFeedback()
 PAGE = "FROM {base}\nWORKDIR /site\nRUN echo {text} > index.html\nUSER 10001\nCMD {cmd}\n"
@@ -86,6 +88,30 @@ class Desk:
         deployments.deploy(
             self.bench.engine, self.bench.server, file, state=self.bench.state, feedback=QUIET
         )
+
+
+def empty(bench: Bench) -> None:
+    """Take away all that chapters make, on engine and in registry."""
+    attacks.undo(bench, feedback=QUIET)
+    accounts = Accounts(bench.state)
+    for name in accounts.names():
+        accounts.remove(name)
+    api = bench.engine.client.api
+    for container in evidence.containers(bench):
+        if container["Config"]["Labels"].get(ROLE_LABEL) != "registry":
+            api.remove_container(container["Id"], force=True)
+    label = f"{LABEL}={bench.state.lab_id}"
+    for image in api.images(filters={"label": label}):
+        for name in image["RepoTags"] or ():
+            if name.startswith(bench.registry.address) and "/base/" not in name:
+                # What is below stays as the cache of later builds: installing takes minutes.
+                api.remove_image(name, force=True, noprune=True)
+    for repository in bench.registry.repositories():
+        if not repository.startswith("base/"):
+            tags = bench.registry.tags(repository)
+            digests = {bench.registry.resolve(repository, tag) for tag in tags}
+            for digest in digests:
+                bench.registry.delete_manifest(repository, digest)
 
 
 Steps = Callable[[Desk], object]

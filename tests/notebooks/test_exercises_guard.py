@@ -22,8 +22,7 @@ from typing import Any
 import pytest
 import requests
 import zstandard
-from conftest import empty
-from desk import QUIET, Desk, Tried
+from desk import QUIET, Desk, Tried, empty
 
 from labapp import attacks, images
 from labapp.bench import Bench

@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import empty
-from desk import Desk, Steps, Tried
+from desk import Desk, Steps, Tried, empty
 
 from labapp.bench import Bench
 from labapp.exercises import evidence, find_exercise, inside
