@@ -12,7 +12,7 @@ from labapp.attacks.journal import Change, Journal
 from labapp.attacks.targets import own_tag
 from labapp.bench import Bench
 from labapp.errors import AttackError, LabError, NotInRegistry, RegistryError
-from labapp.manifests import Descriptor, Platform
+from labapp.manifests import Descriptor
 from labapp.reference import Reference
 from labapp.registry import Registry
 from labapp.registry.copies import put_image
@@ -20,32 +20,6 @@ from labapp.registry.storage import CONTENT
 
 _READ = 'dd if="$1" bs=1 skip="$2" count=1 2>/dev/null | od -An -tx1'
 _WRITE = 'printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null'
-
-
-def forge_here(
-    bench: Bench,
-    reference: Reference,
-    attack: str,
-    *,
-    registry: Registry | None = None,
-    occasion: str = "",
-) -> Forged:
-    """Return an image with one layer more, as this lab's engine would run it; nothing is stored.
-
-    Args:
-        bench: which lab.
-        reference: the image.
-        attack: the attack's id, which goes into the marker.
-        registry: where the image is, if not in the lab's open one.
-        occasion: goes into the layer, so that its digest is that of this occasion only.
-
-    Raises:
-        NotInRegistry: there is no such image.
-        DamagedContent: its config or manifest is not what it should be.
-    """
-    platform = Platform.parse(bench.engine.platform)
-    where = registry or bench.registry
-    return forge(where, reference, attack, platform=platform, occasion=occasion)
 
 
 def move_tag(
@@ -73,7 +47,7 @@ def move_tag(
         RegistryError: the registry does not allow it; the tag is as before.
     """
     where, journal = registry or bench.registry, Journal(bench.state)
-    forged = forge_here(bench, reference, attack, registry=registry, occasion=occasion)
+    forged = forge(bench, reference, attack, registry=registry, occasion=occasion)
     before, after = where.resolve(reference.repository, str(reference.tag)), forged.manifest.digest
     data = {"before": before, "after": after, "diff_id": forged.diff_ids[-1]}
     if registry is not None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from labapp import images
 from labapp.attacks import mirror
 from labapp.attacks.catalogue import Attack, Happened, find_attack
-from labapp.attacks.changes import alter_blob, copy_base, forge_here, move_tag
+from labapp.attacks.changes import alter_blob, copy_base, move_tag
 from labapp.attacks.exposure import exposure
-from labapp.attacks.forging import startup_code
+from labapp.attacks.forging import forge, startup_code
 from labapp.attacks.journal import Change, Journal
 from labapp.attacks.targets import own_path, own_tag
 from labapp.attacks.wheels import doctored, wheel_to_swap
@@ -197,7 +197,7 @@ def _rest(scene: _Scene) -> Happened:
 
 def _transit(scene: _Scene) -> Happened:
     bench, target = scene.bench, scene.tag()
-    forged = forge_here(bench, target, scene.attack.id)
+    forged = forge(bench, target, scene.attack.id)
     address = mirror.place(bench, scene.attack.id, forged)
     seen = Reference(address, target.repository, target.tag)
     return Happened(

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from labapp.bench import Bench
 from labapp.errors import DamagedContent
 from labapp.manifests import (
     DOCKER_MANIFEST,
@@ -81,27 +82,28 @@ def startup_code(attack: str, words: str) -> str:
 
 
 def forge(
-    registry: Registry,
+    bench: Bench,
     reference: Reference,
     attack: str,
     *,
-    platform: Platform | None = None,
+    registry: Registry | None = None,
     occasion: str = "",
 ) -> Forged:
-    """Return an image with one layer more; nothing is stored yet.
+    """Return an image with one layer more, as this lab's engine would run it; nothing is stored.
 
     Args:
-        registry: where the image is.
+        bench: which lab.
         reference: the image.
         attack: the attack's id, which goes into the marker.
-        platform: which image of an index; by default the one for this machine's processor.
+        registry: where the image is, if not in the lab's open one.
         occasion: goes into the layer, so that its digest is that of this occasion only.
 
     Raises:
         NotInRegistry: there is no such image.
         DamagedContent: its config or manifest is not what it should be.
     """
-    held = registry.image(reference, platform=platform)
+    platform = Platform.parse(bench.engine.platform)
+    held = (registry or bench.registry).image(reference, platform=platform)
     words = f"planted in '{reference.repository}'{f' for {occasion}' if occasion else ''}"
     files = {NOTE: f"{marker(attack)}\nPut here by an attack of the lab. It does nothing.\n"}
     files |= {path: startup_code(attack, words) + "\n" for path in _STARTS}

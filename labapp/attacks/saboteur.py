@@ -10,9 +10,9 @@ from pathlib import Path
 
 from labapp import images
 from labapp.attacks import mirror
-from labapp.attacks.changes import alter_blob, forge_here, move_tag
+from labapp.attacks.changes import alter_blob, move_tag
 from labapp.attacks.doing import SECRET, swap_wheel
-from labapp.attacks.forging import marker
+from labapp.attacks.forging import forge, marker
 from labapp.attacks.journal import Journal
 from labapp.attacks.targets import own_path
 from labapp.bench import Bench
@@ -170,7 +170,7 @@ def place_mirror(scene: Scene, *, honest: bool) -> tuple[str, Planted | None]:
     """Start the mirror through which the server pulls; return its address, and the fault in it."""
     if honest:
         return mirror.place(scene.bench, "mirror", None), None
-    forged = forge_here(scene.bench, scene.image, "transit", occasion=scene.occasion)
+    forged = forge(scene.bench, scene.image, "transit", occasion=scene.occasion)
     address = mirror.place(scene.bench, "transit", forged)
     evidence = {"digest handed out": forged.manifest.digest, "layer": forged.layer.digest}
     return address, Planted("transit", evidence, forged.diff_ids[-1])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from labapp.attacks import deliveries
 from labapp.attacks.catalogue import find_attack
-from labapp.attacks.deliveries import Delivery
-from labapp.attacks.forging import marker
 from labapp.attacks.judging import Proof, attempt
 from labapp.attacks.pipeline import PipelineRun
 from labapp.attacks.saboteur import FAULTS, own_seed
@@ -18,6 +15,7 @@ from labapp.bench import Bench
 from labapp.errors import AttackError
 from labapp.exercises import evidence
 from labapp.exercises.exercise import Exercise, Verdict, correct, not_yet, wrong
+from labapp.exercises.finding import mistaken, proofs
 from labapp.feedback import QuietFeedback, feedback_here
 from labapp.manifests import digest_of
 from labapp.reference import Reference
@@ -26,9 +24,6 @@ _NAIVE, _MINE = "naive", "mine"
 """The folders of the script that the chapter writes, and of the learner's own."""
 
 _NAMES = ("deliver.py", "deliver.sh")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_NO_PROOF = ("file", "wheel", "wheel before", "digest before")
-"""What a delivery notes of a fault that would be the same without it, or for everybody."""
 
 _SLIPS: Mapping[str, str] = {
     "secret": "What of the folder does the build copy? Can your script see a file too many?",
@@ -134,7 +129,7 @@ def _check_find(bench: Bench, answer: object) -> Verdict:
     if delivery is None or delivery.seed != seed:
         last = f"The last one had the seed {delivery.seed}. " if delivery is not None else ""
         return not_yet(f"There is no delivery with your own seed, {seed}. {last}Deliver once more.")
-    if delivery.left_out or not all(_proofs(left) for left in delivery.planted.values()):
+    if delivery.left_out or not all(proofs(left) for left in delivery.planted.values()):
         return not_yet(
             "The last delivery with your own seed let not all of it in. Deliver the naive script, "
             "which stops at nothing: 'work/08/naive/deliver.py'."
@@ -147,7 +142,7 @@ def _check_find(bench: Bench, answer: object) -> Verdict:
     if unknown := [name for name in answer if name not in FAULTS]:
         return wrong(f"{unknown[0]!r} is not in the table. There are: {', '.join(FAULTS)}.")
     for fault, found in answer.items():
-        if (slip := _mistaken(delivery, fault, found)) is not None:
+        if (slip := mistaken(delivery, fault, found)) is not None:
             return wrong(f"'{fault}': {slip}")
     if len(answer) < len(delivery.planted):
         return wrong(
@@ -158,47 +153,6 @@ def _check_find(bench: Bench, answer: object) -> Verdict:
         f"Found: {' and '.join(answer)}, and the evidence is of your own delivery.",
         evidence={"image": delivery.image, **{str(name): str(answer[name]) for name in answer}},
     )
-
-
-def _mistaken(delivery: Delivery, fault: str, found: object) -> str | None:
-    """Return what is wrong with a piece of evidence; None where it is right."""
-    if not isinstance(found, str) or not found.strip():
-        return f"the evidence is {found!r:.60}. Expected: a text with a digest or a log line."
-    if fault not in delivery.planted:
-        return "that is not what happened in your delivery. What else would look like it?"
-    left = delivery.planted[fault]
-    digests = set(_DIGEST.findall(found))
-    release = delivery.release
-    if len(digests) > 2:
-        return f"there are {len(digests)} digests in it. Which one is the evidence?"
-    if digests & set(_DIGEST.findall(" ".join(_proofs(left)))):
-        return None
-    if marker(fault) in found and release in found:
-        return None
-    image = set(_DIGEST.findall(delivery.image))
-    right = {left.get("wheel before"), left.get("digest before")}
-    if digests & (right if FAULTS[fault] == "build" else right | image):
-        return "that is the digest of what should be there. What is there instead?"
-    if digests & image:
-        return "that is your image as a whole. Which part of it is wrong, or what stands beside it?"
-    for other, others in delivery.planted.items():
-        if digests & set(_DIGEST.findall(" ".join(_proofs(others)))):
-            return f"{evidence.short(min(digests))} belongs to what else happened, not to '{fault}'"
-        if marker(other) in found and release in found:
-            return f"that line belongs to what else happened, not to '{fault}'."
-    if digests or marker(fault) in found:
-        what = evidence.short(min(digests)) if digests else "that line"
-        return (
-            f"{what} is no trace of it in your delivery '{release}'. Is it of another one, or of "
-            "what is always there?"
-        )
-    if "sha256:" in found or re.fullmatch(r"[0-9a-f]{12,64}", found.strip()):
-        return "expected is a whole digest: 'sha256:' and 64 hexadecimal digits."
-    return f"'{found.strip()[:50]}' holds no digest, and is no line of a log that shows it."
-
-
-def _proofs(left: Mapping[str, str]) -> list[str]:
-    return [value for name, value in left.items() if name not in _NO_PROOF]
 
 
 EXERCISES = (

@@ -53,7 +53,7 @@ FLOORS = [
     "charts.bars charts.builds charts.cves charts.events charts.exposure charts.pulls "
     "charts.sharing charts.treemap charts.variants charts.classroom charts.journey",
     "engine registry charts bases.debian_recipes vulnerabilities.scanners contents.reading",
-    "attacks.forging attacks.gate "
+    "attacks.gate "
     "images.builds images.running leftovers registry.copies deployments.compose "
     "bases.debian pins jupyter vulnerabilities contents",
     "registry.storage sbom",
@@ -66,14 +66,14 @@ FLOORS = [
     "bases.shelf bases.registry_image",
     "bases",
     "bench doctor inspection",
-    "attacks.targets",
+    "attacks.targets attacks.forging",
     "attacks.changes attacks.mirror attacks.exposure",
     "attacks.undoing attacks.doing",
     "attacks attacks.outcome attacks.scripts attacks.saboteur",
     "attacks.pipeline",
     "attacks.judging",
     "attacks.deliveries bundles suite workspace exercises.exercise exercises.evidence",
-    "exercises.inside exercises.guarding",
+    "exercises.inside exercises.guarding exercises.finding",
     "exercises.chapter00 exercises.chapter01 exercises.chapter02 exercises.chapter03 "
     "exercises.chapter04 exercises.chapter05 exercises.chapter06 lab_attacks "
     "exercises.chapter07 exercises.chapter08",
