@@ -30,8 +30,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REFUSALS = (
     (
         r"no such host",
-        "Nobody knows a machine of that name. What stands before the first '/' is the registry: is "
-        "it spelt right, and does this machine reach the internet, or the network of that name?",
+        "Check the registry's name, before the first '/', and the network.",
     ),
     (
         r"connection refused",

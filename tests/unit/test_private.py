@@ -368,7 +368,7 @@ def test_a_service_that_does_not_run(lab: State, told: dict[str, object]) -> Non
         ("denied: requested access to the resource is denied", "has no right to that"),
         ("failed to authorize: insufficient_scope: authorization failed", "has no right to that"),
         ("unauthorized: there is no such account", "Log in anew"),
-        ('Get "https://x/v2/": dial tcp: lookup x: no such host', "is it spelt right"),
+        ('Get "https://x/v2/": dial tcp: lookup x: no such host', "Check the registry's name"),
         ("dial tcp 127.0.0.1:9: connect: connection refused", "no registry listens"),
         ("manifest unknown", ""),
     ],
