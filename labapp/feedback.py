@@ -172,6 +172,40 @@ class QuietFeedback:
         return self.shown[-1]
 
 
+_current: Feedback | None = None
+
+
+def current() -> Feedback:
+    """Return where the lab's words go now: what :func:`using` named, else what fits this place."""
+    return _current or feedback_here()
+
+
+@contextmanager
+def using(feedback: Feedback) -> Iterator[Feedback]:
+    """Send the lab's words to a feedback of one's own, in all of this process, for a while."""
+    global _current
+    before, _current = _current, feedback
+    try:
+        yield feedback
+    finally:
+        _current = before
+
+
+def say(text: str) -> None:
+    """Print one line, as :meth:`Feedback.say` of the current one."""
+    current().say(text)
+
+
+def command(argv: Sequence[str]) -> None:
+    """Print the command line that does what the lab is about to do."""
+    current().command(argv)
+
+
+def bars(title: str, *, unit: Unit = "bytes") -> Bars:
+    """Return progress bars under a title, to be used in a ``with`` block."""
+    return current().bars(title, unit=unit)
+
+
 def feedback_here() -> Feedback:
     """Return the feedback that fits: a notebook's inside a Jupyter kernel, else a terminal's."""
     shell = get_ipython()
@@ -287,11 +321,3 @@ class _NotebookBars(Bars):
                 f'aria-label="{html.escape(key)}" style="width:160px"></progress></td>'
                 f'<td style="{_CELL}">{html.escape(words)}</td></tr>'
             )
-
-
-@contextmanager
-def one_bar(feedback: Feedback, title: str, key: str, *, unit: Unit = "steps") -> Iterator[Bars]:
-    """Show a single bar of unknown length while the block runs."""
-    with feedback.bars(title, unit=unit) as bars:
-        bars.update(key, 0, None)
-        yield bars

@@ -98,7 +98,7 @@ class State:
         path = self.path(f"{name}.json")
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         try:
-            _write_atomically(path, text)
+            write_atomically(path, text)
         except OSError as error:
             raise StateError(
                 f"writing '{path}': {error.strerror or error}. Free some disk space and try again."
@@ -155,15 +155,20 @@ def _lab_id(folder: Path) -> str:
     raise StateError(f"reading '{path}': it holds {lab_id!r}, not a lab id. Delete the file.")
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8"
-    ) as draft:
-        try:
-            draft.write(text)
-            draft.flush()
-            os.fsync(draft.fileno())
-        except OSError:
-            Path(draft.name).unlink(missing_ok=True)
-            raise
-    Path(draft.name).replace(path)
+def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o600) -> None:
+    """Write a file: all of it, or, after a crash, none of it.
+
+    Raises:
+        OSError: it can't be written, say because the disk is full; what was there is untouched.
+    """
+    draft, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(draft, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -12,9 +12,11 @@ An engine is looked for in this order, and the first place that applies decides:
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import subprocess
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,7 @@ import docker
 import docker.errors
 import requests
 import urllib3
+from docker.models.images import Image
 
 from labapp.engine import own_engine
 from labapp.engine import packages as engine_packages
@@ -58,6 +61,7 @@ class Engine:
         builder: what builds: ``buildx`` and its version, or ``classic``.
         data_root: the folder of its images and volumes, on the machine it runs on.
         variables: the environment variables by which the docker command line reaches it.
+        labels: what everything that this lab makes on the engine carries.
     """
 
     client: docker.DockerClient = field(repr=False, compare=False)
@@ -71,6 +75,7 @@ class Engine:
     builder: str
     data_root: str
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def environment(self) -> dict[str, str]:
         """Return this process's environment with what makes ``docker`` talk to this engine."""
@@ -89,6 +94,13 @@ class Engine:
             return bool(self.client.ping())
         except (docker.errors.DockerException, requests.RequestException, OSError):
             return False
+
+    def image(self, reference: str) -> Image | None:
+        """Return an image that the engine holds, by any of its names; None when it has none."""
+        try:
+            return self.client.images.get(reference)
+        except docker.errors.NotFound:  # Podman's answer is no ImageNotFound.
+            return None
 
     @contextlib.contextmanager
     def doing(self, what: str, failure: type[LabError] = EngineError) -> Iterator[None]:
@@ -129,7 +141,7 @@ def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     tried = []
     for place in places(environ, own=own_engine.host(state)):
         try:
-            return _connect(place)
+            return _connect(place, state.labels)
         except UNANSWERED as error:
             cause = how_it_fails(place, error, environ)
             tried.append(f"  - {place.source} '{place.host}': {cause}")
@@ -177,7 +189,7 @@ def stop(state: State, *, feedback: Feedback) -> None:
         own_engine.stop(state, feedback=feedback)
 
 
-def _connect(place: Place) -> Engine:
+def _connect(place: Place, labels: Mapping[str, str]) -> Engine:
     options: dict[str, Any] = {"base_url": place.host, "use_ssh_client": True}
     if place.tls is not None:
         options["tls"] = place.tls
@@ -204,6 +216,7 @@ def _connect(place: Place) -> Engine:
         builder="classic" if podman else _builder(place.variables),
         data_root=info.get("DockerRootDir") or "",
         variables=place.variables,
+        labels=labels,
     )
 
 
@@ -227,3 +240,14 @@ def _builder(variables: Mapping[str, str]) -> str:
         return "classic"
     version = re.search(r"buildx v?(\d+\.\d+)", answer.stdout)
     return f"buildx {version[1]}" if answer.returncode == 0 and version else "classic"
+
+
+def tar_of(files: Mapping[str, bytes], *, mode: int = 0o644) -> bytes:
+    """Return a tar archive of some files, by their names in it; the same bytes each time."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
