@@ -31,7 +31,8 @@ COMMANDS = {"cli", "cli_images", "cli_progress", "setup.bootstrap"}
 
 FLOORS = [
     "attacks.middleman "
-    "labapp machine machine.waiting setup system errors feedback manifests.fields manifests.platforms system.ports "
+    "labapp machine machine.waiting setup system errors feedback manifests.fields "
+    "manifests.platforms system.ports "
     "system.privileges setup.installer engine.places images.build_context images.build_steps "
     "images.dockerfile contents.packages contents.secret_files contents.tools contents.os_release "
     "progress terminal private registry.container",
