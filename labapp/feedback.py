@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import html
 import shlex
+import sys
 import threading
 import time
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-import rich.console
-import rich.progress
-from IPython.core.getipython import get_ipython
-from IPython.display import HTML, display
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 Unit = Literal["bytes", "steps"]
 
@@ -100,42 +101,8 @@ class Bars:
         """End the display."""
 
 
-class Feedback(Protocol):
-    """Where the lab's words go."""
-
-    def say(self, text: str) -> None:
-        """Print one line."""
-
-    def command(self, argv: Sequence[str]) -> None:
-        """Print the command line that does what the lab is about to do."""
-
-    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
-        """Return progress bars under a title, to be used in a ``with`` block."""
-
-
-class TerminalFeedback:
-    """Lines, and on a terminal moving bars; where output is a file, a line when a part ends."""
-
-    def __init__(self) -> None:
-        self.console = rich.console.Console(highlight=False, soft_wrap=True)
-
-    def say(self, text: str) -> None:
-        """Print one line."""
-        self.console.print(text, markup=False)
-
-    def command(self, argv: Sequence[str]) -> None:
-        """Print the command line that does what the lab is about to do."""
-        self.console.print(f"$ {shlex.join(argv)}", style="bold", markup=False)
-
-    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
-        """Return progress bars under a title."""
-        if self.console.is_terminal:
-            return _TerminalBars(title, unit=unit, console=self.console)
-        return _PlainBars(title, unit=unit)
-
-
-class NotebookFeedback:
-    """Plain lines and HTML bars, updated in place, in the output of a notebook's cell."""
+class Feedback:
+    """Where the lab's words go: here, plain lines to standard output."""
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -143,7 +110,27 @@ class NotebookFeedback:
 
     def command(self, argv: Sequence[str]) -> None:
         """Print the command line that does what the lab is about to do."""
-        print(f"$ {shlex.join(argv)}", flush=True)
+        self.say(f"$ {shlex.join(argv)}")
+
+    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
+        """Return progress bars under a title, to be used in a ``with`` block."""
+        return _PlainBars(title, unit=unit)
+
+
+class TerminalFeedback(Feedback):
+    """Lines, and on a terminal moving bars; where output is a file, a line when a part ends."""
+
+    def command(self, argv: Sequence[str]) -> None:
+        """Print the command line that does what the lab is about to do."""
+        click.secho(f"$ {shlex.join(argv)}", bold=True)
+
+    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
+        """Return progress bars under a title."""
+        return (_TerminalBars if sys.stdout.isatty() else _PlainBars)(title, unit=unit)
+
+
+class NotebookFeedback(Feedback):
+    """Plain lines and HTML bars, updated in place, in the output of a notebook's cell."""
 
     def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
         """Return progress bars under a title."""
@@ -151,7 +138,7 @@ class NotebookFeedback:
 
 
 @dataclass
-class QuietFeedback:
+class QuietFeedback(Feedback):
     """Keeps what it was told, and prints nothing."""
 
     lines: list[str] = field(default_factory=list)
@@ -177,7 +164,10 @@ _current: Feedback | None = None
 
 def current() -> Feedback:
     """Return where the lab's words go now: what :func:`using` named, else what fits this place."""
-    return _current or feedback_here()
+    global _current
+    if _current is None:
+        _current = feedback_here()
+    return _current
 
 
 @contextmanager
@@ -192,7 +182,7 @@ def using(feedback: Feedback) -> Iterator[Feedback]:
 
 
 def say(text: str) -> None:
-    """Print one line, as :meth:`Feedback.say` of the current one."""
+    """Print one line."""
     current().say(text)
 
 
@@ -208,10 +198,10 @@ def bars(title: str, *, unit: Unit = "bytes") -> Bars:
 
 def feedback_here() -> Feedback:
     """Return the feedback that fits: a notebook's inside a Jupyter kernel, else a terminal's."""
-    shell = get_ipython()
-    if shell is not None and getattr(shell, "kernel", None) is not None:
-        return NotebookFeedback()
-    return TerminalFeedback()
+    # Importing IPython takes a second, and inside a kernel it has been imported.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return NotebookFeedback() if getattr(shell, "kernel", None) else TerminalFeedback()
 
 
 def amount(value: float, unit: Unit = "bytes") -> str:
@@ -250,18 +240,18 @@ class _PlainBars(Bars):
 
 
 class _TerminalBars(Bars):
-    def __init__(self, title: str, *, unit: Unit, console: rich.console.Console) -> None:
+    def __init__(self, title: str, *, unit: Unit) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
         super().__init__(title, unit=unit)
-        self._console = console
-        self._progress = rich.progress.Progress(
-            rich.progress.TextColumn("  {task.description:<28}", markup=False),
-            rich.progress.BarColumn(bar_width=24),
-            rich.progress.TextColumn("{task.fields[words]}", markup=False),
-            rich.progress.TimeElapsedColumn(),
-            console=console,
+        self._progress = Progress(
+            TextColumn("  {task.description:<28}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[words]}", markup=False),
+            TimeElapsedColumn(),
         )
-        self._tasks: dict[str, rich.progress.TaskID] = {}
-        console.print(self.title, markup=False)
+        self._tasks: dict[str, TaskID] = {}
+        print(self.title)
         self._progress.start()
 
     def draw(self) -> None:
@@ -289,6 +279,8 @@ class _NotebookBars(Bars):
         self._last = ""
 
     def draw(self) -> None:
+        from IPython.display import HTML, display
+
         text = self._html()
         if self._handle is None:
             self._handle = display(HTML(text), display_id=True)  # type: ignore[no-untyped-call]
