@@ -10,7 +10,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 (this file runs before anything wa
         % (sys.version_info[0], sys.version_info[1], sys.executable)
     )
 
-from labapp.setup.bootstrap import main
+from labapp.machine.bootstrap import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

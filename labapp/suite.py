@@ -9,15 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from labapp import bench
-from labapp.engine import own_engine
+from labapp import feedback
+from labapp.bench import prepare
 from labapp.errors import LabError
-from labapp.feedback import Feedback, QuietFeedback
-from labapp.state import State
-from labapp.system import apt_packages
+from labapp.machine import own_engine, root
+from labapp.state import REPOSITORY, State
 
 OWN_ENGINE = "own_engine"
 """The marker of tests that make a root or an engine of their own: root on Debian or Ubuntu."""
+
+
+SECOND = "-chapters"
+"""How the name of the folder of the tests' second lab ends, in which the chapters run."""
 
 
 def folder() -> Path:
@@ -29,23 +32,18 @@ def folder() -> Path:
     return mine.with_name(f"{mine.name}-test")
 
 
-def run(pytest_args: Sequence[str], *, feedback: Feedback) -> int:
+def run(pytest_args: Sequence[str]) -> int:
     """Prepare the tests' lab, run pytest, and return its exit code.
 
-    Args:
-        pytest_args: what pytest is given; unit tests alone need no engine, and get none.
-        feedback: where the preparation is told. Nothing is printed after pytest's own lines.
-
-    Raises:
-        LabError: the lab can't be prepared.
+    Unit tests alone need no engine, and get none. Nothing is printed after pytest's own lines.
     """
     state = State.open(folder())
     os.environ["LABAPP_STATE"] = str(state.folder)
-    if apt_packages.why_not() is None:
+    if root.why_no_packages() is None:
         os.environ.setdefault("LABAPP_BASES", "debian")
     prepared = None
     if not any(argument.startswith("tests/unit") for argument in pytest_args):
-        prepared = bench.prepare(state, clean=True, feedback=feedback)
+        prepared = prepare(state, clean=True)
     command = [sys.executable, "-m", "pytest"]
     if not any(argument.startswith("tests/") for argument in pytest_args):
         # Chapters wait for builds most of the time: they run beside the rest, in a second lab.
@@ -54,12 +52,12 @@ def run(pytest_args: Sequence[str], *, feedback: Feedback) -> int:
     if reason is not None:
         feedback.say(f"Left out: the tests that make an engine or a root. Why: {reason}")
         command += ["-m", f"not {OWN_ENGINE}"]
-    with subprocess.Popen([*command, *pytest_args], cwd=bench.REPOSITORY) as process:
+    with subprocess.Popen([*command, *pytest_args], cwd=REPOSITORY) as process:
         # At Ctrl-C, pytest gets the same signal, and cleans up after itself.
         with contextlib.suppress(KeyboardInterrupt):
             process.wait()
         code = process.wait()
     if prepared is not None:
-        with contextlib.suppress(LabError):
-            prepared.stop(feedback=QuietFeedback())
+        with contextlib.suppress(LabError), feedback.using(feedback.QuietFeedback()):
+            prepared.stop()
     return code

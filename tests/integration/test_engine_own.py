@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
-import urllib.request
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
+import requests
 
-from labapp import engine as engines
-from labapp.engine import Engine, own_engine
+from labapp import feedback
 from labapp.errors import EngineError, EngineLost, EngineNotFound
-from labapp.feedback import QuietFeedback
-from labapp.state import State
-from labapp.system import processes
-from labapp.system.ports import free_port
-from labapp.system.privileges import run_as_root
+from labapp.journey import build, transfer
+from labapp.machine import engine as engines
+from labapp.machine import own_engine
+from labapp.machine.engine import Engine, remove_leftovers
+from labapp.machine.ports import free_port
+from labapp.machine.root import run_as_root
+from labapp.machine.waiting import wait_until
+from labapp.reference import Reference
+from labapp.registry.server import RegistryServer
+from labapp.state import LABEL, State
 
 pytestmark = pytest.mark.own_engine
 
@@ -36,7 +43,7 @@ while (my $c = $s->accept) { <$c>; print $c "HTTP/1.0 200 OK\r\n\r\nhere"; close
 
 
 @pytest.fixture
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
     """A lab of its own, whose engine is removed with all its data."""
     yield from lab(tmp_path_factory.mktemp("lab"))
 
@@ -48,13 +55,14 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
 
 def lab(folder: Path) -> Iterator[State]:
     state = State.open(folder)
-    yield state
-    own_engine.remove(state, feedback=QuietFeedback())
+    with feedback.using(feedback.QuietFeedback()):
+        yield state
+        own_engine.remove(state)
     assert leftovers(state) == []
 
 
 def start(state: State) -> Engine:
-    return engines.start(state, feedback=QuietFeedback(), environ=environ(state))
+    return engines.start(state, environ=environ(state))
 
 
 def environ(state: State) -> dict[str, str]:
@@ -63,19 +71,17 @@ def environ(state: State) -> dict[str, str]:
 
 
 def dockerd(state: State) -> int:
-    [pid] = processes.running("dockerd", f"--config-file={state.path('engine', 'daemon.json')}")
+    option = f"--config-file={state.path('engine', 'daemon.json')}"
+    lines = {each.pid: each.info["cmdline"] or [""] for each in psutil.process_iter(["cmdline"])}
+    [pid] = [pid for pid, line in lines.items() if line[0] == "dockerd" and option in line]
     return pid
 
 
 def leftovers(state: State) -> list[str]:
     """What an engine that was stopped must not leave: processes, bridges, rules, mounts."""
     name = f"labapp-{state.lab_id}"
-    found = [
-        " ".join(processes.arguments(int(entry.name)))
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit()
-    ]
-    found = [line for line in found if name in line or f"{state.folder}/engine" in line]
+    lines = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
+    found = [line for line in lines if name in line or f"{state.folder}/engine" in line]
     found += [link.name for link in Path("/sys/class/net").glob(f"lab{state.lab_id[:6]}*")]
     for table in ("nat", "filter"):
         rules = run_as_root(["iptables", "-t", table, "-S"]).stdout.splitlines()
@@ -84,11 +90,10 @@ def leftovers(state: State) -> list[str]:
     return found + [line for line in mounts if str(state.folder) in line or name in line]
 
 
-def surroundings() -> str:
-    """The network of this machine, apart from counters."""
-    links = json.loads(run_as_root(["ip", "-json", "-4", "address"]).stdout)
+def policies() -> list[str]:
+    """What this machine does with packets that no rule speaks of."""
     rules = [run_as_root(["iptables", "-t", table, "-S"]).stdout for table in ("nat", "filter")]
-    return "\n".join([*sorted(str(link.get("addr_info")) for link in links), *rules])
+    return [rule for text in rules for rule in text.splitlines() if rule.startswith("-P")]
 
 
 def load_image(engine: Engine) -> str:
@@ -118,166 +123,176 @@ def serve(engine: Engine, image: str, port: int) -> str:
 
 
 def fetch(port: int) -> str:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for attempt in range(50):
-        try:
-            with opener.open(f"http://127.0.0.1:{port}/", timeout=5) as answer:
-                return answer.read().decode()
-        except OSError:
-            if attempt == 49:
-                raise
-            time.sleep(0.1)
-    raise AssertionError
+    with requests.Session() as session:
+        session.trust_env = False
+
+        def ask() -> str:
+            with contextlib.suppress(requests.RequestException):
+                return session.get(f"http://127.0.0.1:{port}/", timeout=5).text
+            return ""
+
+        return wait_until(ask, seconds=10)
 
 
-def test_it_starts_is_found_again_and_leaves_nothing(state: State) -> None:
-    before = surroundings()
-    engine = start(state)
-    pid = dockerd(state)
+def test_it_starts_is_found_again_and_leaves_nothing(own: State) -> None:
+    before = policies()
+    engine = start(own)
+    pid = dockerd(own)
     assert engine.source == "the lab's own"
     assert engine.platform.startswith("linux/")
-    assert Path(engine.data_root) == state.folder / "engine" / "data"
-    assert int((state.folder / "engine" / "docker.pid").read_text()) == pid
-    assert (state.folder / "engine" / "docker.sock").is_socket()
+    assert Path(engine.data_root) == own.folder / "engine" / "data"
+    # Only its user and root reach it.
+    assert own_engine.socket(own).parent.stat().st_mode & 0o777 == 0o700
     # Without any variable that names it, too: this lab's images are there.
-    assert engines.find(state, environ={}).host == engine.host
-    assert start(state).host == engine.host
-    assert dockerd(state) == pid
+    assert engines.find(own, environ={}).host == engine.host
+    assert start(own).host == engine.host
+    assert dockerd(own) == pid
 
-    engines.stop(state, feedback=QuietFeedback())
-    assert leftovers(state) == []
-    assert surroundings() == before
-    with pytest.raises(EngineNotFound, match=r"the lab's own .*there is no socket"):
-        engines.find(state, environ={})
-
-
-def test_its_images_and_containers_are_there_after_a_restart(state: State) -> None:
-    engine = start(state)
     image = load_image(engine)
     engine.client.containers.create(image, ["/usr/bin/perl"], name="kept")
-    engines.stop(state, feedback=QuietFeedback())
-    engine = start(state)
+    engines.stop(own)
+    assert leftovers(own) == []
+    assert policies() == before
+    with pytest.raises(EngineNotFound, match="the lab's own"):
+        engines.find(own, environ={})
+    engine = start(own)
     assert engine.client.containers.get("kept").status == "created"
-    assert engine.client.images.get(image)
+    assert engine.image(image) is not None
 
 
-def test_an_engine_that_was_killed_is_mended_by_start(state: State) -> None:
-    engine = start(state)
+def test_an_engine_that_was_killed_is_mended_by_start_and_cleared_by_stop(own: State) -> None:
+    engine = start(own)
     image, port = load_image(engine), free_port()
     assert serve(engine, image, port) == "here"
-    os.kill(dockerd(state), signal.SIGKILL)
-    lost = r"listing things: the engine at .* does not answer"
-    with pytest.raises(EngineLost, match=lost), engine.doing("listing things"):
+    os.kill(dockerd(own), signal.SIGKILL)
+    with pytest.raises(EngineLost, match="listing things"), engine.doing("listing things"):
         engine.client.containers.list()
-    with pytest.raises(EngineNotFound, match="no engine listens on it"):
-        engines.find(state, environ={})
-    engine = start(state)
+    with pytest.raises(EngineNotFound, match="the lab's own"):
+        engines.find(own, environ={})
+    engine = start(own)
     assert engine.client.containers.list() == []
     # The container that ran has ended, and its port is free for the next.
     assert serve(engine, image, port) == "here"
-
-
-def test_an_engine_that_was_killed_is_cleared_by_stop(state: State) -> None:
-    engine = start(state)
-    serve(engine, load_image(engine), free_port())
     engine.client.networks.create("labtest-net")
-    os.kill(dockerd(state), signal.SIGKILL)
-    engines.stop(state, feedback=QuietFeedback())
-    assert leftovers(state) == []
+    os.kill(dockerd(own), signal.SIGKILL)
+    engines.stop(own)
+    assert leftovers(own) == []
 
 
-def test_pid_files_of_before_a_reboot_name_other_processes(state: State) -> None:
-    start(state)
-    engines.stop(state, feedback=QuietFeedback())
-    with subprocess.Popen(["sleep", "60"]) as stranger:
-        run = state.folder / "engine"
-        (run / "docker.pid").write_text(str(stranger.pid))
-        (run / "exec" / "containerd").mkdir(parents=True, exist_ok=True)
-        (run / "exec" / "containerd" / "containerd.pid").write_text(str(stranger.pid))
-        (run / "docker.sock").touch()
-        assert start(state).is_alive()
-        assert dockerd(state) != stranger.pid
-        assert stranger.poll() is None
-        stranger.terminate()
+def test_pid_files_that_a_crash_left_name_other_processes(own: State) -> None:
+    start(own)
+    os.kill(dockerd(own), signal.SIGKILL)
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        try:
+            run = own_engine.socket(own).parent
+            for name in ("docker.pid", "exec/containerd/containerd.pid"):
+                (run / name).write_text(str(stranger.pid))
+            assert start(own).is_alive()
+            assert dockerd(own) != stranger.pid
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
 
 
-def test_two_starts_at_once_start_one_engine(state: State) -> None:
+def test_two_starts_at_once_start_one_engine(own: State) -> None:
     code = (
-        "from labapp import engine; from labapp.state import State; "
-        "from labapp.feedback import QuietFeedback; "
-        "print(engine.start(State.open(), feedback=QuietFeedback()).host)"
+        "from labapp.machine import engine; from labapp.state import State; "
+        "print(engine.start(State.open()).host)"
     )
-    variables = {**os.environ, "LABAPP_STATE": str(state.folder), **environ(state)}
+    variables = {**os.environ, "LABAPP_STATE": str(own.folder), **environ(own)}
 
     def one(_: int) -> str:
         answer = subprocess.run(
             [sys.executable, "-c", code], env=variables, capture_output=True, text=True
         )
-        return answer.stdout + answer.stderr
+        return (answer.stdout or answer.stderr).splitlines()[-1]
 
     with ThreadPoolExecutor(2) as pool:
         hosts = list(pool.map(one, range(2)))
-    assert hosts == [f"unix://{own_engine.socket(state)}\n"] * 2
-    assert dockerd(state)
+    assert hosts == [f"unix://{own_engine.socket(own)}"] * 2
+    assert dockerd(own)
 
 
-def test_a_state_folder_that_is_too_deep_for_a_socket(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    deep = tmp_path_factory.mktemp("deep").joinpath(*["a-rather-long-name"] * 5)
-    for state in lab(deep):
-        engine = start(state)
-        folder = own_engine.socket(state).parent
-        assert not folder.is_relative_to(deep)
-        assert folder.stat().st_mode & 0o777 == 0o700
-        assert engine.is_alive()
-    assert not folder.exists()
-
-
-def test_two_labs_on_one_machine_do_not_disturb_each_other(state: State, other: State) -> None:
-    one, two = start(state), start(other)
+def test_two_labs_on_one_machine_do_not_disturb_each_other(own: State, other: State) -> None:
+    one, two = start(own), start(other)
     port, second = free_port(), free_port()
     assert serve(one, load_image(one), port) == "here"
     assert serve(two, load_image(two), second) == "here"
-    ours = {network["Subnet"] for network in _subnets(one)}
-    assert not ours & {network["Subnet"] for network in _subnets(two)}
-    engines.stop(other, feedback=QuietFeedback())
+    used = []
+    for engine in (one, two):
+        engine.client.networks.create("labtest-net")
+        found = engine.client.networks.list(names=["bridge", "labtest-net"])
+        used += [each["Subnet"] for net in found for each in net.attrs["IPAM"]["Config"]]
+    assert len({*used}) == len(used) == 4
+    engines.stop(other)
     assert fetch(port) == "here"
     assert one.is_alive()
 
 
-def _subnets(engine: Engine) -> list[dict[str, str]]:
-    engine.client.networks.create("labtest-net")
-    return [
-        part
-        for network in engine.client.networks.list(names=["bridge", "labtest-net"])
-        for part in network.attrs["IPAM"]["Config"]
-    ]
-
-
-def test_an_engine_that_cannot_start_tells_the_end_of_its_log(state: State) -> None:
-    state.path("engine", "data").write_text("a file where a folder belongs")
-    with pytest.raises(
-        EngineError, match=r"(?s)dockerd ended with 1.*engine\.log.*points to a file"
-    ):
-        start(state)
-    assert leftovers(state) == []
-    state.path("engine", "data").unlink()
-    assert start(state).is_alive()
+def test_an_engine_that_cannot_start_tells_the_end_of_its_log(own: State) -> None:
+    own.path("engine", "data").write_text("a file where a folder belongs")
+    with pytest.raises(EngineError, match=r"(?s)engine\.log.*points to a file"):
+        start(own)
+    assert leftovers(own) == []
+    own.path("engine", "data").unlink()
+    assert start(own).is_alive()
 
 
 def test_an_engine_without_the_privilege_says_so() -> None:
-    code = "from labapp.engine import own_engine; print(own_engine.can_start())"
-    answer = subprocess.run(
-        [
-            "setpriv",
-            "--bounding-set=-sys_admin",
-            "--inh-caps=-sys_admin",
-            sys.executable,
-            "-c",
-            code,
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert "without '--privileged'" in answer.stdout, answer.stderr
+    code = "from labapp.machine import own_engine; print(own_engine.can_start())"
+    drop = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    answer = subprocess.run([*drop, sys.executable, "-c", code], capture_output=True, text=True)
+    assert "--privileged" in answer.stdout, answer.stderr
+
+
+def kill_when(state: State, told: feedback.QuietFeedback, note: str, *, done: float = 0) -> None:
+    """Kill an engine as soon as the lab's bars tell that the work is in its middle."""
+
+    def kill() -> None:
+        while not any(
+            note in bar.note and bar.done >= done
+            for bars in told.shown
+            for bar in list(bars.bars.values())
+        ):
+            time.sleep(0.02)
+        time.sleep(0.5)
+        os.kill(dockerd(state), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+
+
+def test_an_engine_killed_in_mid_build_leaves_nothing_but_the_cache(
+    own: State, slim: Reference, tmp_path: Path
+) -> None:
+    engine, tag = start(own), f"labapp/lost-{uuid.uuid4().hex[:8]}:1"
+    dockerfile = tmp_path / "Dockerfile"
+    for word in ("one", "two"):
+        dockerfile.write_text(f"FROM scratch\nLABEL word={word}\nCOPY Dockerfile /\n")
+        build.build(engine, tmp_path, tag=tag)
+    dockerfile.write_text(f"FROM {slim}\nRUN sleep 300\n")
+    with feedback.using(feedback.QuietFeedback()) as told:
+        kill_when(own, told, "sleep")
+        with pytest.raises(EngineLost, match=tag):
+            build.build(engine, tmp_path, tag=tag)
+
+    engine = start(own)
+    remove_leftovers(engine)
+    mine = {"label": f"{LABEL}={own.lab_id}"}
+    assert engine.client.containers.list(all=True, filters=mine) == []
+    dockerfile.write_text("FROM scratch\nLABEL word=one\nCOPY Dockerfile /\n")
+    made = build.build(engine, tmp_path, tag=tag)
+    assert [step.cached for step in made.steps if step.instruction.startswith("COPY")] == [True]
+
+
+def test_an_engine_killed_in_mid_push(own: State, server: RegistryServer, tmp_path: Path) -> None:
+    engine, tag = start(own), f"{server.address}/test/{uuid.uuid4().hex[:8]}:1"
+    (tmp_path / "large").write_bytes(os.urandom(100_000_000))
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY large /\n")
+    build.build(engine, tmp_path, tag=tag)
+    with feedback.using(feedback.QuietFeedback()) as told:
+        kill_when(own, told, "pushing", done=10e6)
+        with pytest.raises(EngineLost, match=tag):
+            transfer.push(engine, server, tag)
+
+    pushed = transfer.push(start(own), server, tag)
+    assert list(pushed.layers["outcome"]) == ["sent"]

@@ -16,26 +16,22 @@ import psutil
 import pytest
 import requests
 
-from labapp import jupyter
-from labapp.engine import Engine
+from labapp import feedback
 from labapp.errors import LabError
-from labapp.feedback import QuietFeedback
+from labapp.machine import jupyter
+from labapp.machine.engine import Engine
+from labapp.machine.ports import free_port
 from labapp.state import State
-from labapp.system.ports import free_port
 
 CODE = """
-import sys
-import signal
+import signal, sys
 from pathlib import Path
-from labapp import engine, jupyter
-from labapp.feedback import TerminalFeedback
+from labapp.machine import engine, jupyter
 from labapp.state import State
 # A shell without job control starts its background jobs with Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 state = State.open()
-options = {"port": int(sys.argv[2])} if len(sys.argv) > 2 else {}
-jupyter.serve(state, engine.find(state), folder=Path(sys.argv[1]), browser=False,
-              feedback=TerminalFeedback(), **options)
+jupyter.serve(state, engine.find(state), folder=Path(sys.argv[1]), browser=False)
 """
 
 
@@ -43,15 +39,16 @@ jupyter.serve(state, engine.find(state), folder=Path(sys.argv[1]), browser=False
 def own(tmp_path: Path) -> Iterator[State]:
     """A lab whose JupyterLab is ended whatever happens."""
     state = State.open(tmp_path / "state")
-    yield state
-    jupyter.stop(state, feedback=QuietFeedback())
+    with feedback.using(feedback.QuietFeedback()):
+        yield state
+        jupyter.stop(state)
 
 
 @contextlib.contextmanager
-def serving(state: State, engine: Engine, *options: str) -> Iterator[subprocess.Popen[str]]:
+def serving(state: State, engine: Engine) -> Iterator[subprocess.Popen[str]]:
     variables = {**os.environ, "LABAPP_STATE": str(state.folder), "DOCKER_HOST": engine.host}
     with subprocess.Popen(
-        [sys.executable, "-c", CODE, str(state.folder), *options],
+        [sys.executable, "-c", CODE, str(state.folder)],
         env={**variables, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -74,7 +71,10 @@ def address(process: subprocess.Popen[str]) -> str:
     raise AssertionError("".join(lines))
 
 
-def test_it_serves_until_ctrl_c_and_a_second_start_tells_where(own: State, engine: Engine) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_ctrl_c_and_a_second_start_tells_where(
+    own: State, engine: Engine, number: signal.Signals
+) -> None:
     with serving(own, engine) as first:
         url = address(first)
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[0-9a-f]{48}", url)
@@ -89,22 +89,22 @@ def test_it_serves_until_ctrl_c_and_a_second_start_tells_where(own: State, engin
             assert address(second) == url
             assert second.wait(timeout=30) == 0
         assert first.poll() is None
-        first.send_signal(signal.SIGINT)
+        first.send_signal(number)
         assert first.wait(timeout=30) == 0
     assert not psutil.pid_exists(server.pid)
     assert jupyter.find(own) is None
 
 
-def test_it_is_found_after_its_starter_was_killed(own: State, engine: Engine) -> None:
+def test_it_is_found_and_ended_after_its_starter_was_killed(own: State, engine: Engine) -> None:
     with serving(own, engine) as first:
         url = address(first)
         first.kill()
         first.wait()
         server = jupyter.find(own)
-        assert server is not None
-        assert server.url == url
-    jupyter.stop(own, feedback=QuietFeedback())
+        assert server is not None and server.url == url
+    jupyter.stop(own)
     assert jupyter.find(own) is None
+    assert not psutil.pid_exists(server.pid)
 
 
 def test_a_runtime_file_of_a_crash_is_not_believed(own: State) -> None:
@@ -117,15 +117,8 @@ def test_a_runtime_file_of_a_crash_is_not_believed(own: State) -> None:
 def test_a_port_that_is_taken_is_told(own: State, engine: Engine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(LabError, match=r"(?s)starting JupyterLab.*in use.*--port"):
-            jupyter.serve(
-                own,
-                engine,
-                folder=own.folder,
-                port=port,
-                browser=False,
-                feedback=QuietFeedback(),
-            )
+        with pytest.raises(LabError, match=f"(?s){port}.*--port"):
+            jupyter.serve(own, engine, folder=own.folder, port=port, browser=False)
     assert jupyter.find(own) is None
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
-import json
+import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from labapp.setup import bootstrap, installer
+from labapp.machine import bootstrap
 
-PACKAGE = Path(bootstrap.__file__).parents[1]
+PACKAGE = bootstrap.ROOT / "labapp"
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "__main__.py"])
@@ -29,61 +30,15 @@ def test_an_old_python_is_told_what_to_do(
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(PACKAGE / "__main__.py"), run_name="__main__")
     message = str(caught.value.code)
-    assert f"this is Python {version[0]}.{version[1]}" in message
-    assert "3.11 or newer" in message
-    assert "labapp start" in message
+    assert f"{version[0]}.{version[1]}" in message and "3.11" in message
 
 
 def test_only_the_standard_library_is_needed_before_the_environment_is_there() -> None:
     # -S leaves out site-packages; nothing there, as on a bare machine.
-    code = "import labapp, labapp.setup.bootstrap, sys; print('click' in sys.modules)"
+    code = "import labapp, labapp.machine.bootstrap, sys; print('click' in sys.modules)"
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '.'); {code}"]
     answer = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert answer.stdout == "False\n", answer.stderr
-
-
-PIP_LISTING = """\
-:env:.disable-pip-version-check='1'
-:env:.find-links='/srv/wheels /mnt/wheels'
-global.index-url='https://packages.example/simple'
-global.find-links='/elsewhere'
-global.cert='/etc/ssl/ours.pem'
-download.no-index='true'
-install.extra-index-url='file:///a file:///b'
-nonsense
-"""
-
-
-def test_pips_settings_are_read() -> None:
-    assert installer.parse_pip_settings(PIP_LISTING) == {
-        "disable-pip-version-check": "1",
-        "find-links": "/srv/wheels /mnt/wheels",
-        "index-url": "https://packages.example/simple",
-        "cert": "/etc/ssl/ours.pem",
-        "extra-index-url": "file:///a file:///b",
-    }
-    assert installer.parse_pip_settings("") == {}
-
-
-def test_uv_gets_the_indexes_of_pip() -> None:
-    settings = installer.uv_settings(installer.parse_pip_settings(PIP_LISTING), {})
-    assert settings == {
-        "UV_NATIVE_TLS": "1",
-        "UV_DEFAULT_INDEX": "https://packages.example/simple",
-        "UV_INDEX": "file:///a file:///b",
-        "UV_INDEX_STRATEGY": "unsafe-best-match",
-        "UV_FIND_LINKS": "/srv/wheels,/mnt/wheels",
-        "SSL_CERT_FILE": "/etc/ssl/ours.pem",
-    }
-
-
-def test_what_the_user_set_for_uv_is_kept() -> None:
-    environ = {"UV_DEFAULT_INDEX": "https://mine.example", "REQUESTS_CA_BUNDLE": "/ca.pem"}
-    settings = installer.uv_settings({"index-url": "https://other.example"}, environ)
-    assert settings == {"UV_NATIVE_TLS": "1", "SSL_CERT_FILE": "/ca.pem"}
-    assert installer.uv_settings({}, {"SSL_CERT_FILE": "/x", "REQUESTS_CA_BUNDLE": "/y"}) == {
-        "UV_NATIVE_TLS": "1"
-    }
 
 
 @pytest.fixture
@@ -103,45 +58,25 @@ def test_an_environment_with_its_stamp_is_ready(venv: Path) -> None:
     assert not bootstrap.is_ready(venv, ["docs"])
 
 
-def change_project(venv: Path) -> None:
-    (venv.parent / "pyproject.toml").write_text("[project]\nname = 'new'\n")
-
-
-def lose_interpreter(venv: Path) -> None:
-    bootstrap.python_of(venv).unlink()
-
-
 def upgrade_interpreter(venv: Path) -> None:
     python = bootstrap.python_of(venv)
     python.unlink()
     python.symlink_to("/bin/sh")
 
 
-def lose_stamp(venv: Path) -> None:
-    (venv / bootstrap.STAMP).unlink()
-
-
-def cut_stamp(venv: Path) -> None:
-    path = venv / bootstrap.STAMP
-    path.write_text(path.read_text()[:20])
-
-
-def change_stamp(venv: Path) -> None:
-    (venv / bootstrap.STAMP).write_text(json.dumps(["not", "a", "stamp"]))
-
-
 @pytest.mark.parametrize(
     "break_it",
     [
-        change_project,
-        lose_interpreter,
+        lambda venv: (venv.parent / "pyproject.toml").write_text("[project]\nname = 'new'\n"),
+        lambda venv: bootstrap.python_of(venv).unlink(),
         upgrade_interpreter,
-        lose_stamp,
-        cut_stamp,
-        change_stamp,
+        lambda venv: (venv / bootstrap.STAMP).unlink(),
+        lambda venv: os.truncate(venv / bootstrap.STAMP, 20),
     ],
 )
-def test_an_environment_that_does_not_fit_is_not_ready(venv: Path, break_it) -> None:  # type: ignore[no-untyped-def]
+def test_an_environment_that_does_not_fit_is_not_ready(
+    venv: Path, break_it: Callable[[Path], object]
+) -> None:
     break_it(venv)
     assert not bootstrap.is_ready(venv, [])
 

@@ -1,0 +1,394 @@
+"""The container engine: found on this machine, or the lab's own; and the client that talks to it.
+
+An engine is looked for in this order, and the first place that applies decides:
+
+1. ``DOCKER_HOST``: who sets it means it, so nothing else is tried.
+2. The lab's own engine, if this lab has started one before: its images are there.
+3. The current docker context, which Docker Desktop, Colima, Rancher Desktop and OrbStack set.
+4. The sockets of rootless Docker and of Podman, which set neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import io
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.constants
+import docker.errors
+import docker.utils
+import requests
+import urllib3
+from docker.context import ContextAPI
+from docker.models.images import Image
+
+from labapp.errors import EngineError, EngineLost, EngineNotFound, LabError
+from labapp.machine import own_engine
+from labapp.state import LABEL, ROLE_LABEL, State
+
+OWNER_LABEL = "labapp.owner"
+"""The process that waits for a one-shot container: ``host:pid``."""
+
+PROBE_SECONDS = 10
+"""How long an engine may take to answer the first questions."""
+
+CALL_SECONDS = 900
+"""How long an engine may be silent in one call: an import of a large image says nothing."""
+
+START = "'python3 -m labapp start'"
+
+INSTALL = (
+    "Install and start one: Docker Desktop or Colima on macOS, Docker Desktop on Windows, your "
+    "system's package 'docker.io' or 'podman' on Linux."
+)
+
+CAUSES = {
+    FileNotFoundError: "there is no such socket: the engine that makes it is not installed or not "
+    "started.",
+    ConnectionRefusedError: "no engine listens there: it ended, or was never started.",
+    socket.gaierror: "its name does not resolve.",
+    TimeoutError: f"it has not answered in {PROBE_SECONDS} s.",
+}
+"""What the innermost cause means of a place that does not answer."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A container engine that answered.
+
+    Attributes:
+        client: the Docker SDK's client of this engine.
+        host: its address, as ``DOCKER_HOST`` names it.
+        source: where it was found: ``DOCKER_HOST``, ``docker context``, ``socket`` or
+            ``the lab's own``.
+        name: ``Docker`` or ``Podman``.
+        version: the engine's version.
+        api: the version of the Docker API that the lab speaks with it.
+        platform: what its containers run on by default, ``linux/amd64``.
+        store: how it keeps images: ``classic``, ``containerd`` or ``podman``.
+        data_root: the folder of its images and volumes, on the machine it runs on.
+        variables: the environment variables by which the docker command line reaches it.
+        labels: what everything that this lab makes on the engine carries.
+    """
+
+    client: docker.DockerClient = field(repr=False, compare=False)
+    host: str
+    source: str
+    name: str
+    version: str
+    api: str
+    platform: str
+    store: str
+    data_root: str
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def environment(self) -> dict[str, str]:
+        """Return this process's environment with what makes ``docker`` talk to this engine."""
+        return {**os.environ, **self.variables}
+
+    def describe(self) -> str:
+        """Return the engine in one line."""
+        return (
+            f"{self.name} {self.version} ({self.platform}, {self.store} image store) "
+            f"at {self.host}, found by {self.source}"
+        )
+
+    @functools.cached_property
+    def builder(self) -> str:
+        """What ``docker build`` builds with: ``buildx`` and its version, or ``classic``."""
+        if self.name == "Podman":  # It speaks the classic build API, and not that of BuildKit.
+            return "classic"
+        command = ["docker", "buildx", "version"]
+        try:
+            answer = subprocess.run(
+                command, env=self.environment(), capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return "classic"
+        version = re.search(r"buildx v?(\d+\.\d+)", answer.stdout)
+        return f"buildx {version[1]}" if answer.returncode == 0 and version else "classic"
+
+    def is_alive(self) -> bool:
+        """Tell whether the engine still answers."""
+        try:
+            return bool(self.client.ping())
+        except (docker.errors.DockerException, OSError):
+            return False
+
+    def image(self, reference: str) -> Image | None:
+        """Return an image that the engine holds, by any of its names; None when it has none."""
+        try:
+            return self.client.images.get(reference)
+        except docker.errors.NotFound:  # Podman's answer is no ImageNotFound.
+            return None
+
+    @contextlib.contextmanager
+    def doing(self, what: str, failure: type[LabError] = EngineError) -> Iterator[None]:
+        """Turn what the SDK raises into the lab's errors; ``what`` is told: ``removing 'x'``."""
+        try:
+            yield
+        except docker.errors.APIError as error:
+            raise failure(f"{what}: the engine says: {error.explanation or error}") from error
+        except KeyError as error:
+            # Podman refuses a push without the "message" that the SDK then misses.
+            if not isinstance(error.__context__, requests.HTTPError):
+                raise
+            answer = error.__context__.response.text.strip()
+            raise failure(f"{what}: the engine says: {answer}") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if self.is_alive():
+                raise failure(f"{what}: the engine broke off the answer: {error}") from error
+            raise EngineLost(
+                f"{what}: the engine at '{self.host}' does not answer any more. "
+                f"{START} starts it again where the lab can."
+            ) from error
+        except docker.errors.DockerException as error:
+            raise failure(f"{what}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Place:
+    """An address where an engine may answer: what named it, its TLS, and a docker context."""
+
+    host: str
+    source: str
+    tls: Any = None
+    context: str = ""
+
+
+def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
+    """Return the engine that this lab works with; the error tells why each place answers not."""
+    tried, first, advised = [], None, False
+    for place in places(environ, own=own_engine.host(state)):
+        try:
+            return _connect(place, state.labels)
+        except (docker.errors.DockerException, OSError, ValueError, KeyError, TypeError) as error:
+            # The last three are what the SDK makes of an address or an answer that is none.
+            cause, advice = _why(place, error)
+            tried.append(f"  - {place.source} '{place.host}': {cause} {advice}".rstrip())
+            first, advised = first or error, advised or bool(advice)
+    if not advised:
+        reason = own_engine.can_start()
+        none = f"The lab starts none itself: {reason}\n{INSTALL} Then run {START} again."
+        tried.append(f"{START} installs and starts one." if reason is None else none)
+    raise EngineNotFound(
+        "looking for a container engine: none answers.\n" + "\n".join(tried)
+    ) from first
+
+
+def start(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
+    """Return the engine that this lab works with; where it can, install and start a missing one."""
+    try:
+        return find(state, environ=environ)
+    except EngineNotFound:
+        mine = f"unix://{own_engine.socket(state)}"
+        if (environ.get("DOCKER_HOST") or mine) != mine or own_engine.can_start() is not None:
+            raise
+    if not own_engine.is_installed():
+        own_engine.install()
+        # The package may have started the system's engine.
+        with contextlib.suppress(EngineNotFound):
+            return find(state, environ=environ)
+    own_engine.start(state)
+    return find(state, environ=environ)
+
+
+def stop(state: State) -> None:
+    """Stop the engine if it is the lab's own; any other is left alone."""
+    if own_engine.host(state) is not None:
+        own_engine.stop(state)
+
+
+def places(environ: Mapping[str, str], *, own: str | None) -> Iterator[Place]:
+    """Yield the places to try, in order; ``own`` is the lab's own engine if it has one."""
+    named = environ.get("DOCKER_HOST")
+    if named:
+        tls = docker.utils.kwargs_from_env(environment=dict(environ)).get("tls")
+        yield Place(named, "the lab's own" if named == own else "DOCKER_HOST", tls)
+        return
+    if own is not None:
+        yield Place(own, "the lab's own")
+        return
+    context = _context(environ)
+    yield context
+    if sys.platform == "win32":
+        return
+    runtime = Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    machine = Path(environ.get("TMPDIR") or "/tmp", "podman", "podman-machine-default-api.sock")
+    for path in (
+        Path("/var/run/docker.sock"),
+        runtime / "docker.sock",
+        runtime / "podman" / "podman.sock",
+        Path("/run/podman/podman.sock"),
+        machine,
+    ):
+        host = f"unix://{path}"
+        with contextlib.suppress(OSError):
+            if path.is_socket() and host != context.host:
+                yield Place(host, "socket")
+
+
+def _context(environ: Mapping[str, str]) -> Place:
+    name = environ.get("DOCKER_CONTEXT") or None
+    try:
+        context = ContextAPI.get_context(name)
+    except Exception:
+        # The SDK raises a bare Exception for a damaged context file.
+        context = None
+    if context is None or not context.Host:
+        return Place(f"(context {name})", "docker context")
+    host = context.Host.removeprefix("http+")
+    return Place(host, "docker context", context.TLSConfig, context.name)
+
+
+def _connect(place: Place, labels: Mapping[str, str]) -> Engine:
+    def client(version: str) -> docker.DockerClient:
+        made = docker.DockerClient(
+            base_url=place.host,
+            version=version,
+            timeout=PROBE_SECONDS,
+            tls=place.tls or False,
+            use_ssh_client=True,
+        )
+        made.api.trust_env = False  # No proxy belongs before an engine.
+        return made
+
+    # A version that is given keeps the constructor from asking before proxies are ruled out.
+    known = docker.constants.DEFAULT_DOCKER_API_VERSION
+    with contextlib.closing(client(known)) as probe:
+        about = probe.version(api_version=False)
+    # The engine's, or the newest that the SDK knows; never one that the engine serves no more.
+    api = min(about["ApiVersion"], known, key=_numbers)
+    api = max(api, about.get("MinAPIVersion") or api, key=_numbers)
+    found = client(api)
+    info = found.info()
+    found.api.timeout = CALL_SECONDS
+    podman = any(part.get("Name") == "Podman Engine" for part in about.get("Components") or ())
+    snapshots = ["driver-type", "io.containerd.snapshotter.v1"]
+    containerd = snapshots in [list(pair) for pair in info.get("DriverStatus") or ()]
+    # Keys and certificates lie in the context, where only its name leads to.
+    by_name = place.context and place.tls is not None
+    variables = {"DOCKER_CONTEXT": place.context} if by_name else {"DOCKER_HOST": place.host}
+    if podman:  # Its API has no BuildKit; a docker command that tries would start one of its own.
+        variables["DOCKER_BUILDKIT"] = "0"
+    return Engine(
+        client=found,
+        host=place.host,
+        source=place.source,
+        name="Podman" if podman else "Docker",
+        version=about["Version"],
+        api=api,
+        platform=f"{about['Os']}/{about['Arch']}",
+        store="podman" if podman else "containerd" if containerd else "classic",
+        data_root=info.get("DockerRootDir") or "",
+        variables=variables,
+        labels=labels,
+    )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def _why(place: Place, error: Exception) -> tuple[str, str]:
+    """Return why a place does not answer; and what to do, unless only another engine helps."""
+    cause: BaseException = error
+    while inner := cause.__cause__ or cause.__context__:
+        cause = inner
+    if place.host.startswith("(context"):
+        return "there is no such context, or it is damaged.", "'docker context ls' lists them."
+    if isinstance(cause, PermissionError):
+        return _why_no_permission(Path(place.host.removeprefix("unix://")))
+    words = next(
+        (words for kind, words in CAUSES.items() if isinstance(cause, kind)),
+        f"it does not answer as an engine: {cause}.",
+    )
+    if place.source == "the lab's own":
+        return words, f"{START} starts it."
+    if place.source == "DOCKER_HOST":
+        return words, f"Start that engine, or correct or unset DOCKER_HOST; then run {START}."
+    return words, ""
+
+
+def _why_no_permission(path: Path) -> tuple[str, str]:
+    user = getpass.getuser()
+    words = f"the socket is there, but the user '{user}' may not use it."
+    try:
+        about, group = path.stat(), path.group()
+    except (OSError, KeyError):
+        return words, "Ask who set this engine up for the right to its folder."
+    if group == "root" or not about.st_mode & 0o020:
+        return words, f"It is for '{path.owner()}' alone: run the lab as that user."
+    return words, f"Run 'sudo usermod -aG {group} {user}', then log out and in again."
+
+
+def owner() -> str:
+    """Return this process, as the value of :data:`OWNER_LABEL`."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def remove_leftovers(engine: Engine) -> list[str]:
+    """Remove the containers that an engine, a build or a client that died left; tell each.
+
+    These are one-shot ones whose client is gone, those that were made and never started, and
+    stopped ones of the classic builder. Only this lab's are touched, and, but for the one-shots,
+    none that runs. Images without a tag stay: they are the cache of the learner's builds.
+    """
+    removed = []
+    api = engine.client.api
+    mine = {"label": f"{LABEL}={engine.labels[LABEL]}"}
+    with engine.doing("looking for what earlier work left behind"):
+        for found in api.containers(all=True, filters=mine):
+            with contextlib.suppress(docker.errors.NotFound):
+                why = _why_left_over(api.inspect_container(found["Id"]))
+                if why is not None:
+                    api.remove_container(found["Id"], force=True, v=True)
+                    removed.append(f"container {found['Names'][0].lstrip('/')}: {why}")
+    return removed
+
+
+def _why_left_over(container: dict[str, Any]) -> str | None:
+    config = container["Config"]
+    labels = config.get("Labels") or {}
+    role = labels.get(ROLE_LABEL)
+    status = container["State"]["Status"]
+    if role == "oneshot":
+        return None if _is_running(labels.get(OWNER_LABEL, "")) else "its client is gone"
+    if status == "created" and role in {"run", "service"}:
+        return "it was never started"
+    # The classic builder names the image by its ID; a person names it by a reference.
+    if status in {"created", "exited", "dead"} and config["Image"].startswith("sha256:"):
+        return "a build that was cut off"
+    return None
+
+
+def _is_running(name: str) -> bool:
+    import psutil
+
+    host, _, pid = name.rpartition(":")
+    return host == platform.node() and pid.isdigit() and psutil.pid_exists(int(pid))
+
+
+def tar_of(files: Mapping[str, bytes], *, mode: int = 0o644) -> bytes:
+    """Return a tar archive of some files, by their names in it; the same bytes each time."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()

@@ -1,0 +1,155 @@
+"""Acting as root on Linux: commands that do, the packages of Debian and Ubuntu, mounts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from labapp import feedback
+from labapp.errors import EngineError
+
+
+def why_not_root() -> str | None:
+    """Return why this process can't act as root, or None when it can."""
+    if os.geteuid() == 0:
+        return None
+    sudo = ["sudo", "-n", "true"]
+    if shutil.which("sudo") and subprocess.run(sudo, capture_output=True).returncode == 0:
+        return None
+    return "that needs root, or a sudo that asks no password."
+
+
+def why_not_privileged() -> str | None:
+    """Return why root can't mount or make networks here, or None when it can.
+
+    Source: capabilities(7); ``CapEff`` in proc_pid_status(5).
+    """
+    if os.geteuid() != 0:
+        return None
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    held = int(found[1], 16) if found else 0
+    net_admin, sys_admin = 1 << 12, 1 << 21
+    if held & net_admin and held & sys_admin:
+        return None
+    return "root may not mount or make networks here: a container without '--privileged'."
+
+
+def why_no_packages() -> str | None:
+    """Return why packages can't be installed here, or None when they can."""
+    if shutil.which("apt-get") is None or not distribution() & {"debian", "ubuntu"}:
+        return "it installs packages on Debian and Ubuntu only."
+    return why_not_root()
+
+
+def distribution() -> set[str]:
+    """Return the names of this Linux distribution and of those it derives from."""
+    try:
+        found = platform.freedesktop_os_release()
+    except OSError:
+        return set()
+    return {found.get("ID", ""), *found.get("ID_LIKE", "").split()}
+
+
+def search_path() -> str:
+    """Return PATH with the folders of system programs, which an ordinary user's lacks."""
+    folders = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *folders])
+
+
+def program(name: str) -> str | None:
+    """Return the path of a program, system programs included; None when there is none."""
+    return shutil.which(name, path=search_path())
+
+
+def as_root(argv: Sequence[str]) -> list[str]:
+    """Return the command line that runs another one as root."""
+    return [*argv] if os.geteuid() == 0 else ["sudo", "-n", *argv]
+
+
+def run_as_root(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as root and return what it printed; a missing program is exit code 127."""
+    try:
+        return subprocess.run(
+            as_root(argv),
+            env={**os.environ, "PATH": search_path()},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: {error.strerror}")
+
+
+def unmount(folders: Collection[Path]) -> None:
+    """Unmount everything that is mounted on folders or inside them."""
+    import psutil
+
+    mounts = [Path(mount.mountpoint) for mount in psutil.disk_partitions(all=True)]
+    inside = [str(mount) for mount in mounts if any(map(mount.is_relative_to, folders))]
+    if inside:
+        run_as_root(["umount", "--lazy", *reversed(inside)])
+
+
+def install_packages(needed: Sequence[str], *, welcome: Sequence[str] = ()) -> None:
+    """Install what is missing, and then also those welcome packages that the distribution has."""
+    if not _missing(needed):
+        return
+    # An index that can't be reached is no failure here: the installation tells what it misses.
+    _apt(["update"], key="indexes", title="Reading the package indexes (apt-get update)")
+    names = subprocess.run(["apt-cache", "pkgnames"], capture_output=True, text=True).stdout
+    wanted = _missing([*needed, *sorted({*welcome} & {*names.split()})])
+    command = ["install", "--yes", "--no-install-recommends", *wanted]
+    feedback.command(as_root(["apt-get", *command]))
+    status, log = _apt(command, key="packages", title=f"Installing {', '.join(wanted)}")
+    if status != 0:
+        tail = "\n  ".join(log[-8:])
+        raise EngineError(
+            f"installing the packages '{' '.join(wanted)}': apt-get ended with {status}:\n"
+            f"  {tail}\n"
+            f"Try 'apt-get install {' '.join(wanted)}' yourself, then start the lab again."
+        )
+
+
+def _missing(names: Sequence[str]) -> list[str]:
+    query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names]
+    listing = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    return [name for name in names if f"{name} installed" not in listing]
+
+
+def _apt(arguments: Sequence[str], *, key: str, title: str) -> tuple[int, list[str]]:
+    """Run apt-get as root; return its exit code and the lines that it printed.
+
+    Source: apt's README.progress-reporting (``kind:item:percent:words`` lines).
+    """
+    options = ["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Status-Fd=1"]
+    command = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "apt-get", *options, *arguments]
+    log = []
+    with (
+        feedback.bars(title, unit="steps") as bars,
+        subprocess.Popen(
+            as_root(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        bars.update(key, 0, None)
+        assert process.stdout is not None
+        for line in process.stdout:
+            status = re.match(r"(dl|pm)status:[^:]*:([\d.]+):(.*)", line)
+            if status is None:
+                log.append(line.rstrip())
+                continue
+            # Fetching counts as the first half of the way, unpacking as the second.
+            done = float(status[2]) / 2 + (50 if status[1] == "pm" else 0)
+            bars.update(key, done, 100, status[3].strip()[:40])
+    return process.returncode, log

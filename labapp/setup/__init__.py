@@ -1,1 +1,0 @@
-"""From a bare Python to the lab's own environment; the standard library only."""

@@ -1,0 +1,2 @@
+# base
+FROM localhost:26162/none/such:1
