@@ -10,9 +10,9 @@ serves, and a first part in upper case (``Shop/web``), which newer engines take 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from labapp.errors import InvalidReference
 
@@ -22,16 +22,27 @@ DOCKER_HUB = "docker.io"
 DEFAULT_TAG = "latest"
 """The tag that docker means when a reference has neither tag nor digest."""
 
+_READING = "reading the image reference"
 _OFFICIAL = "library/"
 _LONGEST_NAME = 255
-_LONGEST_TAG = 128
-_HEX_DIGITS = {"sha256": 64, "sha384": 96, "sha512": 128}
 
-_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://+")
-_HOST = re.compile(r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])")
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*")
-_IDENTIFIER = re.compile(r"[a-f0-9]{64}")
+_LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?")
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(f"{_PART}(?:/{_PART})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128}")
+_IMAGE_ID = re.compile(r"[a-f0-9]{64}")
+
+_SLIPS = (
+    (r"\s*", "it is empty; write one such as 'shop/web:1.0'"),
+    (r".*\s.*", "it has a space in it; take it away, and put options before the image"),
+    (r"[a-zA-Z0-9+.-]+://+(.*)", "a reference is no URL; write '{}'"),
+    (r"-.*", "it begins with '-', like an option; begin with the registry or repository"),
+    (_IMAGE_ID.pattern, "this is an image ID; for a digest, write 'repository@sha256:…'"),
+    (r"(?:.*/)?(?:[:@][^/]*)?", "there is no repository before its end, as in 'shop/web:1.0'"),
+)
+"""What a whole text can be instead of a reference, in this order, and what to write."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,8 @@ class Reference:
     digest: str | None = None
 
     def __post_init__(self) -> None:
-        try:
-            _check_parts(self.registry, self.repository, self.tag, self.digest)
-        except _Slip as slip:
-            raise _invalid(str(self), slip) from None
+        if slip := _slip(self.registry, self.repository, self.tag, self.digest):
+            raise InvalidReference(f"{_READING} '{self}': {slip}.")
 
     @classmethod
     def parse(cls, text: str) -> Reference:
@@ -66,11 +75,22 @@ class Reference:
         Raises:
             InvalidReference: it is not a reference; the message says what is wrong with it.
         """
-        try:
-            parts = _split(text)
-            _check_parts(*parts)
-        except _Slip as slip:
-            raise _invalid(text, slip) from None
+        for pattern, words in _SLIPS:
+            if found := re.fullmatch(pattern, text, re.DOTALL):
+                raise InvalidReference(f"{_READING} '{text}': {words.format(*found.groups())}.")
+        name, at, digest = text.partition("@")
+        head, slash, last = name.rpartition("/")
+        last, colon, tag = last.partition(":")
+        registry, _, repository = (head + slash + last).partition("/")
+        if not repository or not _is_registry(registry):
+            registry, repository = DOCKER_HUB, head + slash + last
+        if registry == "index.docker.io":
+            registry = DOCKER_HUB
+        if registry == DOCKER_HUB and "/" not in repository:
+            repository = _OFFICIAL + repository
+        parts = (registry, repository, tag if colon else None, digest if at else None)
+        if slip := _slip(*parts):
+            raise InvalidReference(f"{_READING} '{text}': {slip}.")
         return cls(*parts)
 
     @property
@@ -83,7 +103,7 @@ class Reference:
             short = self.repository
         first, slash, _ = short.partition("/")
         # These short forms would be read back as something else.
-        if (slash and _is_registry(first)) or _IDENTIFIER.fullmatch(short):
+        if (slash and _is_registry(first)) or _IMAGE_ID.fullmatch(short):
             return f"{DOCKER_HUB}/{self.repository}"
         return short
 
@@ -115,173 +135,49 @@ class Reference:
         return f"{self.name}{tag}{digest}"
 
 
-class _Slip(ValueError):
-    """What is wrong with a text, and what to write instead."""
-
-
-def _invalid(text: str, slip: _Slip) -> InvalidReference:
-    return InvalidReference(f"reading the image reference '{text}': {slip}.")
+def is_digest(text: str) -> bool:
+    """Tell if a text is a whole digest (OCI descriptor.md, "Digests") of a known algorithm."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def _is_registry(first: str) -> bool:
     """Whether docker takes the part before the first slash for a registry."""
-    return "." in first or ":" in first or "[" in first or first == "localhost"
+    return first == "localhost" or any(sign in first for sign in ".:[")
 
 
-def _split(text: str) -> tuple[str, str, str | None, str | None]:
-    """Return registry, repository, tag and digest, not checked yet."""
-    _check_whole(text)
-    name, at, digest = text.partition("@")
-    if at and not digest:
-        raise _Slip("the digest after the '@' is empty; add 'sha256:…', or drop the '@'")
-    if "@" in digest:
-        raise _Slip("it has two digests; an image has one, leave one out")
-    if digest.count(":") > 1:
-        raise _Slip("a tag follows the digest; the tag comes first: 'repository:tag@sha256:…'")
-    head, slash, last = name.rpartition("/")
-    last, colon, tag = last.partition(":")
-    if not head + last:
-        raise _Slip("the repository is missing; write it first: 'shop/web:1.0'")
-    if not last:
-        raise _Slip("it ends in a slash; add the repository after it, or drop the slash")
-    if ":" in tag:
-        tags = "' and '".join(tag.split(":"))
-        raise _Slip(f"it has two tags, '{tags}'; an image is named by one, leave one out")
-    if colon and not tag:
-        raise _Slip("the tag after the ':' is empty; add a tag, or drop the ':'")
-    first, _, rest = (head + slash + last).partition("/")
-    if rest and _is_registry(first):
-        registry, repository = first, rest
-    else:
-        registry, repository = DOCKER_HUB, head + slash + last
-    if registry == "index.docker.io":
-        registry = DOCKER_HUB
-    if registry == DOCKER_HUB and "/" not in repository:
-        repository = _OFFICIAL + repository
-    return registry, repository, tag or None, digest or None
+def _is_host(registry: str) -> bool:
+    """Whether a program can look for a registry there."""
+    try:
+        return urlsplit(f"//{registry}").port != 0 and bool(_REGISTRY.fullmatch(registry))
+    except ValueError:  # an IPv6 address or a port that is none
+        return False
 
 
-def _check_whole(text: str) -> None:
-    if not text.strip():
-        raise _Slip("it is empty; write one such as 'shop/web:1.0'")
-    if text != text.strip():
-        raise _Slip("a space stands before or after it; take it away")
-    if any(character.isspace() for character in text):
-        raise _Slip("it has a space in it; take it away, and put options before the image")
-    if scheme := _SCHEME.match(text):
-        raise _Slip(
-            f"'{scheme[0]}' is in front; a reference is no URL, write '{text[scheme.end() :]}'"
+def _slip(registry: str, repository: str, tag: str | None, digest: str | None) -> str:
+    """Say what is wrong with one of the parts, and what to write instead; empty if nothing is."""
+    if not _is_host(registry):
+        return (
+            f"'{registry}' is no host name with a port up to 65535, as in 'localhost:41233' or "
+            "'[::1]:41233'; a tag comes last, after the last slash"
         )
-    if text.startswith("-"):
-        raise _Slip("it begins with '-', like an option; begin with the registry or repository")
-    if "\\" in text:
-        raise _Slip("it has a backslash; parts are separated by '/'")
-    if _IDENTIFIER.fullmatch(text):
-        raise _Slip(
-            "64 hexadecimal digits are an image ID; for a digest, "
-            f"write 'repository@sha256:{text[:8]}…'"
-        )
-
-
-def _check_parts(registry: str, repository: str, tag: str | None, digest: str | None) -> None:
-    _check_registry(registry)
-    _check_repository(repository)
-    length = len(f"{registry}/{repository}")
-    if length > _LONGEST_NAME:
-        raise _Slip(
-            f"registry and repository together have {length} characters; "
-            f"at most {_LONGEST_NAME} are allowed, shorten the repository"
-        )
-    if tag is not None:
-        _check_tag(tag)
-    if digest is not None:
-        _check_digest(digest)
-
-
-def _check_registry(registry: str) -> None:
-    if registry.startswith("["):
-        host, bracket, port = registry[1:].partition("]")
-        try:
-            scope = ipaddress.IPv6Address(host).scope_id
-        except ValueError:
-            scope = host
-        if scope or not bracket or (port and not port.startswith(":")):
-            raise _Slip(f"'{registry}' is no IPv6 address with a port; write it like '[::1]:41233'")
-        colon, port = port[:1], port[1:]
-    else:
-        host, colon, port = registry.partition(":")
-        if ":" in port:
-            raise _Slip(
-                f"the registry '{registry}' has two ':'; "
-                "an IPv6 address goes into brackets, as in '[::1]:41233'"
-            )
-        if not all(_HOST.fullmatch(label) for label in host.split(".")):
-            raise _Slip(
-                f"'{host}' is no host name; it has letters, digits, and '-' or '.' between them"
-            )
-    if colon and not port:
-        raise _Slip("the port after the registry's ':' is empty; write it, or drop the ':'")
-    if colon and not (port.isascii() and port.isdigit()):
-        raise _Slip(
-            f"'{port}' is no port number; a port has digits only, "
-            "and a tag comes last, after the last slash"
-        )
-    if colon and (len(port) > 5 or int(port) > 65535):
-        raise _Slip(f"there is no port {port}; the highest one is 65535")
-
-
-def _check_repository(repository: str) -> None:
-    if ":" in repository:
-        raise _Slip("a ':' is in the middle of the repository; a tag comes after the last slash")
+    own = repository.removeprefix(_OFFICIAL)
     if repository != repository.lower():
-        raise _Slip(
-            "the repository has upper-case letters; "
-            f"repositories are lower case, write '{repository.removeprefix(_OFFICIAL).lower()}'"
+        return f"repositories are lower case; write '{own.lower()}'"
+    if not _REPOSITORY.fullmatch(repository):
+        return (
+            f"'{own}' is no repository; it has a-z and 0-9, and between them '/', '.', '_', '__' "
+            "or '-'. A tag comes after the last slash"
         )
-    for component in repository.split("/"):
-        if _COMPONENT.fullmatch(component):
-            continue
-        if not component:
-            raise _Slip("there is nothing between two slashes; take one slash away")
-        if odd := re.search(r"[^a-z0-9._-]", component):
-            raise _Slip(
-                f"'{odd[0]}' is not allowed in a repository; "
-                "it has a-z, 0-9, and '.', '_' or '-' between them"
-            )
-        if not component[0].isalnum() or not component[-1].isalnum():
-            raise _Slip(
-                f"the part '{component}' begins or ends with a separator; "
-                "'.', '_' and '-' go between letters or digits"
-            )
-        raise _Slip(
-            f"the part '{component}' has separators side by side; "
-            "only '__' and any number of '-' are allowed"
+    if (length := len(f"{registry}/{repository}")) > _LONGEST_NAME:
+        return f"its name has {length} characters; at most {_LONGEST_NAME} are allowed"
+    if tag is not None and not _TAG.fullmatch(tag):
+        return (
+            f"'{tag}' is no tag; that is one word of letters, digits, '_', '.' and '-', at most "
+            "128, and begins with none of the last two"
         )
-
-
-def _check_tag(tag: str) -> None:
-    if len(tag) > _LONGEST_TAG:
-        raise _Slip(f"the tag has {len(tag)} characters; at most {_LONGEST_TAG} are allowed")
-    if odd := re.search(r"[^a-zA-Z0-9_.-]", tag):
-        raise _Slip(f"'{odd[0]}' is not allowed in a tag; it has letters, digits, '_', '.' and '-'")
-    if not _TAG.fullmatch(tag):
-        raise _Slip(f"the tag '{tag}' has a wrong beginning; begin it with a letter, digit or '_'")
-
-
-def _check_digest(digest: str) -> None:
-    algorithm, colon, value = digest.partition(":")
-    if not colon:
-        raise _Slip(f"'{digest}' is no digest; write the algorithm too, 'sha256:' and 64 digits")
-    if algorithm not in _HEX_DIGITS:
-        raise _Slip(
-            f"'{algorithm}' is no digest algorithm of registries; "
-            "they use sha256, seldom sha384 or sha512, in lower case"
+    if digest is not None and not is_digest(digest):
+        return (
+            f"'{digest}' is no digest; that is 'sha256:' and 64 hexadecimal digits in lower case "
+            f"(here are {len(digest.partition(':')[2])}), and comes last. Copy all of it"
         )
-    if odd := re.search(r"[^a-f0-9]", value):
-        what = "in upper case" if odd[0] in "ABCDEF" else "no hexadecimal digit"
-        raise _Slip(f"'{odd[0]}' in the digest is {what}; it has 0-9 and a-f only")
-    if len(value) != _HEX_DIGITS[algorithm]:
-        raise _Slip(
-            f"the digest has {len(value)} digits after '{algorithm}:'; "
-            f"it needs {_HEX_DIGITS[algorithm]}, copy all of it"
-        )
+    return ""

