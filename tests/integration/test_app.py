@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from labapp import images
 from labapp.bench import Bench
-from labapp.contents import Contents
 from labapp.errors import BuildError
-from labapp.feedback import QuietFeedback
-from labapp.images import Running, builds
-from labapp.images.builds import Build
+from labapp.inside.image import Contents
+from labapp.journey.build import Build, build
+from labapp.journey.run import Running, run, run_once
+from labapp.journey.transfer import remove
 from labapp.reference import Reference
 
 VARIANTS = ("full", "slim", "multistage", "minimal")
@@ -76,42 +75,30 @@ COPY --from=selection /root-of-image /
 
 @pytest.fixture(scope="module")
 def built(
-    bench: Bench,
-    variants: dict[str, Build],
-    feedback: QuietFeedback,
-    tmp_path_factory: pytest.TempPathFactory,
+    bench: Bench, variants: dict[str, Build], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Build]]:
     """The images of the four Dockerfiles, and one of a learner's own."""
     dockerfile = tmp_path_factory.mktemp("own") / "Dockerfile"
     dockerfile.write_text(LEARNERS_OWN)
-    own = builds.build(
+    own = build(
         bench.engine,
         bench.application,
         tag=f"{bench.registry.address}/test-app/own:1",
         dockerfile=dockerfile,
         args=bench.build_arguments(dockerfile),
-        labels=bench.state.labels,
-        feedback=feedback,
     )
     yield variants | {"own": own}
-    images.remove(bench.engine, own.reference)
+    remove(bench.engine, own.reference)
 
 
 @pytest.fixture(scope="module")
-def running(
-    bench: Bench, built: dict[str, Build], feedback: QuietFeedback
-) -> Iterator[dict[str, Running]]:
+def running(bench: Bench, built: dict[str, Build]) -> Iterator[dict[str, Running]]:
     started: dict[str, Running] = {}
+    # Else each process has an order of its own for the methods that "Allow" names.
+    order = {"PYTHONHASHSEED": "0"}
     try:
-        for variant, build in built.items():
-            started[variant] = images.run(
-                bench.engine,
-                build.reference,
-                # Else each process has an order of its own for the methods that "Allow" names.
-                environment={"PYTHONHASHSEED": "0"},
-                labels=bench.state.labels,
-                feedback=feedback,
-            )
+        for variant, made in built.items():
+            started[variant] = run(bench.engine, made.reference, environment=order)
         yield started
     finally:
         for service in started.values():
@@ -237,15 +224,12 @@ def test_minimal_says_which_packages_its_files_are_from(
     inside: dict[str, Contents],
     minimal: tarfile.TarFile,
     slim: Reference,
-    feedback: QuietFeedback,
 ) -> None:
     packages = inside["minimal"].packages
     debs = packages[packages["kind"] == "deb"]
     said = dict(zip(debs["name"], debs["version"], strict=True))
     command = ["dpkg-query", "--show", "--showformat=${Package} ${Version}\\n"]
-    printed = images.run_once(
-        bench.engine, slim, command, labels=bench.state.labels, feedback=feedback
-    )
+    printed = run_once(bench.engine, slim, command)
     installed = dict(line.split() for line in printed.splitlines())
     assert said == {name: installed[name] for name in said}
     assert {"libc6", "libssl3t64", "python3.13-minimal", "zlib1g", "base-files"} <= said.keys()
@@ -273,25 +257,20 @@ def test_minimal_says_which_packages_its_files_are_from(
 
 
 def test_a_public_image_gives_a_minimal_one_too(
-    bench: Bench, slim: Reference, tmp_path: Path, feedback: QuietFeedback
+    bench: Bench, slim: Reference, tmp_path: Path
 ) -> None:
-    collected = collect(bench, slim, tmp_path, LIKE_THE_PUBLIC_IMAGE + COLLECTED, feedback)
+    collected = collect(bench, slim, tmp_path, LIKE_THE_PUBLIC_IMAGE + COLLECTED)
     try:
         code = "import sys, ssl, sqlite3, ctypes, zoneinfo; print(sys.base_prefix)"
-        printed = images.run_once(
-            bench.engine,
-            collected.reference,
-            ["/opt-venv/bin/python3", "-c", code],
-            labels=bench.state.labels,
-            feedback=feedback,
-        )
+        command = ["/opt-venv/bin/python3", "-c", code]
+        printed = run_once(bench.engine, collected.reference, command)
         assert printed == "/usr/local\n"
     finally:
-        images.remove(bench.engine, collected.reference)
+        remove(bench.engine, collected.reference)
 
 
 def test_a_missing_library_fails_the_build_and_not_the_server(
-    bench: Bench, slim: Reference, tmp_path: Path, feedback: QuietFeedback
+    bench: Bench, slim: Reference, tmp_path: Path
 ) -> None:
     lost = (
         "RUN cp /usr/local/lib/python3.13/lib-dynload/_curses.*.so /opt/venv/lib/"
@@ -299,50 +278,34 @@ def test_a_missing_library_fails_the_build_and_not_the_server(
     )
     dockerfile = LIKE_THE_PUBLIC_IMAGE + lost + COLLECTED
     with pytest.raises(BuildError, match=r"libncursesw\.so\.6, which this image") as caught:
-        collect(bench, slim, tmp_path, dockerfile, feedback)
+        collect(bench, slim, tmp_path, dockerfile)
     # A part of the standard library that can't work is left out, as in the public slim image.
     assert any("left out: _sqlite3" in line for line in caught.value.log)
 
 
-def collect(
-    bench: Bench, base: Reference, folder: Path, dockerfile: str, feedback: QuietFeedback
-) -> Build:
+def collect(bench: Bench, base: Reference, folder: Path, dockerfile: str) -> Build:
     """Build an image of what ``collect.py`` selects."""
     (folder / "Dockerfile").write_text(dockerfile)
     (folder / "collect.py").write_text((bench.application / "collect.py").read_text())
-    return builds.build(
-        bench.engine,
-        folder,
-        tag=f"{bench.registry.address}/test-app/collected:1",
-        args={"BASE": str(base)},
-        labels=bench.state.labels,
-        feedback=feedback,
-    )
+    tag = f"{bench.registry.address}/test-app/collected:1"
+    return build(bench.engine, folder, tag=tag, args={"BASE": str(base)})
 
 
 def test_the_version_is_told_by_build_argument_and_by_environment(
-    bench: Bench,
-    variants: dict[str, Build],
-    build_variant: Callable[..., Build],
-    feedback: QuietFeedback,
+    bench: Bench, variants: dict[str, Build], build_variant: Callable[..., Build]
 ) -> None:
     newer = build_variant("multistage", VERSION="2.0")
     try:
-        assert made(newer)[0].startswith(("ARG VERSION", "ENV APP_VERSION")), "all above is kept"
+        # What comes last changed, so all that takes time is kept, in whichever steps it is shown.
+        assert not [each for each in made(newer) if each.startswith(("RUN", "COPY"))]
         for environment, expected in ((None, "2.0"), ({"APP_VERSION": "3.0"}, "3.0")):
-            service = images.run(
-                bench.engine,
-                newer.reference,
-                environment=environment,
-                labels=bench.state.labels,
-                feedback=feedback,
-            )
+            service = run(bench.engine, newer.reference, environment=environment)
             try:
                 assert f'"version":"{expected}"' in service.get("/health")
             finally:
                 service.stop()
     finally:
-        images.remove(bench.engine, newer.reference)
+        remove(bench.engine, newer.reference)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

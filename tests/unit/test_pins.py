@@ -2,136 +2,89 @@
 
 from __future__ import annotations
 
-import json
+import re
 import stat
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from registries import Reply, Seen, error, serving
 
-from labapp import pins
 from labapp.errors import DeploymentError, InvalidReference, NotInRegistry, StateError
-from labapp.images.dockerfile import instructions
-from labapp.registry import Registry
+from labapp.journey.pin import pin, pin_deployment, pin_dockerfile
+from labapp.reference import Reference
+from labapp.registry.client import Registry
 
 D = "sha256:" + "0123456789abcdef" * 4
 OLD = "sha256:" + "fedcba9876543210" * 4
 
 
-class _Answers(BaseHTTPRequestHandler):
-    """A registry that knows 'base/python' and 'shop/web', and nothing else."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        known = any(f"/v2/{name}/manifests/" in self.path for name in ("base/python", "shop/web"))
-        body = b"" if known else json.dumps({"errors": [{"code": "MANIFEST_UNKNOWN"}]}).encode()
-        self.send_response(200 if known else 404)
-        self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
-        self.send_header("Content-Type", "application/json")
-        if known:
-            self.send_header("Docker-Content-Digest", D)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def registry() -> Iterator[Registry]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Registry(f"localhost:{server.server_port}")
-        server.shutdown()
-        thread.join()
+    """A registry that knows 'base/python' and 'shop/web', and nothing else."""
+
+    def answer(request: Seen) -> Reply:
+        known = any(
+            f"/v2/{name}/manifests/" in request.path for name in ("base/python", "shop/web")
+        )
+        if not known:
+            return error(404, "MANIFEST_UNKNOWN")
+        return Reply(headers={"Docker-Content-Digest": D})
+
+    with serving(answer) as server:
+        yield Registry(server.address)
 
 
+# Pinned; without the '@D' it is what stood there before.
 DOCKERFILES = {
-    "plain": ("FROM R/base/python:3.13\n", "FROM R/base/python:3.13@D\n"),
-    "no tag": ("FROM R/base/python\n", "FROM R/base/python@D\n"),
-    "stage name and platform": (
-        "FROM --platform=linux/amd64 R/base/python:3.13 AS build\n",
-        "FROM --platform=linux/amd64 R/base/python:3.13@D AS build\n",
-    ),
+    "plain": "FROM R/base/python:3.13@D\n",
+    "no tag": "FROM R/base/python@D\n",
+    "stage name and platform": "FROM --platform=linux/amd64 R/base/python:3.13@D AS build\n",
     "comments, spaces and case": (
-        "# syntax=docker/dockerfile:1\n#FROM R/a:1\n  from   R/base/python:3   as\tx  \n",
-        "# syntax=docker/dockerfile:1\n#FROM R/a:1\n  from   R/base/python:3@D   as\tx  \n",
+        "# syntax=docker/dockerfile:1\n#FROM R/a:1\n  from   R/base/python:3@D   as\tx  \n"
     ),
     "continued line": (
-        "FROM --platform=$BUILDPLATFORM \\\n  # why\n\n    R/base/python:3 \\\n    AS b\n",
-        "FROM --platform=$BUILDPLATFORM \\\n  # why\n\n    R/base/python:3@D \\\n    AS b\n",
+        "FROM --platform=$BUILDPLATFORM \\\n  # why\n\n    R/base/python:3@D \\\n    AS b\n"
     ),
-    "another escape": (
-        "# escape=`\nFROM `\n R/base/python:3\nRUN dir C:\\\nFROM R/shop/web:1\n",
-        "# escape=`\nFROM `\n R/base/python:3@D\nRUN dir C:\\\nFROM R/shop/web:1@D\n",
-    ),
-    "windows line ends": (
-        "FROM R/base/python:3\r\nRUN a \\\r\n  b\r\n",
-        "FROM R/base/python:3@D\r\nRUN a \\\r\n  b\r\n",
-    ),
-    "byte order mark, no newline at the end": (
-        "\ufeffFROM R/base/python:3",
-        "\ufeffFROM R/base/python:3@D",
-    ),
+    "another escape": "# escape=`\nFROM `\n R/base/python:3@D\nRUN dir C:\\\nFROM R/shop/web:1@D\n",
+    "windows line ends": "FROM R/base/python:3@D\r\nRUN a \\\r\n  b\r\n",
+    "byte order mark, no newline at the end": "\ufeffFROM R/base/python:3@D",
     "stages are left alone": (
-        "FROM R/base/python:3 AS Build\nFROM build AS test\nFROM test\nFROM scratch\n",
-        "FROM R/base/python:3@D AS Build\nFROM build AS test\nFROM test\nFROM scratch\n",
+        "FROM R/base/python:3@D AS Build\nFROM build AS test\nFROM test\nFROM scratch\n"
     ),
-    "argument": (
-        "ARG BASE=R/base/python:3\nFROM ${BASE} AS a\nFROM $BASE\n",
-        "ARG BASE=R/base/python:3@D\nFROM ${BASE} AS a\nFROM $BASE\n",
-    ),
-    "quoted argument among others": (
-        'ARG A=1 BASE="R/base/python:3" C=\'x y\'\nFROM "${BASE}"\n',
-        'ARG A=1 BASE="R/base/python:3@D" C=\'x y\'\nFROM "${BASE}"\n',
-    ),
+    "argument": "ARG BASE=R/base/python:3@D\nFROM ${BASE} AS a\nFROM $BASE\n",
+    "quoted argument among others": 'ARG A=1 BASE="R/base/python:3@D" C=\'x y\'\nFROM "${BASE}"\n',
     "the argument's last default counts": (
-        "ARG BASE=R/base/python:1\nARG BASE=R/base/python:2\nFROM $BASE\nARG BASE=R/shop/web:1\n",
-        "ARG BASE=R/base/python:1\nARG BASE=R/base/python:2@D\nFROM $BASE\nARG BASE=R/shop/web:1\n",
+        "ARG BASE=R/base/python:1\nARG BASE=R/base/python:2@D\nFROM $BASE\nARG BASE=R/shop/web:1\n"
     ),
-    "default in the FROM line": (
-        "ARG BASE\nFROM ${BASE:-R/base/python:3}\n",
-        "ARG BASE\nFROM ${BASE:-R/base/python:3@D}\n",
+    "default in the FROM line": "ARG BASE\nFROM ${BASE:-R/base/python:3@D}\n",
+    "default of an empty argument": (
+        "ARG BASE=\nARG OTHER=''\nFROM ${BASE:-R/base/python:3@D}\nFROM ${OTHER:-R/shop/web:1@D}\n"
     ),
-    "argument that names a stage": (
-        "ARG FINAL=one\nFROM R/base/python:3 AS one\nFROM ${FINAL}\n",
-        "ARG FINAL=one\nFROM R/base/python:3@D AS one\nFROM ${FINAL}\n",
-    ),
+    "argument that names a stage": "ARG FINAL=one\nFROM R/base/python:3@D AS one\nFROM ${FINAL}\n",
     "here-document": (
-        "FROM R/base/python:3\nRUN <<EOF\nFROM R/base/python:no\nEOF\nCOPY <<-'A' <<B /x\n"
-        "\tFROM R/a:1\n\tA\nFROM R/b:1\nB\nFROM R/shop/web:1\n",
         "FROM R/base/python:3@D\nRUN <<EOF\nFROM R/base/python:no\nEOF\nCOPY <<-'A' <<B /x\n"
-        "\tFROM R/a:1\n\tA\nFROM R/b:1\nB\nFROM R/shop/web:1@D\n",
+        "\tFROM R/a:1\n\tA\nFROM R/b:1\nB\nFROM R/shop/web:1@D\n"
     ),
     "shift operator is no here-document": (
-        "FROM R/base/python:3\nRUN echo $((1<<2)) <<x\nFROM R/shop/web:1\n",
-        "FROM R/base/python:3@D\nRUN echo $((1<<2)) <<x\nFROM R/shop/web:1@D\n",
+        "FROM R/base/python:3@D\nRUN echo $((1<<2)) <<x\nFROM R/shop/web:1@D\n"
     ),
     "copied from an image": (
-        "FROM R/base/python:3 AS a\nCOPY --from=a /x /x\nCOPY --from=0 /y /y\n"
-        "COPY --chown=1:1 --from=R/shop/web:1 /z /z\n",
         "FROM R/base/python:3@D AS a\nCOPY --from=a /x /x\nCOPY --from=0 /y /y\n"
-        "COPY --chown=1:1 --from=R/shop/web:1@D /z /z\n",
+        "COPY --chown=1:1 --from=R/shop/web:1@D /z /z\n"
     ),
-    "bytes that are no UTF-8": (
-        "# caf\udce9\nFROM R/base/python:3\n",
-        "# caf\udce9\nFROM R/base/python:3@D\n",
+    "mounted from an image": (
+        "FROM R/base/python:3@D AS a\n"
+        "RUN --mount=from=R/shop/web:1@D,target=/x --mount=type=cache,target=/c "
+        "echo --mount=from=R/none/such:1\nRUN --mount=type=bind,from=a,target=/a "
+        "--mount=type=bind,target=/b,from=R/shop/web:2@D x\n"
     ),
+    "kept for later": (
+        "FROM R/base/python:3@D\nONBUILD RUN <<EOF\nFROM R/none/such:2\nEOF\n"
+        "ONBUILD COPY --from=R/shop/web:1@D /x /x\nonbuild run --mount=from=R/shop/web:1@D x\n"
+    ),
+    "bytes that are no UTF-8": "# caf\udce9\nFROM R/base/python:3@D\n",
 }
 
 
@@ -144,31 +97,32 @@ def _write(path: Path, text: str, registry: Registry) -> bytes:
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_dockerfile(name: str, registry: Registry, tmp_path: Path) -> None:
-    before, after = DOCKERFILES[name]
+    after = DOCKERFILES[name]
     expected = _write(tmp_path / "expected", after, registry)
     path = tmp_path / "Dockerfile"
-    _write(path, before, registry)
-    changes = pins.pin_dockerfile(path, registry)
+    _write(path, after.replace("@D", ""), registry)
+    changes = pin_dockerfile(path, registry)
     assert path.read_bytes() == expected
     assert changes
     lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
     for change in changes:
         assert change.after in lines[change.line - 1]
         assert change.after == f"{change.before}@{D}"
-    assert pins.pin_dockerfile(path, registry) == []
+    assert pin_dockerfile(path, registry) == []
     assert path.read_bytes() == expected
 
 
 BAD_DOCKERFILES = {
-    "put together": ("ARG V=3\nFROM R/base/python:${V}\n", InvalidReference, "line 2: .*parts"),
+    "put together": ("ARG V=3\nFROM R/base/python:${V}\n", InvalidReference, "line 2"),
     "default put together": (
         "ARG V=3\nARG BASE=R/base/python:${V}\nFROM $BASE\n",
         InvalidReference,
-        "line 2: .*parts",
+        "line 2",
     ),
-    "no default": ("# x\nARG BASE\nFROM $BASE\n", InvalidReference, "line 3: .*no default"),
+    "no default": ("# x\nARG BASE\nFROM $BASE\n", InvalidReference, "line 3: .*BASE"),
     "other registry": ("FROM python:3.13\n", InvalidReference, "line 1: .*'docker.io'"),
-    "no reference": ("FROM R/Base/python:3\n", InvalidReference, "line 1: .*upper-case"),
+    "no default, or an empty one": ("ARG BASE=\nFROM $BASE\n", InvalidReference, "line 2: .*BASE"),
+    "no reference": ("FROM R/Base/python:3\n", InvalidReference, "line 1: .*Base"),
     "not there": (
         "FROM R/base/python:3\nFROM R/none/such:1\n",
         NotInRegistry,
@@ -183,57 +137,52 @@ def test_bad_dockerfile_stays_as_it_is(name: str, registry: Registry, tmp_path: 
     path = tmp_path / "Dockerfile"
     before = _write(path, text, registry)
     with pytest.raises(kind, match=said):
-        pins.pin_dockerfile(path, registry)
+        pin_dockerfile(path, registry)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
+# What is in brackets stands there before; the digest instead of it afterwards.
 DEPLOYMENTS = {
     "plain, comments kept": (
-        "# Top.\nservices:\n  web:   # the shop\n    image:   R/shop/web:1.4   # tested?\n"
-        "    ports:\n    - '8000'\n",
-        "# Top.\nservices:\n  web:   # the shop\n    image:   R/shop/web@D   # tested?\n"
-        "    ports:\n    - '8000'\n",
+        "# Top.\nservices:\n  web:   # the shop\n    image:   R/shop/web«:1.4»   # tested?\n"
+        "    ports:\n    - '8000'\n"
     ),
     "quotes and windows line ends": (
-        "services:\r\n  a: {image: \"R/shop/web:1\"}\r\n  b:\r\n    image: 'R/base/python'\r\n",
-        "services:\r\n  a: {image: \"R/shop/web@D\"}\r\n  b:\r\n    image: 'R/base/python@D'\r\n",
+        "services:\r\n  a: {image: \"R/shop/web«:1»\"}\r\n  b:\r\n    image: 'R/base/python«»'\r\n"
     ),
     "anchor and merge": (
-        "x-web: &web\n  image: &i R/shop/web:1\nservices:\n  a: {<<: *web}\n  b:\n    image: *i\n",
-        "x-web: &web\n  image: &i R/shop/web@D\nservices:\n  a: {<<: *web}\n  b:\n    image: *i\n",
+        "x-web: &web\n  image: &i R/shop/web«:1»\nservices:\n  a: {<<: *web}\n  b:\n    image: *i\n"
     ),
     "image on the next line, é before it": (
-        "\ufeffname: x\n# é\nservices:\n  a:\n    image:\n      R/shop/web:1\n",
-        "\ufeffname: x\n# é\nservices:\n  a:\n    image:\n      R/shop/web@D\n",
+        "\ufeffname: x\n# é\nservices:\n  a:\n    image:\n      R/shop/web«:1»\n"
+    ),
+    "what deploy would not run": (
+        "version: 3\nservices:\n  a:\n    build: .\n"
+        "  b:\n    image: R/shop/web«:1»\n    restart: always\n"
+        "    deploy: {resources: {limits: {cpus: 0.5}}}\n    environment: {A: $B}\n"
+        "    ports: [{target: 80}]\nvolumes:\n  data:\nnetworks: {x: {driver: bridge}}\n"
     ),
     "one of two is pinned already": (
-        "services:\n  a:\n    image: R/shop/web@OLD\n  b:\n    image: R/shop/web:2\n",
-        "services:\n  a:\n    image: R/shop/web@OLD\n  b:\n    image: R/shop/web@D\n",
+        f"services:\n  a:\n    image: R/shop/web@{OLD}\n  b:\n    image: R/shop/web«:2»\n"
     ),
 }
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_deployment(name: str, registry: Registry, tmp_path: Path) -> None:
-    before, after = (text.replace("@OLD", f"@{OLD}") for text in DEPLOYMENTS[name])
-    expected = _write(tmp_path / "expected", after, registry)
+    text = DEPLOYMENTS[name]
+    expected = _write(tmp_path / "expected", re.sub("«.*?»", "@D", text), registry)
     path = tmp_path / "deployment.yaml"
-    _write(path, before, registry)
-    changes = pins.pin_deployment(path, registry)
+    _write(path, re.sub("«(.*?)»", r"\1", text), registry)
+    changes = pin_deployment(path, registry)
     assert path.read_bytes() == expected
-    assert changes
+    assert len(changes) == text.count("«")
     lines = path.read_text(encoding="utf-8").split("\n")
     for change in changes:
-        assert change.after == f"{change.before.rpartition('/')[0]}/{_last(change.before)}@{D}"
         assert change.after in lines[change.line - 1]
-    assert pins.pin_deployment(path, registry) == []
-    assert all("@" in image for image in pins.deployment_images(path).values())
-
-
-def _last(image: str) -> str:
-    """Return the last part of an image's name, without its tag."""
-    return image.rpartition("/")[2].partition(":")[0]
+        assert Reference.parse(change.before).name == change.after.removesuffix(f"@{D}")
+    assert pin_deployment(path, registry) == []
 
 
 def test_deployment_that_is_not_pinned_stays_as_it_is(registry: Registry, tmp_path: Path) -> None:
@@ -241,26 +190,26 @@ def test_deployment_that_is_not_pinned_stays_as_it_is(registry: Registry, tmp_pa
     text = "services:\n  a:\n    image: R/shop/web:1\n  b:\n    image: R/none/such:2\n"
     before = _write(path, text, registry)
     with pytest.raises(NotInRegistry, match=r"line 5: .*none/such"):
-        pins.pin_deployment(path, registry)
+        pin_deployment(path, registry)
     assert path.read_bytes() == before
     path.write_text("services:\n  a:\n    image: >-\n      localhost:1/x\n      y\n")
-    with pytest.raises(DeploymentError, match="line 3: 'image' is not a reference on one line"):
-        pins.pin_deployment(path, registry)
+    with pytest.raises(DeploymentError, match="line 3: 'image'"):
+        pin_deployment(path, registry)
 
 
 def test_pin(registry: Registry) -> None:
     name = f"{registry.address}/shop/web"
-    assert str(pins.pin(registry, f"{name}:1.4")) == f"{name}@{D}"
-    assert str(pins.pin(registry, f"{name}:1.4@{OLD}")) == f"{name}@{OLD}"
+    assert str(pin(registry, f"{name}:1.4")) == f"{name}@{D}"
+    assert str(pin(registry, f"{name}:1.4@{OLD}")) == f"{name}@{OLD}"
     other = name.replace("localhost", "127.0.0.1")
-    assert str(pins.pin(registry, other)) == f"{other}@{D}"
+    assert str(pin(registry, other)) == f"{other}@{D}"
     with pytest.raises(InvalidReference, match=r"'docker\.io'"):
-        pins.pin(registry, "python:3.13")
+        pin(registry, "python:3.13")
 
 
 def test_file_that_is_missing(registry: Registry, tmp_path: Path) -> None:
-    for function in (pins.pin_dockerfile, pins.pin_deployment):
-        with pytest.raises(StateError, match="No such file"):
+    for function in (pin_dockerfile, pin_deployment):
+        with pytest.raises(StateError, match="none"):
             function(tmp_path / "none", registry)
 
 
@@ -272,30 +221,7 @@ def test_mode_and_link_are_kept(registry: Registry, tmp_path: Path) -> None:
     # An ordinary user of Windows may not make a symbolic link.
     is_link = sys.platform != "win32"
     named.symlink_to(path) if is_link else path.rename(named)
-    pins.pin_dockerfile(named, registry)
+    pin_dockerfile(named, registry)
     assert named.is_symlink() == is_link
     assert D in named.read_text()
     assert stat.S_IMODE(named.stat().st_mode) == mode
-
-
-_lines = st.lists(
-    st.one_of(
-        st.sampled_from(
-            ["FROM a AS b", "RUN x \\", "# c", "", "COPY <<E /x", "E", "ARG A=b", "  \\", "\ufeff"]
-        ),
-        st.text(max_size=12),
-    ),
-    max_size=12,
-)
-
-
-@given(_lines, st.sampled_from(["\n", "\r\n"]))
-def test_words_stand_where_they_say(lines: list[str], end: str) -> None:
-    text = end.join(lines)
-    last = 0
-    for instruction in instructions(text):
-        assert last < instruction.line <= instruction.last_line <= text.count("\n") + 1
-        last = instruction.last_line
-        for word in instruction.words:
-            assert text[word.start] == word.text[0]
-            assert text[word.end - 1] == word.text[-1]

@@ -5,9 +5,11 @@ Source: https://docs.docker.com/reference/dockerfile/ (format, parser directives
 
 from __future__ import annotations
 
+import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+_BLANK = " \t\ufeff"
 _DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$")
 _HEREDOC = re.compile(r"(?<!\S)\d*<<(-?)([\"']?)([A-Za-z_][A-Za-z0-9_.-]*)\2(?![<A-Za-z0-9_.-])")
 
@@ -39,44 +41,46 @@ class Instruction:
     line: int
     last_line: int
 
+    @property
+    def acting(self) -> Instruction:
+        """What is done in the end: of an ``ONBUILD`` the instruction that it keeps for later."""
+        if self.keyword != "ONBUILD" or not self.words:
+            return self
+        return replace(self, keyword=self.words[0].text.upper(), words=self.words[1:])
+
 
 def instructions(text: str) -> list[Instruction]:
-    """Return the instructions of a Dockerfile in order.
-
-    Nothing is checked: a Dockerfile that the engine refuses is read as far as it makes sense.
-    """
+    """Return the instructions in order; a faulty Dockerfile is read as far as it makes sense."""
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
-    continued = _continued(_escape(lines))
-    found = []
+    starts = [0, *itertools.accumulate(map(len, lines))]
+    escape = re.escape(_escape(lines))
+    continued = re.compile(rf"(?<!{escape}){escape}[ \t]*$")
+    found: list[Instruction] = []
     number = 0
     while number < len(lines):
-        first = number
-        characters: list[tuple[str, int]] = []
-        more = True
+        first, joined, places, more = number, "", list[int](), True
         while more and number < len(lines):
-            line = lines[number].rstrip("\r\n")
-            offset = starts[number]
+            line, offset = lines[number].rstrip("\r\n"), starts[number]
             number += 1
-            if line.lstrip(" \t\ufeff").startswith("#") or not line.strip(" \t\ufeff"):
+            if line.lstrip(_BLANK).startswith("#") or not line.strip(_BLANK):
                 # Comments and empty lines may stand between the lines of one instruction.
-                more = bool(characters)
+                more = bool(joined)
                 continue
             end = continued.search(line)
             more = end is not None
             kept = line[: end.start()] if end else line
-            characters += [(char, offset + place) for place, char in enumerate(kept)]
-        if not characters:
-            continue
-        words = _words(characters)
+            joined += kept
+            places += range(offset, offset + len(kept))
+        words = [
+            Word(word[0], places[word.start()], places[word.end() - 1] + 1)
+            for word in re.finditer(rf"[^{_BLANK}]+", joined)
+        ]
         if words:
-            logical = "".join(char for char, _ in characters).strip(" \t\ufeff")
-            keyword = words[0].text.upper()
-            if keyword in {"RUN", "COPY", "ADD"}:
-                number = _after_heredocs(logical, lines, number)
+            keyword, logical = words[0].text.upper(), joined.strip(_BLANK)
             found.append(Instruction(keyword, tuple(words[1:]), logical, first + 1, number))
+            if found[-1].acting.keyword in {"RUN", "COPY", "ADD"}:
+                number = _after_heredocs(logical, lines, number)
+                found[-1] = replace(found[-1], last_line=number)
     return found
 
 
@@ -89,24 +93,6 @@ def _escape(lines: list[str]) -> str:
         if directive[1].lower() == "escape":
             return directive[2]
     return "\\"
-
-
-def _continued(escape: str) -> re.Pattern[str]:
-    sign = re.escape(escape)
-    return re.compile(rf"(?<!{sign}){sign}[ \t]*$")
-
-
-def _words(characters: list[tuple[str, int]]) -> list[Word]:
-    words: list[Word] = []
-    current: list[tuple[str, int]] = []
-    for char, place in [*characters, (" ", -1)]:
-        if char not in " \t\ufeff":
-            current.append((char, place))
-        elif current:
-            text = "".join(part for part, _ in current)
-            words.append(Word(text, current[0][1], current[-1][1] + 1))
-            current = []
-    return words
 
 
 def _after_heredocs(logical: str, lines: list[str], number: int) -> int:

@@ -1,0 +1,394 @@
+"""Builds: a Dockerfile and a folder become an image.
+
+``docker build`` does the work, whichever builder it has, and what it prints is read as steps. It
+prints in two ways: the classic builder as ``Step 1/3 : FROM …``, and BuildKit, with
+``BUILDKIT_PROGRESS=plain``, as ``#5 [1/3] FROM …``.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labapp import feedback
+from labapp.errors import BuildError, EngineLost
+from labapp.feedback import Bars
+from labapp.journey.dockerfile import instructions
+from labapp.machine.engine import Engine
+from labapp.reference import Reference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOG_LINES = 12
+"""How many lines of a failed step's log, and of its instruction, a message shows."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_SENT = re.compile(r"(?:transferring context:|build context to Docker daemon) +([\d.]+)([kMG]?)B")
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_WRAPPINGS = re.compile(
+    r"(?:ERROR: |Error response from daemon: |failed to build: |failed to solve: )+"
+)
+_PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)")
+
+_CLASSIC_STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
+_CLASSIC_NOISE = re.compile(
+    r"^ ---> .*|Removing intermediate container [0-9a-f]+$|^Successfully (built|tagged) [\w./:-]+$"
+)
+
+_VERTEX = re.compile(r"#(\d+) (.*)")
+_VERTEX_STEP = re.compile(r"\[(?:(\S+) +)?(\d+)/(\d+)\] (.*)")
+_VERTEX_LOG = re.compile(r"\d+\.\d+ (.*)")
+_PLACE = re.compile(r"[^\s#>].*:(\d+)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a build.
+
+    Attributes:
+        number: from 1, in the order of the Dockerfile.
+        instruction: as the builder prints it.
+        cached: whether its result came from the build cache.
+        seconds: how long it took.
+        stage: the name of its stage, where the Dockerfile gives it one.
+        log: the lines that it printed.
+    """
+
+    number: int
+    instruction: str
+    cached: bool = False
+    seconds: float = 0.0
+    stage: str | None = None
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a build made, and how.
+
+    Attributes:
+        reference: the image's name.
+        image_id: what this engine calls the image; another engine calls it something else.
+        steps: in the order of the Dockerfile.
+        seconds: how long it took in all.
+        context_bytes: how much of the folder was sent to the builder, as exactly as it says.
+    """
+
+    reference: Reference
+    image_id: str
+    steps: tuple[Step, ...]
+    seconds: float
+    context_bytes: int
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a step: ``step``, ``instruction``, ``cached``, ``seconds`` (to the hundredth).
+
+        A build of several stages has a column ``stage`` as well, after ``step``. ``cached`` is
+        empty for the steps that only choose the base image: there is nothing to cache.
+        """
+        import pandas as pd  # A second that quick commands need not pay.
+
+        bases = choosing(self.steps)
+        rows = [
+            {
+                "step": step.number,
+                "stage": step.stage or "",
+                "instruction": step.instruction,
+                "cached": "" if step.number in bases else step.cached,
+                "seconds": round(step.seconds, 2),
+            }
+            for step in self.steps
+        ]
+        table = pd.DataFrame(rows, columns=["step", "stage", "instruction", "cached", "seconds"])
+        return table if table["stage"].any() else table.drop(columns="stage")
+
+
+def choosing(steps: Sequence[Step]) -> set[int]:
+    """Return the numbers of the steps that only choose a base image: nothing to cache there."""
+    keywords = [step.instruction.split(" ", 1)[0].upper() for step in steps]
+    first = keywords.index("FROM") if "FROM" in keywords else 0
+    return {
+        step.number
+        for place, (step, keyword) in enumerate(zip(steps, keywords, strict=True))
+        if keyword == "FROM" or place < first
+    }
+
+
+def build(
+    engine: Engine,
+    context: Path,
+    *,
+    tag: str,
+    dockerfile: Path | None = None,
+    args: Mapping[str, str] | None = None,
+    target: str | None = None,
+    cache: bool = True,
+) -> Build:
+    """Build an image with the engine's labels, which the printed command leaves out."""
+    reference = Reference.parse(tag)
+    if reference.is_pinned:
+        raise BuildError(
+            f"building '{tag}': the digest comes out of a push, so a build can't be given one. "
+            "Leave out the '@' and what follows it."
+        )
+    file = dockerfile if dockerfile is not None else context / "Dockerfile"
+    try:
+        text = file.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise BuildError(
+            f"building '{tag}': reading the Dockerfile '{_shown(file)}': {error.strerror}. "
+            "Name the right file, or write one."
+        ) from error
+    argv = ["docker", "build", "-t", tag]
+    if file != context / "Dockerfile":
+        argv += ["-f", _shown(file)]
+    for name, value in (args or {}).items():
+        argv += ["--build-arg", f"{name}={value}"]
+    if target is not None:
+        argv += ["--target", target]
+    if not cache:
+        argv += ["--no-cache"]
+    if engine.builder == "classic":
+        # Else the containers of a build that fails stay, and nothing marks them as the lab's.
+        argv += ["--force-rm"]
+    feedback.command([*argv, _shown(context)])
+    argv += [f"--label={name}={value}" for name, value in engine.labels.items()]
+    doing = f"building '{tag}' from '{_shown(file)}'"
+    began = time.monotonic()
+    with feedback.bars(f"building {tag}", unit="steps") as bars:
+        told = _run(engine, [*argv, _shown(context)], text, bars, doing)
+        bars.finish("steps", f"{sum(step.cached for step in told.steps)} from the cache")
+    with engine.doing(doing, BuildError):
+        # What BuildKit calls it is the digest of the config, whatever the engine's store.
+        image_id = str(engine.client.images.get(tag).id)
+    return Build(reference, image_id, tuple(told.steps), time.monotonic() - began, told.sent)
+
+
+def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> _Steps:
+    """Let ``docker build`` build, and return what it told; ``text`` is the Dockerfile's."""
+    classic = engine.builder == "classic"
+    told: _ClassicSteps | _BuildKitSteps
+    told = _ClassicSteps(text) if classic else _BuildKitSteps(text)
+    try:
+        process = subprocess.Popen(
+            argv,
+            env=engine.environment() | _settings(engine),
+            stdout=subprocess.PIPE,
+            # BuildKit's progress goes there; of the classic builder, a line or two of complaint.
+            stderr=subprocess.PIPE if classic else subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError as error:
+        raise BuildError(
+            f"{doing}: starting 'docker': {error.strerror}. Is docker's command line installed, "
+            "and in PATH?"
+        ) from error
+    with process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                told.read(_COLOURS.sub("", line.rstrip("\r\n")))
+                if now := told.running:
+                    bars.update("steps", len(told.steps), told.total, now.instruction[:50])
+        except BaseException:
+            process.terminate()
+            raise
+        complaint = (process.stderr.read() if process.stderr else "").strip().rpartition("\n")[2]
+    told.end()
+    if process.returncode == 0:
+        return told
+    if not engine.is_alive():
+        raise EngineLost(
+            f"{doing}: the engine at '{engine.host}' stopped before the build ended. "
+            "Run 'python3 -m labapp start', then build again."
+        )
+    cause = told.error or complaint or f"docker build ended with status {process.returncode}"
+    raise _failure(doing, told, text, cause, context=argv[-1])
+
+
+def _settings(engine: Engine) -> dict[str, str]:
+    """Return the variables that make ``docker build`` use this engine's builder, and no other."""
+    if engine.builder == "classic":
+        return {"DOCKER_BUILDKIT": "0"}
+    return {
+        "DOCKER_BUILDKIT": "1",
+        # One that 'docker buildx create' made runs in a container, where "localhost" is another.
+        "BUILDX_BUILDER": engine.variables.get("DOCKER_CONTEXT", "default"),
+        "BUILDKIT_PROGRESS": "plain",
+        # An attestation would make the tag name an index.
+        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+    }
+
+
+class _Steps:
+    """Reads what a builder prints, line by line.
+
+    Attributes:
+        written: the Dockerfile's instructions.
+        stages: the names of its stages in order; None for one without a name.
+        sent: bytes of the build context that were sent.
+        steps: that have ended; in the order of the Dockerfile once all is read.
+        running: a step that has begun and not ended yet.
+        total: how many steps there are, as far as it is known.
+        failed: the step that ended the build.
+        error: what the builder said when it gave up.
+        line: of the Dockerfile that failed, from 1, where the builder names it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.written = instructions(text)
+        froms = ([w.text for w in each.words] for each in self.written if each.keyword == "FROM")
+        self.stages = [w[-1] if len(w) > 2 and w[-2].upper() == "AS" else None for w in froms]
+        self.sent = self.total = 0
+        self.steps: list[Step] = []
+        self.running: Step | None = None
+        self.failed: Step | None = None
+        self.error = ""
+        self.line: int | None = None
+
+
+class _ClassicSteps(_Steps):
+    """Reads what the classic builder prints to its standard output.
+
+    Labels given to a build come as one step more, which is not shown, since nobody wrote it.
+    """
+
+    _log: list[str]
+    _began: float
+
+    def read(self, line: str) -> None:
+        step = _CLASSIC_STEP.match(line)
+        last = self.running or self.failed
+        # A program may print "Step 9/9 : " too.
+        if step and int(step[1]) == (last.number if last else 0) + 1:
+            self.end()
+            number, self.total = int(step[1]), min(int(step[2]), len(self.written))
+            if number <= self.total:
+                froms = [each.keyword for each in self.written[:number]].count("FROM")
+                stage = self.stages[froms - 1] if froms else None
+                self.running = Step(number, step[3].strip(), stage=stage)
+                self._log, self._began = [], time.monotonic()
+        elif self.running is None:
+            self.sent = _sent(line) or self.sent
+        elif line.startswith(" ---> Using cache"):
+            self.running = replace(self.running, cached=True)
+        # What a program printed last may have no line end.
+        elif line := _CLASSIC_NOISE.sub("", line):
+            self._log.append(line)
+
+    def end(self) -> None:
+        if self.running is not None:
+            seconds = time.monotonic() - self._began
+            # Should the build have failed, then in the step that was the last to begin.
+            self.failed = replace(self.running, seconds=seconds, log=tuple(self._log))
+            self.steps.append(self.failed)
+        self.running = None
+
+
+class _BuildKitSteps(_Steps):
+    """Reads what BuildKit prints as plain progress.
+
+    It counts the steps of each stage apart, runs stages side by side, and shows no step for an
+    instruction that changes no file.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._open: dict[str, Step] = {}
+        self._totals: dict[str | None, int] = {}
+        self._keys: set[str] = set()
+
+    def read(self, line: str) -> None:
+        if vertex := _VERTEX.match(line):
+            self._read_vertex(vertex[1], vertex[2].rstrip())
+            self.running = next(reversed(self._open.values()), None)
+        elif place := _PLACE.fullmatch(line):
+            self.line = int(place[1])
+        elif line.startswith("ERROR: "):
+            self.error = line
+
+    def end(self) -> None:
+        order = {f"stage-{number}": number for number in range(len(self.stages))}
+        order |= {name: number for number, name in enumerate(self.stages) if name is not None}
+        self.steps.sort(key=lambda step: (order.get(step.stage or "", len(order)), step.number))
+        self.steps = [
+            replace(step, number=number, stage=step.stage if step.stage in self.stages else None)
+            for number, step in enumerate(self.steps, start=1)
+        ]
+
+    def _read_vertex(self, key: str, text: str) -> None:
+        header = _VERTEX_STEP.fullmatch(text)
+        step = self._open.get(key)
+        if header and key not in self._keys:
+            self._keys.add(key)
+            self._open[key] = Step(int(header[2]), header[4], stage=header[1])
+            self._totals[header[1]] = int(header[3])
+            self.total = sum(self._totals.values())
+        elif sent := _sent(text):
+            self.sent = max(self.sent, sent)
+        elif step is None or header:
+            return
+        elif text == "CACHED":
+            self._end(key, replace(step, cached=True))
+        elif text.startswith("DONE "):
+            self._end(key, replace(step, seconds=float(text[5:].rstrip("s"))))
+        elif text.startswith("ERROR: "):
+            self.failed = step
+            self._end(key, step)
+        elif printed := _VERTEX_LOG.fullmatch(text):
+            self._open[key] = replace(step, log=(*step.log, printed[1]))
+
+    def _end(self, key: str, step: Step) -> None:
+        del self._open[key]
+        self.steps.append(step)
+
+
+def _sent(line: str) -> int:
+    """Return how many bytes of context a line tells of; 0 if of none."""
+    found = _SENT.search(line)
+    return round(float(found[1]) * _UNITS[found[2]]) if found else 0
+
+
+def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -> BuildError:
+    """Return the error of a failed build, which quotes the Dockerfile and the log."""
+    cause = _WRAPPINGS.sub("", cause, count=1).rstrip(".")
+    step, line = told.failed, told.line
+    unread = _PARSE_LINE.search(cause)
+    if unread:
+        line = int(unread[1])
+    elif line is None and step is not None and step.number <= len(told.written):
+        line = told.written[step.number - 1].line
+    log = step.log[-LOG_LINES:] if step is not None else ()
+    parts = [f"{doing}: {f'line {line}: ' if line else ''}{cause}."]
+    keyword, heredoc = "", False
+    for guilty in told.written:
+        if line is not None and guilty.line <= line <= guilty.last_line:
+            keyword, heredoc = guilty.keyword, guilty.line < line and "<<" in guilty.text
+            quoted = text.split("\n")[guilty.line - 1 : guilty.last_line][:LOG_LINES]
+            parts += [f"  {guilty.line + n:>3} | {each}".rstrip() for n, each in enumerate(quoted)]
+    if log:
+        parts += ["Its log ends:", *(f"      {each}" for each in log)]
+    if "requires BuildKit" in cause or (unread and heredoc):
+        parts += ["This engine has the classic builder only; write the line without that."]
+    elif keyword in {"COPY", "ADD"} and not unread:
+        parts += [f"Paths count from '{context}'. Does .dockerignore leave the file out?"]
+    elif keyword == "FROM" and not unread:
+        parts += ["Check the image's name, and that its registry answers."]
+    else:
+        parts += ["Mend the Dockerfile there, and build again."]
+    return BuildError("\n".join(parts), log=log, line=line)
+
+
+def _shown(path: Path) -> str:
+    """Return a path as one would type it here."""
+    whole, here = path.absolute(), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)

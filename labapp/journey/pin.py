@@ -1,0 +1,176 @@
+"""Pins: a tag becomes the digest that it stands for now, also inside files.
+
+Files are changed where a reference stands, and nowhere else: comments, layout and line ends stay.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from labapp.errors import InvalidReference, LabError, StateError
+from labapp.journey.deploy import image_spans
+from labapp.journey.dockerfile import Instruction, instructions
+from labapp.reference import Reference
+from labapp.registry.client import Registry
+from labapp.state import write_atomically
+
+Span = tuple[int, int]
+"""Where a reference begins and ends in a file's text."""
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One reference that was rewritten: its line, from 1, and its text before and after."""
+
+    line: int
+    before: str
+    after: str
+
+
+def pin(registry: Registry, reference: Reference | str) -> Reference:
+    """Return ``repository@sha256:…`` for what a tag names now, as the registry tells it.
+
+    One with a digest only loses its tag.
+    """
+    if isinstance(reference, str):
+        reference = Reference.parse(reference)
+    return reference.pinned(reference.digest or registry.digest(reference))
+
+
+def pin_dockerfile(path: Path, registry: Registry) -> list[Change]:
+    """Pin the images that a Dockerfile starts from, copies from or mounts; return the changes.
+
+    The tag stays beside the digest, as a word to humans; docker heeds the digest. Where ``FROM``
+    takes its image from an ``ARG``, the default of that ``ARG`` is pinned. If one of the
+    references can't be pinned, nothing is changed.
+    """
+    text = _read(path)
+    return _rewrite(
+        path,
+        text,
+        _image_spans(text, path),
+        lambda each: each.with_digest(registry.digest(each)),
+    )
+
+
+def pin_deployment(path: Path, registry: Registry) -> list[Change]:
+    """Pin the images of a compose file, each as ``repository@sha256:…``; return the changes.
+
+    If one of them can't be pinned, nothing is changed. What else the file says is all the same.
+    """
+    text = _read(path)
+    return _rewrite(path, text, image_spans(text, path), lambda each: pin(registry, each))
+
+
+def dockerfile_images(path: Path) -> list[str]:
+    """Return the images that a Dockerfile names, as they are written."""
+    text = _read(path)
+    return [text[slice(*span)] for span in _image_spans(text, path)]
+
+
+def _image_spans(text: str, path: Path) -> list[Span]:
+    """Return where references to images stand in a Dockerfile; stages and ``scratch`` left out."""
+    arguments: dict[str, Span] = {}
+    stages = {"scratch"}
+    spans: list[Span] = []
+    seen_from = False
+    for instruction in (each.acting for each in instructions(text)):
+        words = [word for word in instruction.words if not word.text.startswith("--")]
+        if instruction.keyword == "ARG" and not seen_from:
+            for word in words:
+                name, sign, _ = word.text.partition("=")
+                if sign:
+                    arguments[name] = _unquoted(text, (word.start + len(name) + 1, word.end))
+        elif instruction.keyword == "FROM" and words:
+            seen_from = True
+            span = _resolved(text, path, (words[0].start, words[0].end), arguments)
+            if text[slice(*span)].lower() not in stages:
+                spans.append(span)
+            if len(words) > 2 and words[1].text.upper() == "AS":
+                stages.add(words[2].text.lower())
+        else:
+            spans += _taken_from(instruction, stages)
+    return spans
+
+
+def _taken_from(instruction: Instruction, stages: set[str]) -> Iterator[Span]:
+    """Yield where ``COPY --from=…`` and ``RUN --mount=…,from=…`` name an image."""
+    option = {"COPY": r"--from=(.+)", "RUN": r"--mount=(?:.*,)?from=([^,]+).*"}
+    for word in itertools.takewhile(lambda word: word.text.startswith("--"), instruction.words):
+        found = re.fullmatch(option.get(instruction.keyword, ""), word.text)
+        # A stage can be named by its number; a lone word that is no stage is left for docker.
+        if found and re.search(r"[/:@]", found[1]) and found[1].lower() not in stages:
+            yield word.start + found.start(1), word.start + found.end(1)
+
+
+def _unquoted(text: str, span: Span) -> Span:
+    start, end = span
+    quoted = end - start > 1 and text[start] == text[end - 1] and text[start] in "\"'"
+    return (start + 1, end - 1) if quoted else span
+
+
+def _resolved(text: str, path: Path, word: Span, arguments: dict[str, Span]) -> Span:
+    """Return where the reference that a ``FROM`` means is written: in it, or in an ``ARG``."""
+    start, end = _unquoted(text, word)
+    if variable := _VARIABLE.fullmatch(text, start, end):
+        start, end = arguments.get(variable[1] or variable[2], (0, 0))
+        # As for docker, ":-" stands in for an empty value too.
+        if start == end and variable[3]:
+            start, end = variable.span(3)
+    if start == end or re.search(r"[$\s]", text[start:end]):
+        line = _line(text, start if start < end else word[0])
+        raise InvalidReference(
+            f"pinning '{path}', line {line}: '{text[slice(*word)]}' stands for no whole reference, "
+            "and only that has a digest. Write it into one ARG above the first FROM, as in "
+            "'ARG BASE=python:3.13' and 'FROM ${BASE}'."
+        )
+    return start, end
+
+
+def _line(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1
+
+
+def _read(path: Path) -> str:
+    try:
+        # Bytes that are no UTF-8, say in a comment, come through unchanged.
+        return path.read_bytes().decode("utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise StateError(f"pinning '{path}': {error.strerror}. Name the file to change.") from error
+
+
+def _rewrite(
+    path: Path, text: str, spans: Iterable[Span], pinned: Callable[[Reference], Reference]
+) -> list[Change]:
+    """Replace the references at some places of a file by pinned ones, from top to bottom."""
+    changes, parts, end = [], [], 0
+    for start, stop in sorted(set(spans)):
+        line = _line(text, start)
+        try:
+            reference = Reference.parse(text[start:stop])
+            if reference.is_pinned:
+                continue
+            after = str(pinned(reference))
+        except LabError as error:
+            raise type(error)(f"pinning '{path}', line {line}: {error}") from error
+        changes.append(Change(line, text[start:stop], after))
+        parts += [text[end:start], after]
+        end = stop
+    if not changes:
+        return []
+    target = path.resolve()
+    content = "".join([*parts, text[end:]]).encode("utf-8", errors="surrogateescape")
+    try:
+        write_atomically(target, content, mode=target.stat().st_mode & 0o7777)
+    except OSError as error:
+        raise StateError(
+            f"pinning '{path}': writing it: {error.strerror}. Make the file and its folder "
+            "writable, then try again."
+        ) from error
+    return changes

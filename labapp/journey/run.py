@@ -1,0 +1,328 @@
+"""Containers that the lab runs: services that answer on a port, and single commands."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import docker.errors
+import requests
+from docker.models.containers import Container
+
+from labapp import feedback
+from labapp.errors import RunError
+from labapp.journey.transfer import pull, with_tag
+from labapp.machine.engine import OWNER_LABEL, Engine, owner
+from labapp.machine.waiting import wait_until
+from labapp.reference import Reference
+from labapp.state import ROLE_LABEL
+
+PORT = 8000
+"""The port that a container of ``run`` publishes."""
+
+_READY_SECONDS = 30.0
+_SETTLE_SECONDS = 0.5
+"""How long a container without a port must run to count as started."""
+_ONCE_SECONDS = 120.0
+_LOG_LINES = 15
+"""How many of the last lines of a container's log a message shows."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port of a container, and where this machine publishes it.
+
+    Attributes:
+        inside: the port in the container.
+        outside: the port of this machine; 0 for any free one.
+        host: the address of this machine that somebody asked for; the lab uses 127.0.0.1 always.
+    """
+
+    inside: int
+    outside: int = 0
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running container.
+
+    Attributes:
+        name: of the container.
+        reference: of the image, as it was given.
+        url: where the first of its published ports is reached; None if it publishes none.
+    """
+
+    name: str
+    reference: str
+    url: str | None
+    _container: Container = field(repr=False, compare=False)
+    _engine: Engine = field(repr=False, compare=False)
+
+    def get(self, path: str = "/") -> str:
+        """Ask the service for a path, and return the text it answers.
+
+        Raises:
+            RunError: it publishes no port, does not answer, or answers with an error.
+        """
+        doing = f"asking '{self.name}' for '{path}'"
+        if self.url is None:
+            raise RunError(f"{doing}: it publishes no port. Give it one, below 'ports'.")
+        try:
+            answer = _ask(self.url + path, seconds=10)
+        except requests.RequestException as error:
+            raise RunError(
+                f"{doing}: nothing answers at '{self.url}'. 'docker logs {self.name}' may say why."
+            ) from error
+        if not answer.ok:
+            raise RunError(f"{doing}: it answers with status {answer.status_code}: {answer.text}")
+        return answer.text
+
+    def logs(self) -> str:
+        """Return what the container has printed."""
+        with self._engine.doing(f"reading the log of '{self.name}'", RunError):
+            return self._container.logs().decode("utf-8", "replace")
+
+    def stop(self) -> None:
+        """Stop the container and remove it."""
+        with self._engine.doing(f"stopping '{self.name}'", RunError):
+            discard(self._container)
+
+
+def run(
+    engine: Engine,
+    reference: Reference | str,
+    *,
+    name: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    wait_for: str = "/health",
+) -> Running:
+    """Start a container in the background, and wait until its service answers.
+
+    The engine publishes its port 8000 on a free one of 127.0.0.1, and pulls an image it has not
+    got. A container of this lab that has the name is replaced.
+    """
+    reference = with_tag(reference)
+    doing = f"running '{reference}'"
+    _have(engine, reference)
+    with engine.doing(doing, RunError):
+        if name is not None:
+            _make_room(engine, name, doing)
+        running = start(
+            engine,
+            str(reference),
+            role="run",
+            name=name,
+            ports=[Port(PORT)],
+            environment=environment or {},
+            path=wait_for,
+        )
+    feedback.say(f"{running.name} answers at {running.url}")
+    return running
+
+
+def run_once(
+    engine: Engine,
+    reference: Reference | str,
+    command: Sequence[str],
+    *,
+    beside: Running | None = None,
+) -> str:
+    """Run one command in a new container, remove the container, return what was printed.
+
+    ``beside`` is a running container whose processes, files (below ``/proc/1/root``) and network
+    the command sees: the way to look into a container that has no shell.
+    """
+    reference = with_tag(reference)
+    doing = f"running '{' '.join(command)[:60]}' in '{reference}'"
+    shared: dict[str, Any] = {}
+    shown = []
+    if beside is not None:
+        place = f"container:{beside.name}"
+        # Without that capability Linux shows a process' files to its own user and group only.
+        shared = {"pid_mode": place, "network_mode": place, "cap_add": ["SYS_PTRACE"]}
+        shown = [f"--pid={place}", f"--network={place}", "--cap-add=SYS_PTRACE"]
+    feedback.command(["docker", "run", "--rm", *shown, str(reference), *command])
+    _have(engine, reference)
+    # Should this process die, the next start knows by the owner that nobody waits any more.
+    labels = {**engine.labels, ROLE_LABEL: "oneshot", OWNER_LABEL: owner()}
+    with engine.doing(doing, RunError):
+        container = engine.client.containers.create(
+            str(reference), command=list(command), labels=labels, **shared
+        )
+        try:
+            container.start()
+            try:
+                status = container.wait(timeout=_ONCE_SECONDS)["StatusCode"]
+                ended = f"it ended with status {status}"
+            except requests.RequestException:
+                if not engine.is_alive():
+                    raise
+                status, ended = None, f"it did not end within {_ONCE_SECONDS:.0f} s"
+            if status != 0:
+                raise RunError(f"{doing}: {ended}. Its log ends:\n{_log_end(container)}")
+            return container.logs(stdout=True, stderr=False).decode("utf-8", "replace")
+        finally:
+            _try_to_discard(container)
+
+
+def remove_running(engine: Engine) -> list[str]:
+    """Remove the containers that ``run`` and ``deploy`` of this lab started; return their names."""
+    removed = []
+    with engine.doing("removing this lab's containers", RunError):
+        for container in containers(engine):
+            if container.labels.get(ROLE_LABEL) in {"run", "service"}:
+                discard(container)
+                removed.append(str(container.name))
+    return removed
+
+
+def containers(engine: Engine, labels: Mapping[str, str] | None = None) -> list[Container]:
+    """Return this lab's containers, running or not, that carry these labels as well."""
+    wanted = [f"{name}={value}" for name, value in {**engine.labels, **(labels or {})}.items()]
+    found: list[Container] = engine.client.containers.list(
+        all=True, filters={"label": wanted}, ignore_removed=True
+    )
+    return found
+
+
+def start(
+    engine: Engine,
+    image: str,
+    *,
+    role: str,
+    name: str | None,
+    ports: Sequence[Port],
+    environment: Mapping[str, str],
+    path: str | None,
+    labels: Mapping[str, str] | None = None,
+    seconds: float = _READY_SECONDS,
+) -> Running:
+    """Start a container, tell the command line that does the same, and wait for its first port.
+
+    See :func:`wait_until_ready`; a container that came to nothing is removed.
+    """
+    words = ["docker", "run", "-d", *(["--name", name] if name else [])]
+    for port in ports:
+        words += ["-p", f"127.0.0.1:{port.outside or ''}:{port.inside}"]
+    for pair in environment.items():
+        words += ["-e", "=".join(pair)]
+    feedback.command([*words, image])
+    container = engine.client.containers.create(
+        image,
+        name=name,
+        environment=dict(environment),
+        ports={f"{port.inside}/tcp": ("127.0.0.1", port.outside) for port in ports},
+        labels={**engine.labels, **(labels or {}), ROLE_LABEL: role},
+    )
+    try:
+        container.start()
+        first = ports[0].inside if ports else None
+        doing = f"running '{image}'"
+        url = wait_until_ready(container, first, path, doing=doing, seconds=seconds)
+    except BaseException:
+        _try_to_discard(container)
+        raise
+    return Running(str(container.name), image, url, container, engine)
+
+
+def wait_until_ready(
+    container: Container,
+    port: int | None,
+    path: str | None,
+    *,
+    doing: str,
+    seconds: float = _READY_SECONDS,
+) -> str | None:
+    """Wait until a container's service answers, and return the address of its port.
+
+    ``path`` has to answer with success; None means that any answer will do, and that none at all
+    is no error. Without ``port`` the container only has to go on running.
+    """
+    url = None
+
+    def answers() -> bool:
+        nonlocal url
+        container.reload()
+        if container.status in {"exited", "dead"}:
+            status = container.attrs["State"].get("ExitCode")
+            raise RunError(
+                f"{doing}: the container ended with status {status}. Its log ends:\n"
+                f"{_log_end(container)}"
+            )
+        url = None if port is None else published_url(container, port)
+        return url is not None and _answers(url, path)
+
+    seconds = _SETTLE_SECONDS if port is None else seconds
+    if not wait_until(answers, seconds=seconds, every=0.05) and path is not None:
+        raise RunError(
+            f"{doing}: it has not answered on port {port}{path} for {seconds:.0f} s. "
+            f"Does its program listen there, on 0.0.0.0? Its log ends:\n{_log_end(container)}"
+        )
+    return url
+
+
+def published_url(container: Container, port: int | None = None) -> str | None:
+    """Return where a port of a container is reached on this machine; by default its first one."""
+    ports = container.ports
+    for name in sorted(ports) if port is None else [f"{port}/tcp"]:
+        for binding in ports.get(name) or ():
+            return f"http://127.0.0.1:{binding['HostPort']}"
+    return None
+
+
+def discard(container: Container) -> None:
+    """Remove a container, running or not; one that is gone already is fine."""
+    with contextlib.suppress(docker.errors.NotFound):
+        container.remove(force=True, v=True)
+
+
+def _try_to_discard(container: Container) -> None:
+    """Remove a container that came to nothing; why it did so is to be told, not this."""
+    with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
+        discard(container)
+
+
+def _log_end(container: Container) -> str:
+    lines = container.logs(tail=_LOG_LINES).decode("utf-8", "replace").rstrip()
+    return lines or "(it printed nothing)"
+
+
+def _answers(url: str, path: str | None) -> bool:
+    try:
+        answer = _ask(url + (path or "/"), seconds=2)
+    except requests.RequestException:
+        return False
+    return answer.ok or path is None
+
+
+def _ask(url: str, *, seconds: float) -> requests.Response:
+    with requests.Session() as session:
+        # A proxy that is set for the internet does not lead to this machine.
+        session.trust_env = False
+        return session.get(url, timeout=seconds)
+
+
+def _have(engine: Engine, reference: Reference) -> None:
+    """Pull an image if the engine has not got it, as ``docker run`` does."""
+    name = reference.pinned(reference.digest) if reference.digest else reference
+    with engine.doing(f"looking for the image '{reference}'", RunError):
+        here = engine.image(str(name)) is not None
+    if not here:
+        pull(engine, None, reference)
+
+
+def _make_room(engine: Engine, name: str, doing: str) -> None:
+    """Remove this lab's container of that name, if there is one."""
+    # The lab's label alone does not tell: an image passes its own on to all containers.
+    mine = {**engine.labels, ROLE_LABEL: "run"}.items()
+    with contextlib.suppress(docker.errors.NotFound):
+        container = engine.client.containers.get(name)
+        if not mine <= container.labels.items():
+            raise RunError(
+                f"{doing}: the name '{name}' belongs to a container that the lab did not start. "
+                f"Choose another name, or remove that one with 'docker rm -f {name}'."
+            )
+        discard(container)
