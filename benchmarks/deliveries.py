@@ -24,18 +24,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from labapp import bases, images
-from labapp.bases import debian
-from labapp.bases.debian_recipes import recipe
-from labapp.bases.shelf import Shelf
+from labapp import feedback
 from labapp.bench import Bench, prepare
 from labapp.feedback import QuietFeedback
-from labapp.images import builds
+from labapp.journey import build, debian
+from labapp.journey import transfer as images
+from labapp.journey.bases import FULL, SLIM, Shelf
 from labapp.registry.server import RegistryServer
 from labapp.state import State
 
-QUIET = QuietFeedback()
-BASES = ("python:3.13", "python:3.13-slim")
+BASES = (FULL, SLIM)
 PLAIN = "bench-deliveries:1"
 # None of its layers is one that the base on the engine has.
 DOCKERFILE = """\
@@ -56,7 +54,7 @@ def empty_registry(bench: Bench) -> Iterator[tuple[RegistryServer, State]]:
         state = State.open(Path(folder))
         server = RegistryServer(engine=bench.engine, state=state)
         try:
-            server.start(image=str(bench.state.read("registry")["image"]), feedback=QUIET)
+            server.start(image=bench.server.image)
             yield server, state
         finally:
             server.remove(volume=True)
@@ -81,18 +79,18 @@ def transfer(bench: Bench, *, by_lab: bool) -> tuple[float, float]:
             subprocess.run(argv, env=environment, check=True, stdout=subprocess.DEVNULL)
 
         def push() -> object:
-            return images.push(engine, server, name, feedback=QUIET)
+            return images.push(engine, server, name)
 
         def pull() -> object:
-            return images.pull(engine, server, name, feedback=QUIET)
+            return images.pull(engine, server, name)
 
-        images.tag(engine, PLAIN, name, feedback=QUIET)
+        images.tag(engine, PLAIN, name)
         try:
             pushed = seconds(push if by_lab else lambda: command("push"))
             images.remove(engine, name)
             images.remove(engine, PLAIN)
             pulled = seconds(pull if by_lab else lambda: command("pull"))
-            images.tag(engine, name, PLAIN, feedback=QUIET)
+            images.tag(engine, name, PLAIN)
         finally:
             images.remove(engine, name)
     return pushed, pulled
@@ -102,13 +100,11 @@ def transfers(bench: Bench, rounds: int) -> None:
     """Measure pushes and pulls, and print the medians."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "Dockerfile").write_text(DOCKERFILE)
-        builds.build(
+        build.build(
             bench.engine,
             Path(folder),
             tag=PLAIN,
-            args={"BASE": str(bench.base("python:3.13-slim"))},
-            labels=bench.state.labels,
-            feedback=QUIET,
+            args={"BASE": str(bench.base(SLIM))},
         )
     times: Times = defaultdict(list)
     try:
@@ -131,10 +127,10 @@ def transfers(bench: Bench, rounds: int) -> None:
 def bases_by_lab(bench: Bench, names: list[str]) -> float:
     """Make base images at once and store them; return the seconds."""
     with empty_registry(bench) as (server, state):
-        shelf = Shelf(bench.engine, server, server.registry(), state, QUIET)
+        shelf = Shelf(bench.engine, server, state)
 
         def work() -> None:
-            for error in bases._from_debian(shelf, names).values():
+            for error in shelf.get("debian", names).values():
                 raise error
 
         return seconds(work)
@@ -142,14 +138,19 @@ def bases_by_lab(bench: Bench, names: list[str]) -> float:
 
 def bases_alone(names: list[str]) -> float:
     """Run mmdebstrap for the same images at once, and throw away what it writes."""
-    with tempfile.TemporaryDirectory() as folder, QUIET.bars("mmdebstrap") as bars:
-        roots = [debian.Root(recipe(name), folder=Path(folder), bars=bars) for name in names]
 
-        def drain(root: debian.Root) -> int:
-            return sum(map(len, root))
+    def drain(root: debian.Root) -> int:
+        return sum(map(len, root))
+
+    with tempfile.TemporaryDirectory() as folder:
 
         def work() -> None:
-            with ThreadPoolExecutor(len(roots)) as pool:
+            with (
+                feedback.bars("mmdebstrap", unit="steps") as bars,
+                ThreadPoolExecutor(len(names)) as pool,
+            ):
+                recipes = map(debian.recipe, names)
+                roots = [debian.Root(each, folder=Path(folder), bars=bars) for each in recipes]
                 list(pool.map(drain, roots))
 
         try:
@@ -185,13 +186,14 @@ def row(what: str, lab: list[float], peer: list[float], aim: str) -> None:
 
 def main(what: str, rounds: int | None, names: list[str]) -> None:
     """Measure one of the two."""
-    bench = prepare(State.open(), feedback=QUIET)
-    if what == "bases":
-        base_images(bench, rounds or 1, names or list(BASES))
-    elif what == "transfers":
-        transfers(bench, rounds or 5)
-    else:
-        raise SystemExit(__doc__)
+    with feedback.using(QuietFeedback()):
+        bench = prepare(State.open())
+        if what == "bases":
+            base_images(bench, rounds or 1, names or list(BASES))
+        elif what == "transfers":
+            transfers(bench, rounds or 5)
+        else:
+            raise SystemExit(__doc__)
 
 
 if __name__ == "__main__":

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import http.server
+import io
+import json
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from labapp import bases as base_images
-from labapp import images
-from labapp.bases import Base, debian, registry_image
-from labapp.bases.sources import NAMES, SOURCE_LABEL
+from labapp import feedback
 from labapp.bench import Bench
-from labapp.engine import Engine
 from labapp.errors import BaseError
 from labapp.feedback import QuietFeedback
-from labapp.images.builds import build
-from labapp.manifests import Manifest
-from labapp.registry import Registry
-from labapp.registry.server import RegistryServer
-from labapp.registry.storage import CONTENT
-from labapp.state import LABEL, State
-
-SLIM, FULL = "python:3.13-slim", "python:3.13"
+from labapp.journey import bases as base_images
+from labapp.journey import debian, run, transfer
+from labapp.journey.bases import FULL, NAMES, REGISTRY, SLIM, Base
+from labapp.machine.engine import Engine
+from labapp.machine.waiting import wait_until
+from labapp.registry.client import Registry
+from labapp.registry.manifests import OCI_INDEX, Manifest
+from labapp.registry.server import CONTENT, RegistryServer
+from labapp.state import State
 
 
 @dataclass
@@ -39,192 +38,116 @@ class Lab:
     engine: Engine
     state: State
     server: RegistryServer
-    feedback: QuietFeedback
 
     def prepare(self, source: str) -> dict[str, Base]:
-        found = base_images.prepare(
-            self.engine, self.server, self.state, source=source, feedback=self.feedback
-        )
+        found = base_images.prepare(self.engine, self.server, self.state, source=source)
         return {base.name: base for base in found}
 
-    @property
-    def registry(self) -> Registry:
-        return self.server.registry()
 
-    def labels(self, base: Base) -> dict[str, str]:
-        return dict(self.registry.image(base.reference).config.labels)
-
-    def layer(self, base: Base) -> str:
-        manifest = self.registry.manifest(base.reference.repository, base.digest)
-        assert isinstance(manifest, Manifest)
-        return manifest.layers[0].digest
+@pytest.fixture(autouse=True)
+def told() -> Iterator[QuietFeedback]:
+    with feedback.using(QuietFeedback()) as quiet:
+        yield quiet
 
 
 @pytest.fixture
 def lab(engine: Engine, another_lab: Callable[[], State], monkeypatch: pytest.MonkeyPatch) -> Lab:
     state = another_lab()
     monkeypatch.delenv("LABAPP_BASES", raising=False)
+    monkeypatch.delenv("LABAPP_MIRROR", raising=False)
     monkeypatch.setenv("LABAPP_HUB", "localhost:9/library")  # nobody listens there
-    return Lab(engine, state, RegistryServer(engine=engine, state=state), QuietFeedback())
+    return Lab(engine, state, RegistryServer(engine=engine, state=state))
 
 
-@pytest.fixture
-def mirrored(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """A lab whose mirror is the session's registry."""
-    monkeypatch.setenv("LABAPP_MIRROR", registry.address)
-    return lab
-
-
-def by_name(bases: tuple[Base, ...], name: str) -> Base:
-    return next(base for base in bases if base.name == name)
-
-
-def blob_path(digest: str) -> str:
-    value = digest.removeprefix("sha256:")
-    return f"{CONTENT}/blobs/sha256/{value[:2]}/{value}/data"
+def manifest_of(base: Base, registry: Registry) -> Manifest:
+    found = registry.manifest(base.reference.repository, base.digest)
+    assert isinstance(found, Manifest)
+    return found
 
 
 # What they hold
 
 
 def test_each_base_is_pinned_recorded_and_served(
-    bases: tuple[Base, ...], registry: Registry, state: State
-) -> None:
-    assert [base.name for base in bases] == list(NAMES)
-    record = state.read("bases")
-    for base in bases:
-        image = registry.image(base.reference)
-        assert base.reference.is_pinned
-        assert image.manifest.digest == base.digest == record[base.name]["digest"]
-        assert image.config.labels[LABEL] == state.lab_id
-        assert image.config.labels[SOURCE_LABEL] == base.source
-
-
-@pytest.mark.parametrize("name", [SLIM, FULL])
-def test_python_and_pip_work_by_their_public_names(
-    bench: Bench, state: State, feedback: QuietFeedback, name: str
-) -> None:
-    script = "python --version && python3 --version && pip --version"
-    printed = images.run_once(
-        bench.engine,
-        bench.base(name),
-        ["sh", "-c", script],
-        labels=state.labels,
-        feedback=feedback,
-    )
-    assert printed.count("Python 3.13") == 2
-    assert "(python 3.13)" in printed
-
-
-def test_pip_installs_without_a_virtual_environment(
-    bench: Bench, state: State, feedback: QuietFeedback
-) -> None:
-    printed = images.run_once(
-        bench.engine,
-        bench.base(SLIM),
-        ["pip", "install", "--no-index", "--dry-run", "pip"],
-        labels=state.labels,
-        feedback=feedback,
-    )
-    assert "already satisfied" in printed
-
-
-@pytest.mark.parametrize(
-    ("program", "in_full", "in_slim"),
-    [("gcc", True, False), ("git", True, False), ("make", True, False), ("apt-get", True, True)],
-)
-def test_full_has_the_tools_and_slim_has_not(
-    bench: Bench,
-    state: State,
-    feedback: QuietFeedback,
-    program: str,
-    in_full: bool,
-    in_slim: bool,
-) -> None:
-    for name, expected in ((FULL, in_full), (SLIM, in_slim)):
-        printed = images.run_once(
-            bench.engine,
-            bench.base(name),
-            ["sh", "-c", f"command -v {program} || true"],
-            labels=state.labels,
-            feedback=feedback,
-        )
-        assert bool(printed.strip()) is expected, name
-
-
-def test_slim_is_the_smaller_download(bases: tuple[Base, ...], registry: Registry) -> None:
-    slim, full = (registry.image(by_name(bases, name).reference).manifest for name in (SLIM, FULL))
-    assert slim.download_bytes * 4 < full.download_bytes
-
-
-def test_prepare_is_quick_when_all_is_there(
     bases: tuple[Base, ...],
     engine: Engine,
     server: RegistryServer,
+    registry: Registry,
     state: State,
-    feedback: QuietFeedback,
+    told: QuietFeedback,
 ) -> None:
-    took = []
-    for _ in range(3):
-        began = time.monotonic()
-        assert base_images.prepare(engine, server, state, feedback=feedback) == bases
-        took.append(time.monotonic() - began)
-    assert min(took) < 0.5, f"prepare took {took} s"
+    assert [base.name for base in bases] == list(NAMES)
+    for base in bases:
+        assert registry.image(base.reference).digest == base.digest == base.reference.digest
+    sizes = {base.name: manifest_of(base, registry).download_bytes for base in bases}
+    assert sizes[SLIM] * 4 < sizes[FULL]
+    assert base_images.prepare(engine, server, state) == bases
+    assert (told.lines, told.commands, told.shown) == ([], [], []), "all is there"
 
 
-# From a mirror
+@pytest.mark.parametrize("name", [SLIM, FULL])
+def test_python_works_by_its_public_names_and_only_full_has_tools(bench: Bench, name: str) -> None:
+    script = (
+        "python --version && python3 --version && pip --version;"
+        "pip install --no-index --dry-run pip;"  # without a virtual environment
+        "for each in apt-get gcc git make; do command -v $each; done; true"
+    )
+    printed = run.run_once(bench.engine, bench.base(name), ["sh", "-c", script])
+    assert printed.count("Python 3.13") == 2
+    assert "(python 3.13)" in printed
+    assert "already satisfied" in printed
+    tools = [line.rpartition("/")[2] for line in printed.splitlines() if line.startswith("/")]
+    assert tools == ["apt-get", *(["gcc", "git", "make"] if name == FULL else [])]
 
 
-def test_a_mirror_gives_all_of_it_relabelled(
-    mirrored: Lab, bases: tuple[Base, ...], registry: Registry
+# From a mirror: the session's registry
+
+
+def test_a_mirror_gives_all_of_it_byte_for_byte(
+    lab: Lab,
+    bases: tuple[Base, ...],
+    registry: Registry,
+    told: QuietFeedback,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = mirrored.prepare("auto")
-    assert set(found) == set(NAMES)
-    for name, base in found.items():
-        original = by_name(bases, name)
-        assert base.source == original.source, "the origin is not hidden by the mirror"
-        assert base.reference.registry == mirrored.registry.address != registry.address
-        assert mirrored.labels(base)[LABEL] == mirrored.state.lab_id
-        assert mirrored.layer(base) == registry.image(original.reference).manifest.layers[0].digest
-    assert base_images.recorded(mirrored.server, mirrored.state) == tuple(found.values())
+    monkeypatch.setenv("LABAPP_MIRROR", f"http://{registry.address}")
+    found = lab.prepare("auto")
+    copies = lab.server.registry()
+    for original in bases:
+        base = found[original.name]
+        assert base.reference == replace(original.reference, registry=copies.address)
+        assert manifest_of(base, copies).raw == manifest_of(original, registry).raw
+        if original.source == "debian-packages":
+            assert base.source == original.source, "the mirror does not hide the origin"
 
     # Everything below breaks this copy, and has the mirror mend it.
-    slim = found[SLIM]
-    layer = blob_path(mirrored.layer(slim))
-    for damage in (["truncate", "-s", "1000", layer], ["rm", layer], ["cp", "/dev/null", layer]):
-        mirrored.server.storage(damage)
-        assert mirrored.prepare("mirror")[SLIM] == slim
-        assert mirrored.registry.blob_size("base/python", mirrored.layer(slim)) > 1000
-    said = "\n".join(mirrored.feedback.lines)
-    assert f"'{SLIM}' is damaged" in said and mirrored.layer(slim) in said
+    small = found[REGISTRY]
+    layer = manifest_of(small, copies).layers[0]
 
-    mirrored.server.storage(["cp", "/dev/null", blob_path(slim.digest)])
-    assert mirrored.prepare("mirror")[SLIM] == slim, "a damaged manifest is mended"
+    def spoil(*command: str, digest: str = layer.digest) -> None:
+        value = digest.removeprefix("sha256:")
+        lab.server.storage([*command, f"{CONTENT}/blobs/sha256/{value[:2]}/{value}/data"])
 
-    mirrored.state.write("bases", {})
-    mirrored.feedback.commands.clear()
-    assert mirrored.prepare("mirror") == found, "what is complete is taken up without its record"
+    def is_mended() -> bool:
+        again = lab.prepare("mirror")
+        return again == found and copies.blob_size("base/registry", layer.digest) == layer.size
 
-    mirrored.registry.delete_manifest("base/python", slim.digest)
-    assert mirrored.prepare("mirror")[SLIM] == slim, "what was deleted is copied again"
+    for damage in (["truncate", "-s", "1000"], ["rm"], ["cp", "/dev/null"]):
+        spoil(*damage)
+        assert is_mended()
+    assert sum(REGISTRY in line and layer.digest in line for line in told.lines) == 3
+    spoil("cp", "/dev/null", digest=small.digest)
+    assert is_mended(), "a damaged manifest"
+    lab.state.write("bases", {})
+    spoil("truncate", "-s", "1000")
+    assert is_mended(), "what is damaged is found without a record"
+    copies.delete_manifest("base/registry", small.digest)
+    assert is_mended(), "what was deleted is copied again"
 
-    engine = mirrored.engine
-    mirrored.server.remove(volume=False)
-    images.remove(engine, registry_image.engine_name(mirrored.state))
-    registry_image.archive(mirrored.state).write_bytes(b"damaged")
-    assert mirrored.prepare("mirror") == {
-        name: replace(base, reference=replace(base.reference, registry=mirrored.server.address))
-        for name, base in found.items()
-    }, "a registry image that is lost on the engine and damaged in its file is copied again"
-
-
-def test_a_mirror_without_the_images_is_named_as_the_cause(
-    lab: Lab, engine: Engine, another_lab: Callable[[], State], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LABAPP_MIRROR", "localhost:9")
-    with pytest.raises(BaseError, match=r"instructor's mirror: .*'localhost:9'"):
-        lab.prepare("mirror")
-    assert lab.state.read("bases") == {}
+    lab.server.remove(volume=False)
+    transfer.remove(lab.engine, base_images.engine_name(lab.state))
+    again = lab.prepare("mirror")
+    assert [base.digest for base in again.values()] == [base.digest for base in found.values()]
 
 
 # From Docker Hub: a registry on this machine stands in for it
@@ -234,55 +157,64 @@ def test_a_mirror_without_the_images_is_named_as_the_cause(
 def hub(
     engine: Engine,
     server: RegistryServer,
-    state: State,
+    registry: Registry,
+    bases: tuple[Base, ...],
     another_lab: Callable[[], State],
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> Registry:
-    """A registry with small images under the names of Docker Hub."""
-    theirs, feedback = another_lab(), QuietFeedback()
-    standing_in = RegistryServer(engine=engine, state=theirs)
-    image = str(state.read("registry")["image"])
-    registry = standing_in.start(image=image, feedback=feedback)
-    monkeypatch.setenv("LABAPP_HUB", f"{registry.address}/library")
+    """A registry with small images, in indexes, under the names of Docker Hub."""
+    standing_in = RegistryServer(engine=engine, state=another_lab()).start(image=server.image)
+    monkeypatch.setenv("LABAPP_HUB", f"{standing_in.address}/library")
+    own = manifest_of(bases[0], registry)
     for name in ("registry:3", FULL, SLIM):
-        (tmp_path / "Dockerfile").write_text(f"FROM {image}\nLABEL public={name}\n")
-        tag = f"{registry.address}/library/{name}"
-        build(engine, tmp_path, tag=tag, labels=theirs.labels, feedback=feedback)
-        images.push(engine, standing_in, tag, feedback=feedback)
-        images.remove(engine, tag)
-    return registry
+        repository, _, tag = f"library/{name}".partition(":")
+        standing_in.copy(
+            registry,
+            registry.image(bases[0].reference),
+            to=f"{standing_in.address}/{repository}:{tag}",
+        )
+        entries = []
+        for architecture in ("s390x", engine.platform.split("/")[1]):
+            # The same image, and manifests of different bytes.
+            raw = json.dumps(json.loads(own.raw) | {"annotations": {name: architecture}}).encode()
+            digest = standing_in.put_manifest(repository, architecture, raw, own.media_type)
+            platform = {"os": "linux", "architecture": architecture}
+            entry = {"mediaType": own.media_type, "digest": digest, "size": len(raw)}
+            entries.append(entry | {"platform": platform})
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+        standing_in.put_manifest(repository, tag, json.dumps(index).encode(), OCI_INDEX)
+    return standing_in
 
 
-def test_docker_hub_gives_the_images_and_their_digests_are_kept(
+def names_on_engine(engine: Engine, address: str) -> list[str]:
+    """Return the names on the engine that begin with an address: those of other labs do not."""
+    found = engine.client.api.images()
+    return [name for one in found for name in one["RepoTags"] or () if name.startswith(address)]
+
+
+def test_bases_have_the_digests_that_docker_hub_shows_for_this_platform(
     lab: Lab, hub: Registry, engine: Engine
 ) -> None:
     found = lab.prepare("hub")
-    for name, public in (("registry", "registry:3"), (FULL, FULL), (SLIM, SLIM)):
-        labels = lab.labels(found[name])
-        repository, _, tag = public.partition(":")
-        assert found[name].source == "docker-hub"
-        assert labels["public"] == public
-        assert labels[LABEL] == lab.state.lab_id
-        assert labels["org.opencontainers.image.base.digest"] == hub.resolve(
-            f"library/{repository}", tag
-        )
-    left = [tag for image in engine.client.images.list() for tag in image.tags]
-    assert not [tag for tag in left if tag.startswith(hub.address)], "no public name is left"
-    assert lab.prepare("hub") == found
+    here = engine.platform.split("/")[1]
+    for name, public in ((REGISTRY, "registry:3"), (FULL, FULL), (SLIM, SLIM)):
+        raw, _ = hub.manifest_bytes(f"library/{public.partition(':')[0]}", found[name].digest)
+        assert json.loads(raw)["annotations"] == {public: here}
+        assert manifest_of(found[name], lab.server.registry()).raw == raw
+    assert names_on_engine(engine, hub.address) == [], "the engine had nothing to do with it"
 
 
-class _Limited(http.server.BaseHTTPRequestHandler):
-    """Docker Hub's answer to an address that has pulled too much."""
+class _Door(http.server.BaseHTTPRequestHandler):
+    """A way to the hub for the engine only; to the lab it says that it asks too often."""
+
+    hub = ""
 
     def do_GET(self) -> None:
-        body = b'{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your limit"}]}'
-        self.send_response(429)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        lab = self.headers.get("User-Agent", "").startswith("labapp/")
+        self.send_response(429 if lab or not self.hub else 307)
+        self.send_header("Location", f"http://{self.hub}{self.path}")
+        self.send_header("Content-Length", "0")
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
     do_HEAD = do_GET
 
@@ -291,39 +223,58 @@ class _Limited(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Limited) as busy:
-        threading.Thread(target=busy.serve_forever, daemon=True).start()
-        monkeypatch.setenv("LABAPP_HUB", f"localhost:{busy.server_port}/library")
-        yield
-        busy.shutdown()
+def door() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Door) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"localhost:{server.server_port}"
+        server.shutdown()
 
 
-def test_a_rate_limit_is_told_in_plain_words(lab: Lab, limited: None) -> None:
-    with pytest.raises(BaseError, match=r"no more images for now.*bundle load"):
-        lab.prepare("hub")
-
-
-def test_after_a_rate_limit_the_next_source_is_tried(
-    lab: Lab, limited: None, monkeypatch: pytest.MonkeyPatch
+def test_the_engine_pulls_what_only_the_engine_reaches(
+    lab: Lab, hub: Registry, door: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_Door, "hub", hub.address)
+    monkeypatch.setenv("LABAPP_HUB", f"{door}/library")
+    found = lab.prepare("hub")
+    assert set(found) == set(NAMES)
+    registry = lab.server.registry()
+    for base in found.values():
+        assert not registry.damaged_blobs(base.reference.repository, manifest_of(base, registry))
+    assert names_on_engine(lab.engine, door) == [], "no public name is left"
+
+
+def test_each_source_that_fails_is_told_with_its_cause(
+    lab: Lab, door: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABAPP_MIRROR", "localhost:9")
+    monkeypatch.setenv("LABAPP_HUB", f"{door}/library")
     monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
     with pytest.raises(BaseError) as caught:
         lab.prepare("auto")
-    assert "Docker Hub: " in str(caught.value)
-    assert "Debian packages: " in str(caught.value)
+    for cause in ("localhost:9", door, "mmdebstrap"):
+        assert cause in str(caught.value)
+    assert lab.state.read("bases") == {}
+    roots = lab.state.path("roots")
+    assert not roots.exists() or not any(roots.iterdir())
 
 
 # From Debian packages
 
 
 @pytest.mark.own_engine
-def test_a_debian_mirror_that_does_not_answer(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
-    with pytest.raises(BaseError, match="Debian mirror can't be reached"):
-        lab.prepare("debian")
-    roots = lab.state.path("roots")
-    assert not roots.exists() or not any(roots.iterdir())
+def test_the_registry_root_is_small_and_tidy(tmp_path: Path, told: QuietFeedback) -> None:
+    with told.bars("x", unit="steps") as bars:
+        root = debian.Root(debian.recipe(REGISTRY), folder=tmp_path / "roots", bars=bars)
+        tar = b"".join(root)
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        members = {member.name: member for member in opened}
+    assert {"./etc/hostname", "./etc/resolv.conf", "./usr/share/man/man1"}.isdisjoint(members)
+    assert "./usr/share/doc/busybox/copyright" in members
+    assert not [name for name, member in members.items() if member.mode & 0o6000]
+    for program in ("sh", "rm", "find", "head"):
+        assert members[f"./usr/bin/{program}"].linkname == "busybox"
+    assert members["./usr/bin/docker-registry"].isreg()
+    assert max(member.mtime for member in members.values()) <= debian.EPOCH
 
 
 @pytest.mark.own_engine
@@ -334,7 +285,7 @@ def test_a_client_that_is_ended_leaves_nothing_of_a_root(
     script = (
         "import signal, sys; from pathlib import Path\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from labapp.bases.debian import Root; from labapp.bases.debian_recipes import recipe\n"
+        "from labapp.journey.debian import Root, recipe\n"
         "from labapp.feedback import QuietFeedback\n"
         "with QuietFeedback().bars('x', unit='steps') as bars:\n"
         "    b''.join(Root(recipe('registry'), folder=Path(sys.argv[1]), bars=bars))\n"
@@ -343,10 +294,10 @@ def test_a_client_that_is_ended_leaves_nothing_of_a_root(
     client = subprocess.Popen(
         [sys.executable, "-c", script, str(folder)], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
-    _wait(lambda: folder.exists() and any(folder.iterdir()), seconds=30)
+    assert wait_until(lambda: folder.exists() and any(folder.iterdir()), seconds=30)
     client.send_signal(end)
     client.wait(timeout=30)
-    _wait(lambda: not _works_in(folder), seconds=60)
+    assert wait_until(lambda: not _works_in(folder), seconds=60)
     debian.clear(folder)
     assert not folder.exists() or not any(folder.iterdir())
 
@@ -360,10 +311,3 @@ def _works_in(folder: Path) -> bool:
         except OSError:
             continue
     return False
-
-
-def _wait(until: Callable[[], bool], *, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)

@@ -1,124 +1,130 @@
-"""Base images: recipes, layers, sources and labels, as far as no engine is needed."""
+"""Base images: recipes, roots in the making, and sources, as far as no engine is needed."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import re
-import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from labapp.bases import debian, debian_recipes
-from labapp.bases import sources as base_sources
-from labapp.errors import BaseError, DamagedContent
+from labapp import feedback
+from labapp.errors import BaseError
 from labapp.feedback import QuietFeedback
-from labapp.manifests import (
-    OCI_CONFIG,
-    OCI_LAYER,
-    Descriptor,
-    Manifest,
-    Platform,
-    digest_of,
-    parse_config,
-    parse_manifest,
-)
-from labapp.manifests.assembly import build_config, build_manifest
-from labapp.registry.copies import add_labels
-from labapp.state import State
+from labapp.journey import bases, debian
+from labapp.registry.manifests import Platform, digest_of, parse_config
 
 AMD64 = Platform("linux", "amd64")
+SLIM, FULL = "python:3.13-slim", "python:3.13"
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LABAPP_BASES", "LABAPP_MIRROR", "LABAPP_HUB"):
+    for name in ("LABAPP_BASES", "LABAPP_MIRROR", "LABAPP_HUB", "LABAPP_DEBIAN_MIRROR"):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("name", base_sources.NAMES)
+@pytest.mark.parametrize("name", bases.NAMES)
 def test_a_recipe_names_packages_that_could_exist(name: str) -> None:
-    packages = debian_recipes.recipe(name).packages
+    packages = debian.recipe(name).packages
     assert len(packages) == len(set(packages)) > 0
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", package) for package in packages)
 
 
-def test_slim_is_a_part_of_full_and_has_no_compiler() -> None:
-    slim = set(debian_recipes.recipe("python:3.13-slim").packages)
-    full = set(debian_recipes.recipe("python:3.13").packages)
-    assert slim < full
-    assert {"gcc", "g++", "make", "git", "libssl-dev", "python3-dev"} <= full - slim
-
-
-def test_each_settings_file_is_used() -> None:
-    options = " ".join(debian_recipes.recipe("python:3.13-slim").options)
-    assert "path-exclude=/usr/share/man/*" in options
-    assert "EXTERNALLY-MANAGED" in options
-    assert str(debian_recipes.FOLDER / "apt.conf") in options
-    assert "/usr/share/man/*" not in " ".join(debian_recipes.recipe("python:3.13").options)
+def test_slim_is_a_part_of_full_and_has_no_compiler_and_no_manual() -> None:
+    slim, full = debian.recipe(SLIM), debian.recipe(FULL)
+    assert set(slim.packages) < set(full.packages)
+    tools = {"gcc", "g++", "make", "git", "libssl-dev", "python3-dev"}
+    assert tools <= set(full.packages) - set(slim.packages)
+    assert "path-exclude=/usr/share/man/*" in " ".join(slim.options)
+    assert "/usr/share/man/*" not in " ".join(full.options)
 
 
 @pytest.mark.parametrize(
     ("name", "entrypoint", "command"),
-    [("python:3.13", None, ("python3",)), ("registry", ("/usr/bin/docker-registry",), None)],
+    [
+        (FULL, None, ("python3",)),
+        ("registry", ("/usr/bin/docker-registry",), ("serve", "/etc/docker/registry/config.yml")),
+    ],
 )
-def test_the_config_says_what_runs_and_where_it_comes_from(
-    name: str, entrypoint: tuple[str, ...] | None, command: tuple[str, ...] | None
+def test_an_image_is_its_root_compressed_and_the_same_each_time(
+    name: str, entrypoint: tuple[str, ...] | None, command: tuple[str, ...]
 ) -> None:
-    raw = debian_recipes.recipe(name).config(
-        diff_id=digest_of(b""), platform=AMD64, labels={"labapp.base.source": "debian-packages"}
-    )
-    config = parse_config(raw)
-    assert config.entrypoint == entrypoint
-    assert command is None or config.cmd == command
-    assert config.labels == {"labapp.base.source": "debian-packages"}
-    assert config.env[0].startswith("PATH=")
-    assert config.history[0].created_by.startswith("base image ")
-
-
-def test_a_layer_is_the_tar_compressed_and_its_diff_id_the_digest_of_the_tar() -> None:
     tar = [bytes([number]) * 100_000 for number in range(10)]
-    layer = debian.Layer(tar)
-    packed = b"".join(layer)
-    assert gzip.decompress(packed) == b"".join(tar)
-    assert layer.diff_id == digest_of(b"".join(tar))
-    assert b"".join(debian.Layer(tar)) == packed, "the same tar must give the same digest"
-    assert len(packed) < 100_000
+    blobs: dict[str, bytes] = {}
+
+    def store(chunks: Iterable[bytes]) -> tuple[str, int]:
+        data = b"".join(chunks)
+        blobs[digest_of(data)] = data
+        return digest_of(data), len(data)
+
+    first, again = (debian.image(debian.recipe(name), tar, store, AMD64) for _ in range(2))
+    assert first.raw == again.raw
+    config, (layer,) = parse_config(blobs[first.config.digest]), first.layers
+    assert gzip.decompress(blobs[layer.digest]) == b"".join(tar)
+    assert layer.size == len(blobs[layer.digest]) < 100_000
+    assert config.diff_ids == (digest_of(b"".join(tar)),)
+    assert (config.entrypoint, config.cmd, config.platform) == (entrypoint, command, AMD64)
+    assert config.labels["labapp.base.source"] == "debian-packages"
+    assert "labapp.lab" not in config.labels, "its digest would differ from lab to lab"
+    assert config.env[0].startswith("PATH=")
+    [step, *_] = json.loads(blobs[first.config.digest])["history"]
+    assert step["created"], "without it, Podman's build cache never hits"
 
 
-def _tar(*members: tuple[str, bytes, int]) -> bytes:
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as tar:
-        for name, data, mode in members:
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), mode
-            tar.addfile(member, io.BytesIO(data))
-    return target.getvalue()
+@pytest.fixture
+def mmdebstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in mmdebstrap's place, to be written by a test."""
+    program = tmp_path / "bin" / "mmdebstrap"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setattr(debian, "as_root", list)  # sudo has a PATH of its own
+    return program
 
 
-def test_the_registry_root_is_tidied() -> None:
-    tidy = debian_recipes.tidy_registry(
-        _tar(
-            ("./usr/bin/busybox", b"box", 0o755),
-            ("./usr/bin/passwd", b"suid", 0o4755),
-            ("./usr/bin/cat", b"a real one", 0o755),
-            ("./etc/hostname", b"here", 0o644),
-            ("./etc/resolv.conf", b"nameserver", 0o644),
-            ("./usr/share/doc/x/README", b"long", 0o644),
-            ("./usr/share/doc/x/copyright", b"licence", 0o644),
-        )
-    )
-    with tarfile.open(fileobj=io.BytesIO(tidy)) as tar:
-        members = {member.name: member for member in tar}
-        kept = tar.extractfile("./usr/bin/cat")
-        assert kept is not None and kept.read() == b"a real one"
-    assert {"./etc/hostname", "./etc/resolv.conf", "./usr/share/doc/x/README"}.isdisjoint(members)
-    assert "./usr/share/doc/x/copyright" in members
-    assert members["./usr/bin/passwd"].mode == 0o755
-    for program in ("sh", "rm", "find", "head"):
-        assert members[f"./usr/bin/{program}"].linkname == "busybox"
+def _made(program: Path, script: str, folder: Path) -> tuple[list[bytes], QuietFeedback]:
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    with feedback.using(QuietFeedback()) as told, feedback.bars("x", unit="steps") as bars:
+        root = debian.Root(debian.recipe("registry"), folder=folder / "roots", bars=bars)
+        chunks = list(root)
+    assert isinstance(told, QuietFeedback)
+    return chunks, told
+
+
+def test_mmdebstrap_is_asked_for_the_recipe_and_its_words_move_the_bar(
+    mmdebstrap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://mirror.example/debian")
+    script = """
+        echo '4 newly installed' >&2
+        for each in 1 2 3; do echo "Get:$each x" >&2; done
+        echo 'I: creating tarball...' >&2
+        echo "$@ $SOURCE_DATE_EPOCH"
+    """
+    chunks, told = _made(mmdebstrap, script, tmp_path)
+    said = b"".join(chunks).decode()
+    assert "--include=base-files,busybox,docker-registry trixie - http://mirror.example" in said
+    assert str(debian.EPOCH) in said
+    bar = told.shown[0].bars["registry"]
+    assert (bar.total, bar.note) == (4, "creating tarball")
+
+
+def test_a_tar_that_was_cut_off_is_no_root(mmdebstrap: Path, tmp_path: Path) -> None:
+    with pytest.raises(BaseError) as caught:
+        _made(mmdebstrap, "echo half; echo 'E: all is lost' >&2; exit 25", tmp_path)
+    for fact in ("'registry'", "25", "E: all is lost"):
+        assert fact in str(caught.value)
+
+
+def test_debian_packages_serve_no_other_processor(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BaseError, match="registry"),
+        debian.making(["registry"], Platform("linux", "mips64le"), tmp_path),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -140,109 +146,32 @@ def test_the_order_of_the_sources(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert base_sources.order(source) == expected
+    assert bases.order(source) == expected
 
 
 @pytest.mark.parametrize(
-    ("source", "cause"),
-    [("cdrom", "auto, mirror, hub, debian"), ("mirror", "LABAPP_MIRROR"), ("", "auto, mirror")],
+    ("source", "fact"), [("cdrom", "'cdrom'"), ("mirror", "LABAPP_MIRROR"), ("", "''")]
 )
-def test_a_source_that_can_not_be_meant(source: str, cause: str) -> None:
-    with pytest.raises(BaseError, match=cause):
-        base_sources.order(source)
+def test_a_source_that_can_not_be_meant(source: str, fact: str) -> None:
+    with pytest.raises(BaseError, match=fact):
+        bases.order(source)
 
 
 @pytest.mark.parametrize(
-    ("named", "address"),
+    ("source", "named", "name", "reference"),
     [
-        ("localhost:5001", "localhost:5001"),
-        ("http://10.0.0.1:5000", "10.0.0.1:5000"),
-        ("https://mirror.example/", "mirror.example"),
+        ("mirror", "localhost:5001", SLIM, "localhost:5001/base/python:3.13-slim"),
+        ("mirror", "http://10.0.0.1:5000", FULL, "10.0.0.1:5000/base/python:3.13"),
+        ("mirror", "https://mirror.example/", "registry", "mirror.example/base/registry:lab"),
+        ("hub", "", FULL, "docker.io/library/python:3.13"),
+        ("hub", "", "registry", "docker.io/library/registry:3"),
+        ("hub", "hub.example/proxy/library/", SLIM, "hub.example/proxy/library/python:3.13-slim"),
     ],
 )
-def test_the_mirror_is_named_with_or_without_a_scheme(
-    named: str, address: str, monkeypatch: pytest.MonkeyPatch
+def test_where_a_registry_has_the_images(
+    source: str, named: str, name: str, reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LABAPP_MIRROR", named)
-    assert base_sources.mirror().address == address
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("python:3.13", ("base/python", "3.13")),
-        ("python:3.13-slim", ("base/python", "3.13-slim")),
-        ("registry", ("base/registry", "lab")),
-    ],
-)
-def test_where_a_base_is_in_the_registry(name: str, expected: tuple[str, str]) -> None:
-    assert base_sources.place(name) == expected
-
-
-def test_a_base_says_whose_it_is_and_where_from(tmp_path: Path) -> None:
-    state = State.open(tmp_path)
-    labels = base_sources.labels(state, "debian-packages", title="python:3.13")
-    assert labels["labapp.lab"] == state.lab_id
-    assert labels["labapp.role"] == "base"
-    assert labels["labapp.base.source"] == "debian-packages"
-
-
-def test_the_error_lists_each_source_with_its_cause() -> None:
-    error = base_sources.no_source(["python:3.13"], {"hub": "no network", "debian": "not root"})
-    assert "Docker Hub: no network" in str(error)
-    assert "Debian packages: not root" in str(error)
-    assert "'python:3.13'" in str(error)
-    assert "bundle load" in str(error)
-
-
-def test_debian_packages_serve_no_other_processor() -> None:
-    assert debian.why_not("linux/mips64le") is not None
-
-
-@pytest.mark.parametrize(
-    ("line", "cause"),
-    [
-        ("E: Write error - write (28: No space left on device)", "the disk is full"),
-        ("Err: Temporary failure resolving 'mirror.example'", "name is not known here"),
-        ("Err: Could not connect to 127.0.0.1:9", "can't be reached"),
-        ("The repository is not signed.", "keys of Debian"),
-        ("E: something new", "mmdebstrap ended with 25"),
-    ],
-)
-def test_a_failure_of_mmdebstrap_is_put_in_plain_words(
-    line: str, cause: str, tmp_path: Path
-) -> None:
-    with QuietFeedback().bars("x") as bars:
-        root = debian.Root(debian_recipes.recipe("registry"), folder=tmp_path, bars=bars)
-        root._log.append(line)
-        message = str(root._failure(25))
-    assert cause in message and line in message and "'registry'" in message
-
-
-def _image(config: bytes) -> Manifest:
-    layer = Descriptor(OCI_LAYER, digest_of(b"layer"), 5)
-    found = parse_manifest(
-        build_manifest(Descriptor(OCI_CONFIG, digest_of(config), len(config)), [layer])
-    )
-    assert isinstance(found, Manifest)
-    return found
-
-
-def test_labels_are_added_and_nothing_else_changes() -> None:
-    config = build_config(
-        platform=AMD64, diff_ids=[digest_of(b"tar")], cmd=["python3"], labels={"a": "1", "b": "2"}
-    )
-    image = _image(config)
-    labelled = add_labels(image, config, {"b": "3", "c": "4"})
-    assert parse_config(labelled.config).labels == {"a": "1", "b": "3", "c": "4"}
-    assert labelled.manifest.layers == image.layers
-    assert labelled.manifest.config.digest == digest_of(labelled.config)
-    assert labelled.manifest.config.size == len(labelled.config)
-    before, after = json.loads(config), json.loads(labelled.config)
-    assert before | {"config": None} == after | {"config": None}
-
-
-@pytest.mark.parametrize("config", [b"{", b"[]", b'"x"', b'{"config": 3}'])
-def test_labels_can_not_be_added_to_something_else(config: bytes) -> None:
-    with pytest.raises(DamagedContent, match="reading the config"):
-        add_labels(_image(config), config, {})
+    monkeypatch.setenv(f"LABAPP_{source.upper()}", named)
+    registry, found = bases.place_of(source, name)
+    assert found == found.parse(reference)
+    assert registry.address == found.registry

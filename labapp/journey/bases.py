@@ -1,0 +1,382 @@
+"""Base images in the lab's registry, from the first source that serves, byte for byte.
+
+The sources are an instructor's registry with the same ``base/…`` images (LABAPP_MIRROR), the public
+images on Docker Hub (or under another prefix, LABAPP_HUB), and Debian packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from labapp import feedback
+from labapp.errors import (
+    BaseError,
+    EngineLost,
+    LabError,
+    NotInRegistry,
+    PullError,
+    RegistryError,
+    RegistryUnreachable,
+)
+from labapp.journey import debian
+from labapp.journey.debian import PYTHON
+from labapp.machine.engine import Engine, tar_of
+from labapp.reference import Reference
+from labapp.registry.client import ImageSource, Registry, RegistryImage
+from labapp.registry.manifests import Manifest, Platform, canonical_json, digest_of
+from labapp.registry.server import RegistryServer
+from labapp.state import SOURCE_LABEL, State
+
+FULL, SLIM = f"python:{PYTHON}", f"python:{PYTHON}-slim"
+REGISTRY = "registry"
+NAMES = (REGISTRY, FULL, SLIM)
+"""The base images: the registry's own, and by their public names the two of the chapters."""
+
+SOURCES = ("mirror", "hub", "debian")
+"""An instructor's registry, Docker Hub, Debian packages: tried in this order."""
+
+SOURCE_VARIABLE = "LABAPP_BASES"
+MIRROR_VARIABLE = "LABAPP_MIRROR"
+HUB_VARIABLE = "LABAPP_HUB"
+HUB = "docker.io/library"
+
+RECORD = "bases"
+"""The name under which the state folder keeps the digests and sources of the base images."""
+
+QUIET_SECONDS = 120.0
+"""An upload that has had no byte for so long is one that nobody works on any more."""
+
+Place = tuple[ImageSource, Reference]
+"""Where an image is copied from."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base image in the lab's registry.
+
+    Attributes:
+        name: its public name, ``python:3.13`` say; ``registry`` is the registry's own.
+        reference: where it is in the lab's registry, pinned by digest.
+        digest: of its manifest, as the lab recorded it; a public image keeps its own.
+        source: ``debian-packages``, or the way it came: ``hub``, ``mirror``, or the name of a
+            bundle.
+    """
+
+    name: str
+    reference: Reference
+    digest: str
+    source: str
+
+
+def prepare(
+    engine: Engine, server: RegistryServer, state: State, *, source: str = "auto"
+) -> tuple[Base, ...]:
+    """Start the registry and put the base images into it, unless they are there and whole.
+
+    Each base is recorded as soon as it is complete, so an interrupted run goes on where it was.
+    Whoever calls this holds the lab's lock.
+    """
+    sources = order(source)
+    debian.clear(state.path("roots"))
+    shelf = Shelf(engine, server, state)
+    if not shelf.is_loaded():
+        _first_that_serves([REGISTRY], sources, shelf.load_from)
+    server.start(image=engine_name(state))
+    if missing := [name for name in NAMES if not shelf.has(name)]:
+        server.purge_uploads(older_than=QUIET_SECONDS)
+        _first_that_serves(missing, sources, shelf.get)
+    return recorded(server, state)
+
+
+def recorded(server: RegistryServer, state: State) -> tuple[Base, ...]:
+    """Return the base images as they were recorded, without asking the registry."""
+    record = state.read(RECORD)
+    return tuple(
+        Base(name, at(server.address, name).pinned(record[name]["digest"]), **record[name])
+        for name in NAMES
+        if name in record
+    )
+
+
+def order(source: str) -> list[str]:
+    """Return the sources to try: all there are for ``auto``, unless LABAPP_BASES names one."""
+    if source == "auto":
+        source = os.environ.get(SOURCE_VARIABLE) or "auto"
+    there = [name for name in SOURCES if name != "mirror" or os.environ.get(MIRROR_VARIABLE)]
+    if source == "auto":
+        return there
+    if source not in there:
+        raise BaseError(
+            f"choosing the base images' source '{source}': it is not there. Take one of auto, "
+            f"{', '.join(SOURCES)}; where the mirror is, {MIRROR_VARIABLE} names by host and port."
+        )
+    return [source]
+
+
+def at(address: str, name: str) -> Reference:
+    """Return where a base image is in a lab's registry or in a bundle, by tag."""
+    repository, _, tag = name.partition(":")
+    return Reference(address, f"base/{repository}", tag or "lab")
+
+
+def place_of(source: str, name: str) -> tuple[Registry, Reference]:
+    """Return where a source has a base image.
+
+    That is the mirror of LABAPP_MIRROR, where ``http://`` in front asks for plain HTTP; or Docker
+    Hub, in whose place LABAPP_HUB can name another prefix.
+    """
+    if source == "mirror":
+        scheme, separator, address = os.environ[MIRROR_VARIABLE].rstrip("/").rpartition("://")
+        secure = scheme == "https" if separator else None
+        return Registry(address, secure=secure), at(address, name)
+    prefix = (os.environ.get(HUB_VARIABLE) or HUB).rstrip("/")
+    reference = Reference.parse(f"{prefix}/{'registry:3' if name == REGISTRY else name}")
+    return Registry(reference.registry), reference
+
+
+def engine_name(state: State) -> str:
+    """Return what the registry's image is called on the engine; each lab has a name of its own."""
+    return f"labapp/registry:{state.lab_id}"
+
+
+class Shelf:
+    """Where the base images of one lab go: its registry, and the record of what is in it."""
+
+    def __init__(self, engine: Engine, server: RegistryServer, state: State) -> None:
+        self._engine, self._server, self._state = engine, server, state
+        self._platform = Platform.parse(engine.platform)
+        self._own: tuple[Manifest, dict[str, bytes]] | None = None
+        self._writing = threading.Lock()
+
+    @functools.cached_property
+    def _registry(self) -> Registry:
+        return self._server.registry()
+
+    def is_loaded(self) -> bool:
+        """Tell whether the engine has the registry's image, without which no registry runs."""
+        with self._engine.doing("looking for the registry's image"):
+            return self._engine.image(engine_name(self._state)) is not None
+
+    def load_from(self, source: str, _: Collection[str]) -> dict[str, LabError]:
+        """Give the engine the registry's image from one of :data:`SOURCES`; failures are raised."""
+        if source == "debian":
+            blobs: dict[str, bytes] = {}
+
+            def keep(chunks: Iterable[bytes]) -> tuple[str, int]:
+                data = b"".join(chunks)
+                blobs[digest_of(data)] = data
+                return digest_of(data), len(data)
+
+            with debian.making([REGISTRY], self._platform, self._state.path("roots")) as roots:
+                made = debian.image(debian.recipe(REGISTRY), roots[REGISTRY], keep, self._platform)
+            self._load(made, blobs)
+            return {}
+        place = place_of(source, REGISTRY)
+        try:
+            self.load(place)
+        except RegistryError as error:
+            self._pull(place[1], engine_name(self._state), error)
+        return {}
+
+    def load(self, place: Place) -> None:
+        """Give the engine the registry's image out of a registry or a bundle."""
+        source, reference = place
+        manifest = source.image(reference, platform=self._platform).manifest
+        blobs = {
+            blob.digest: b"".join(
+                source.open_blob(reference.repository, blob.digest, size=blob.size)
+            )
+            for blob in manifest.blobs
+        }
+        self._load(manifest, blobs)
+
+    def _load(self, manifest: Manifest, blobs: dict[str, bytes]) -> None:
+        """Hand the engine an archive of the form that ``docker save`` writes."""
+        name = engine_name(self._state)
+        files = {digest.partition(":")[2]: data for digest, data in blobs.items()}
+        listing = {
+            "Config": manifest.config.digest.partition(":")[2],
+            "RepoTags": [f"docker.io/{name}"],  # a full name, as containerd wants
+            "Layers": [layer.digest.partition(":")[2] for layer in manifest.layers],
+        }
+        archive = tar_of(files | {"manifest.json": canonical_json([listing])})
+        with self._engine.doing(f"loading the registry's image '{name}'", BaseError):
+            self._engine.client.images.load(archive)
+        self._own = manifest, blobs
+
+    def has(self, name: str) -> bool:
+        """Tell if a base is there and whole; what is damaged is discarded, to be stored anew."""
+        record = self._state.read(RECORD).get(name)
+        if record is None:
+            return False
+        digest, repository = record["digest"], self._at(name).repository
+        try:
+            manifest = self._registry.manifest(repository, digest)
+        except NotInRegistry:
+            return False
+        except RegistryUnreachable:
+            raise
+        except RegistryError:  # the manifest is damaged; of an empty one the registry makes a 500
+            self._server.discard_blobs([digest])
+            return False
+        assert isinstance(manifest, Manifest)
+        if damage := self._registry.damaged_blobs(repository, manifest):
+            what = "; ".join(str(each) for each in damage)
+            feedback.say(f"The base image '{name}' is damaged and is made again: {what}.")
+            self._server.discard_blobs([blob.digest for blob in damage])
+        return not damage
+
+    def get(self, source: str, names: Collection[str]) -> dict[str, LabError]:
+        """Take bases from one of :data:`SOURCES`; return what failed."""
+        if self._own is not None and REGISTRY in names:
+            # The engine only just got it; it is here still.
+            (manifest, blobs), self._own = self._own, None
+            for data in blobs.values():
+                self._registry.upload_blob(self._at(REGISTRY).repository, [data])
+            self._put(REGISTRY, manifest, source)
+            names = [name for name in names if name != REGISTRY]
+        if not names:
+            return {}
+        if source == "debian":
+            return self._make(names)
+        places = {name: place_of(source, name) for name in names}
+        failed = self.copy(places, came_from=source)
+        for name, error in tuple(failed.items()):
+            try:
+                self._pull(places[name][1], self._at(name), error)
+                self._push(name, came_from=source)
+                del failed[name]
+            except EngineLost:
+                raise
+            except LabError as later:
+                failed[name] = later
+        return failed
+
+    def copy(self, places: Mapping[str, Place], *, came_from: str) -> dict[str, LabError]:
+        """Copy bases from registries or a bundle; return what failed."""
+
+        def copy(name: str) -> None:
+            (source, reference), target = places[name], self._at(name)
+            image = source.image(reference, platform=self._platform)
+            # The registry never writes over a blob that it has, however damaged.
+            damage = self._registry.damaged_blobs(target.repository, image.manifest)
+            self._server.discard_blobs([b.digest for b in damage if b.found_bytes is not None])
+            show = functools.partial(bars.update, name)
+            self._registry.copy(source, image, to=target, progress=show)
+            self._record(name, image, came_from)
+
+        with feedback.bars("Copying the base images") as bars:
+            return _side_by_side(copy, places)
+
+    def _make(self, names: Collection[str]) -> dict[str, LabError]:
+        """Make bases from Debian's packages; each is stored while it comes."""
+
+        def make(name: str) -> None:
+            store = functools.partial(self._registry.upload_blob, self._at(name).repository)
+            made = debian.image(debian.recipe(name), roots[name], store, self._platform)
+            self._put(name, made, debian.SOURCE)
+
+        with debian.making(names, self._platform, self._state.path("roots")) as roots:
+            return _side_by_side(make, names, running=roots.values())
+
+    def _pull(self, public: Reference, name: Reference | str, why: LabError) -> None:
+        """Have the engine pull an image and name it: it may have a way that the lab has not.
+
+        Where it has none either, the lab's own failure tells why.
+        """
+        from labapp.journey import transfer  # slow, and rarely needed
+
+        with self._engine.doing(f"looking for '{public}'"):
+            was_there = self._engine.image(str(public)) is not None
+        try:
+            transfer.pull(self._engine, None, public)
+        except PullError:
+            raise why from None
+        transfer.tag(self._engine, public, name)
+        if not was_there:
+            transfer.remove(self._engine, public)
+
+    def _push(self, name: str, *, came_from: str) -> None:
+        from labapp.journey import transfer
+
+        pushed = transfer.push(self._engine, self._server, self._at(name))
+        pinned = self._at(name).pinned(pushed.digest)
+        # Some engines push an index.
+        self._record(name, self._registry.image(pinned, platform=self._platform), came_from)
+
+    def _put(self, name: str, manifest: Manifest, came_from: str) -> None:
+        """Store the manifest of an image whose blobs are there."""
+        target = self._at(name)
+        raw, kind = manifest.raw, manifest.media_type
+        self._registry.put_manifest(target.repository, target.identifier, raw, kind)
+        self._record(name, self._registry.image(target), came_from)
+
+    def _at(self, name: str) -> Reference:
+        return at(self._registry.address, name)
+
+    def _record(self, name: str, image: RegistryImage, came_from: str) -> None:
+        """Write down that a base is complete, and where it comes from by its own word."""
+        source = image.config.labels.get(SOURCE_LABEL, came_from)
+        with self._writing:
+            entry = {name: {"digest": image.manifest.digest, "source": source}}
+            self._state.write(RECORD, self._state.read(RECORD) | entry)
+
+
+def _first_that_serves(
+    names: Collection[str],
+    sources: Iterable[str],
+    get: Callable[[str, Collection[str]], dict[str, LabError]],
+) -> None:
+    """Get each of the images from the first source that serves, or raise why none did."""
+    causes: dict[str, str] = {}
+    for source in sources:
+        if not names:
+            return
+        try:
+            failed = get(source, names)
+        except EngineLost:
+            raise
+        except LabError as error:
+            failed = dict.fromkeys(names, error)
+        if failed:
+            causes[source] = "\n    ".join(sorted({str(error) for error in failed.values()}))
+            feedback.say(f"'{source}' does not serve: {causes[source].splitlines()[0]}")
+        names = list(failed)
+    if names:
+        lines = "\n".join(f"  - {source}: {cause}" for source, cause in causes.items())
+        wanted = ", ".join(f"'{name}'" for name in names)
+        raise BaseError(
+            f"getting the base images {wanted}: no source serves.\n{lines}\n"
+            "Mend one of them, or take a file from a machine that has them: "
+            "'labapp bundle save' there, 'labapp bundle load' here."
+        )
+
+
+def _side_by_side(
+    work: Callable[[str], None], names: Collection[str], *, running: Iterable[debian.Root] = ()
+) -> dict[str, LabError]:
+    """Do the work for several bases at once, and return what failed.
+
+    What is running for it is stopped when this is interrupted, so that it ends soon.
+    """
+
+    def attempt(name: str) -> tuple[str, LabError | None]:
+        try:
+            work(name)
+        except LabError as error:
+            return name, error
+        return name, None
+
+    with ThreadPoolExecutor(len(NAMES)) as threads:
+        try:
+            ended = list(threads.map(attempt, names))
+        except BaseException:
+            for root in running:
+                root.stop()
+            raise
+    return {name: error for name, error in ended if error is not None}

@@ -1,0 +1,279 @@
+"""Images made from Debian's packages by ``mmdebstrap``; the same packages give the same bytes.
+
+The root comes as a tar, which is hashed and compressed on its way to where the layer is stored;
+nothing of it is kept on disk. The package lists are files in ``dockerfiles/bases``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from isal import isal_zlib
+
+from labapp import feedback
+from labapp.errors import BaseError
+from labapp.feedback import Bars
+from labapp.machine import root
+from labapp.machine.root import as_root, run_as_root
+from labapp.registry.manifests import (
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Manifest,
+    Platform,
+    canonical_json,
+    parse_manifest,
+)
+from labapp.state import SOURCE_LABEL
+
+SUITE, PYTHON = "trixie", "3.13"
+"""The Debian of the images that are made here, and its Python, the one of the whole course."""
+
+TOOLS = ("mmdebstrap", "debian-archive-keyring")
+MIRROR_VARIABLE = "LABAPP_DEBIAN_MIRROR"
+FOLDER = Path(__file__).parents[2] / "dockerfiles" / "bases"
+"""The folder with the package lists and the settings of apt and dpkg."""
+
+SOURCE = "debian-packages"
+"""What the images that are made here say of their source."""
+
+EPOCH = 1754697600
+"""Debian 13's release, in seconds since 1970.
+
+Later file times become this one, so that the digest is the same on every machine.
+"""
+
+_GZIP_LEVEL = 1  # the next two take 1.5 and 2.5 times as long, for 1 and 3 % of the size
+_CHUNK_BYTES = 1024 * 1024
+_GZIP_WINDOW = 31  # of zlib: with a gzip header, in which isal writes no time
+
+# Engines put their own over the first two; this machine's have no place in an image.
+_TIDY = (
+    'rm -f "$1/etc/resolv.conf" "$1/etc/hostname" "$1/var/cache/apt/"*.bin;'
+    ' chmod 644 "$1/etc/apt/apt.conf.d/90-as-in-public-images"'
+)
+
+
+@contextlib.contextmanager
+def making(names: Iterable[str], platform: Platform, folder: Path) -> Iterator[dict[str, Root]]:
+    """Start the roots of some images, and show their bars; they leave nothing in their folder."""
+    reason = root.why_no_packages()
+    if reason is None and not Platform.here().can_run(platform):
+        reason = f"this machine is {Platform.here()}, and the engine's containers are {platform}."
+    if reason:
+        raise BaseError(f"making the images {', '.join(names)} from Debian packages: {reason}")
+    root.install_packages(TOOLS)
+    roots: dict[str, Root] = {}
+    with feedback.bars("Making base images from Debian packages", unit="steps") as bars:
+        try:
+            for name in names:
+                roots[name] = Root(recipe(name), folder=folder, bars=bars)
+            yield roots
+        finally:
+            for each in roots.values():
+                each.stop()
+            clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove what roots that were cut off left in their folder."""
+    if folder.exists() and any(folder.iterdir()):
+        root.unmount([folder])
+        run_as_root(["rm", "-rf", "--one-file-system", str(folder)])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a root is made: packages, and options of mmdebstrap; and what runs in its image."""
+
+    name: str
+    packages: tuple[str, ...]
+    options: tuple[str, ...]
+    runs: dict[str, Any]
+
+    def config(self, diff_id: str, platform: Platform) -> bytes:
+        """Return the config of the image whose only layer this root is."""
+        # Podman's build cache passes over a base whose history has no times.
+        created = datetime.fromtimestamp(EPOCH, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        step = {
+            "created": created,
+            "created_by": f"base image {self.name}",
+            "comment": f"made from Debian packages by mmdebstrap: {' '.join(self.packages)}",
+        }
+        run = {
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "Labels": {
+                SOURCE_LABEL: SOURCE,
+                "org.opencontainers.image.title": f"{self.name}, from Debian packages",
+            },
+        }
+        return canonical_json(
+            {
+                "architecture": platform.architecture,
+                "os": platform.os,
+                "created": created,
+                "config": run | self.runs,
+                "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+                "history": [step],
+            }
+        )
+
+
+def recipe(name: str) -> Recipe:
+    """Return the recipe of ``registry``, or of a Python by its public name."""
+    if name == "registry":
+        return Recipe(
+            name,
+            _listed("registry.packages"),
+            (
+                "--variant=extract",
+                f'--extract-hook=sh {shlex.quote(str(FOLDER / "registry.tidy.sh"))} "$1"',
+            ),
+            {
+                "Entrypoint": ["/usr/bin/docker-registry"],
+                "Cmd": ["serve", "/etc/docker/registry/config.yml"],
+            },
+        )
+    settings_file = shlex.quote(str(FOLDER / "apt.conf"))
+    kind = "slim" if name.endswith("-slim") else "full"
+    settings = ["dpkg.conf"] + ["slim.dpkg.conf"] * (kind == "slim")
+    options = (
+        "--variant=apt",
+        # One by one: mmdebstrap heeds them for the essential packages only outside of a file.
+        *(f"--dpkgopt={line}" for file in settings for line in _listed(file)),
+        "--dpkgopt=force-unsafe-io",
+        # Only at the end: mmdebstrap itself needs the packages that this has apt throw away.
+        f"--customize-hook=upload {settings_file} /etc/apt/apt.conf.d/90-as-in-public-images",
+        f"--customize-hook={_TIDY}",
+    )
+    return Recipe(name, _listed(f"{kind}.packages"), options, {"Cmd": ["python3"]})
+
+
+class Root:
+    """A root in the making; iterate over it once for the chunks of its tar."""
+
+    def __init__(self, recipe: Recipe, *, folder: Path, bars: Bars) -> None:
+        """Start mmdebstrap; what it has no room for in memory is in the folder."""
+        self._recipe, self._bars = recipe, bars
+        self._log: deque[str] = deque(maxlen=200)
+        folder.mkdir(parents=True, exist_ok=True)
+        mirror = os.environ.get(MIRROR_VARIABLE)
+        command = [
+            *("env", f"TMPDIR={folder}", f"SOURCE_DATE_EPOCH={EPOCH}", "LC_ALL=C.UTF-8"),
+            *("mmdebstrap", "--verbose", "--format=tar", "--skip=output/dev"),
+            *recipe.options,
+            f"--include={','.join(recipe.packages)}",
+            *(SUITE, "-"),
+            *([mirror] if mirror else []),
+        ]
+        self._process = subprocess.Popen(
+            as_root(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a group of its own, to end it as a whole
+        )
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def __iter__(self) -> Generator[bytes]:
+        """Yield the tar as it comes; a failure has the end of mmdebstrap's log."""
+        assert self._process.stdout is not None
+        with self._process:
+            try:
+                while chunk := self._process.stdout.read(_CHUNK_BYTES):
+                    yield chunk
+            except BaseException:
+                self.stop()
+                raise
+            status = self._process.wait()
+            self._watcher.join()
+        # A tar that was cut off must not look like a whole one.
+        if status != 0:
+            skipped = ("Get:", "Selecting", "(Read")
+            said = [line for line in self._log if not line.startswith(skipped)]
+            raise BaseError(
+                f"making '{self._recipe.name}' from Debian packages: mmdebstrap ended with "
+                f"{status}. Mend what its last lines tell of (a mirror that answers can be named "
+                f"in {MIRROR_VARIABLE}), then try again:\n  " + "\n  ".join(said[-8:])
+            )
+
+    def stop(self) -> None:
+        """End mmdebstrap and what it runs; by force if that takes long."""
+        for signal in ("TERM", "KILL"):
+            if self._process.poll() is None:
+                # The whole group: mmdebstrap alone would wait for its dpkg to end.
+                run_as_root(["kill", f"-{signal}", "--", f"-{self._process.pid}"])
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(10)
+
+    def _watch(self) -> None:
+        """Read mmdebstrap's words; they move the bar, and explain a failure."""
+        assert self._process.stderr is not None
+        steps_a_package = 1 if "--variant=extract" in self._recipe.options else 3
+        total = done = 0
+        for raw in self._process.stderr:
+            line = raw.decode("utf-8", "replace").strip()
+            self._log.append(line)
+            if match := re.search(r"(\d+) newly installed", line):
+                total += int(match[1]) * steps_a_package
+                continue
+            if total and line.startswith(("Get:", "Unpacking ", "Setting up ")):
+                done += 1
+                note = "fetching" if line.startswith("Get:") else line.partition("(")[0]
+            elif line.startswith("I: "):
+                note = line.removeprefix("I: ")
+            else:
+                continue
+            self._bars.update(self._recipe.name, done, total or None, note.rstrip(" .")[:40])
+
+
+def image(
+    recipe: Recipe,
+    tar: Iterable[bytes],
+    store: Callable[[Iterable[bytes]], tuple[str, int]],
+    platform: Platform,
+) -> Manifest:
+    """Store an image of one layer as its tar comes, and return its manifest.
+
+    ``store`` takes the chunks of a blob, and returns its digest and its length in bytes.
+    """
+    hasher = hashlib.sha256()
+
+    def packed() -> Iterator[bytes]:
+        packer = isal_zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW)
+        for chunk in tar:
+            hasher.update(chunk)
+            yield packer.compress(chunk)
+        yield packer.flush()
+
+    layer, layer_size = store(packed())
+    config, config_size = store([recipe.config(f"sha256:{hasher.hexdigest()}", platform)])
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": config, "size": config_size},
+        "layers": [{"mediaType": OCI_LAYER, "digest": layer, "size": layer_size}],
+    }
+    parsed = parse_manifest(canonical_json(manifest))
+    assert isinstance(parsed, Manifest)
+    return parsed
+
+
+def _listed(file: str) -> tuple[str, ...]:
+    """Return the lines of a list, without its comments."""
+    text = (FOLDER / file).read_text(encoding="utf-8")
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return tuple(line for line in lines if line)

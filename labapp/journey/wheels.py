@@ -1,0 +1,146 @@
+"""The application's wheels: fetched once on this machine, so that builds need no package index."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from labapp import feedback
+from labapp.errors import BaseError
+from labapp.journey.debian import PYTHON
+from labapp.registry.manifests import digest_of
+
+STAMP = ".complete.json"
+"""The file in the wheel folder that says what the wheels are for, and their digests."""
+
+DOWNLOAD = ".download"
+"""The folder in it where new wheels wait until all are there."""
+
+_PROCESSORS = {"386": "i686", "amd64": "x86_64", "arm64": "aarch64", "arm": "armv7l"}
+_GLIBCS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
+
+
+def fetch(folder: Path, *, platform: str) -> None:
+    """Put the wheels of an application into its wheel folder, unless they are there.
+
+    What ``requirements.txt`` and ``pyproject.toml`` in the folder above ask for is fetched, to run
+    and to build. An interrupted download goes on where it was; older wheels go when all is there.
+    """
+    if is_complete(folder, platform=platform):
+        return
+    wanted = wanted_by(folder.parent)
+    with _renewed(folder) as new:
+        _download(new, wanted, platform)
+        (new / STAMP).write_text(json.dumps(_stamp(new, wanted, platform)), encoding="utf-8")
+
+
+def is_complete(folder: Path, *, platform: str) -> bool:
+    """Tell if the folder holds, whole, what its application asks for on this platform."""
+    wanted = wanted_by(folder.parent)
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        return bool(stamp == _stamp(folder, wanted, platform))
+    except (OSError, ValueError):
+        return False
+
+
+def packed(folder: Path) -> dict[str, bytes]:
+    """Return the wheels and what is known of them as files to be carried elsewhere, by name."""
+    return {path.name: path.read_bytes() for path in (*_wheels_in(folder), folder / STAMP)}
+
+
+def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put what :func:`packed` returned into a wheel folder; the wheels that are there go."""
+    with _renewed(folder) as new:
+        for name, data in files.items():
+            (new / Path(name).name).write_bytes(data)
+
+
+def wanted_by(application: Path) -> list[str]:
+    """Return the requirements of an application, by the files in its folder: to run, to build."""
+    try:
+        lines = (application / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        project = tomllib.loads((application / "pyproject.toml").read_text(encoding="utf-8"))
+        to_build: list[str] = project["build-system"]["requires"]
+    except (OSError, KeyError, ValueError) as error:
+        raise BaseError(
+            f"reading what the application in '{application}' needs: {error}. "
+            "Restore its files with 'git checkout dockerfiles/app'."
+        ) from error
+    stripped = (line.partition("#")[0].strip() for line in lines)
+    return [*filter(None, stripped), *to_build]
+
+
+def _wheels_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.whl"))
+
+
+def _stamp(folder: Path, wanted: list[str], platform: str) -> dict[str, Any]:
+    digests = {wheel.name: digest_of(wheel.read_bytes()) for wheel in _wheels_in(folder)}
+    return {"wanted": wanted, "platform": platform, "python": PYTHON, "wheels": digests}
+
+
+def _download(folder: Path, wanted: list[str], platform: str) -> None:
+    """Run ``pip download`` with the learner's own settings; its lines move the bar."""
+    architecture = platform.split("/")[1]
+    machine = _PROCESSORS.get(architecture, architecture)
+    command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar=off", "--retries=2", "--only-binary=:all:", "--implementation=cp"]
+    command += [f"--python-version={PYTHON}"]
+    command += [f"--platform={glibc}_{machine}" for glibc in _GLIBCS]
+    command += [f"--dest={folder}", *wanted]
+    with (
+        feedback.bars("Fetching the application's wheels", unit="steps") as bars,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        log: list[str] = []
+        seen = 0
+        for line in process.stdout:
+            log.append(line.rstrip())
+            if line.startswith("Collecting "):
+                bars.update("wheels", seen, max(len(wanted), seen + 1), line.split()[1])
+                seen += 1
+        if process.wait() != 0:
+            said = "\n  ".join(log[-6:])
+            raise BaseError(
+                f"fetching the wheels for '{platform}': pip ended with {process.returncode}:\n"
+                f"  {said}\nIf no package index can be reached here, name a proxy in HTTPS_PROXY "
+                "and its certificate authority's file in PIP_CERT, or take the wheels from a "
+                "bundle ('labapp bundle load'); then try again."
+            )
+        bars.finish("wheels")
+
+
+@contextlib.contextmanager
+def _renewed(folder: Path) -> Iterator[Path]:
+    """Yield a folder for new wheels, which take the place of the old ones at the end."""
+    new = folder / DOWNLOAD
+    try:
+        new.mkdir(parents=True, exist_ok=True)
+        yield new
+        for old in (folder / STAMP, *_wheels_in(folder)):
+            old.unlink(missing_ok=True)
+        for file in (*_wheels_in(new), new / STAMP):  # the stamp comes last
+            file.replace(folder / file.name)
+        shutil.rmtree(new)
+    except OSError as error:
+        raise BaseError(
+            f"writing the wheels to '{folder}': {error.strerror or error}. Make the folder "
+            "writable and free some disk space, then try again."
+        ) from error
