@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
+from made_images import made
 
 from labapp.errors import VulnerabilityError
-from labapp.feedback import QuietFeedback
-from labapp.manifests import Manifest, parse_config, parse_manifest
-from labapp.reference import Reference
-from labapp.registry.reader import RegistryImage
-from labapp.vulnerabilities import scanners
+from labapp.inside import scanners
+from labapp.inside.fixes import Report
+from labapp.inside.known import known
 
 GRYPE: dict[str, Any] = {
     "matches": [
@@ -25,25 +22,13 @@ GRYPE: dict[str, Any] = {
             "vulnerability": {
                 "id": "CVE-2025-0001",
                 "severity": "High",
-                "fix": {
-                    "versions": ["3.5.1-1+deb13u1"],
-                    "state": "fixed",
-                    "available": [{"version": "3.5.1-1+deb13u1", "date": "2025-09-26"}],
-                },
+                "fix": {"versions": ["3.5.1-1+deb13u1"], "state": "fixed"},
             },
             "relatedVulnerabilities": [{"id": "CVE-2025-0001"}],
-            "artifact": {
-                "name": "libssl3t64",
-                "version": "3.5.1-1",
-                "upstreams": [{"name": "openssl"}],
-            },
+            "artifact": {"name": "libssl3t64", "version": "1", "upstreams": [{"name": "openssl"}]},
         },
         {
-            "vulnerability": {
-                "id": "GHSA-abcd-efgh-ijkl",
-                "severity": "Unknown",
-                "fix": {"versions": [], "state": "not-fixed"},
-            },
+            "vulnerability": {"id": "GHSA-abcd-efgh-ijkl", "severity": "Unknown"},
             "relatedVulnerabilities": [{"id": "CVE-2025-0002"}],
             "artifact": {"name": "pip", "version": "25.0", "upstreams": []},
         },
@@ -52,212 +37,114 @@ GRYPE: dict[str, Any] = {
             "artifact": {"name": "linux-libc-dev", "version": "6.12"},
         },
     ],
-    "descriptor": {
-        "name": "grype",
-        "version": "0.99.1",
-        "timestamp": "2026-11-23T10:00:00Z",
-        "db": {"status": {"schemaVersion": "v6.1.0", "built": "2026-11-22T06:19:17Z"}},
-    },
+    "descriptor": {"version": "0.99.1", "db": {"status": {"built": "2026-11-22T06:19:17Z"}}},
 }
-
+FOUND = {"PkgName": "libssl3t64", "InstalledVersion": "1", "Severity": "HIGH"}
+FIXED = {"VulnerabilityID": "CVE-2025-0001", "FixedVersion": "3.5.1-1+deb13u1", **FOUND}
+UNFIXED = {"VulnerabilityID": "CVE-2025-0004", **FOUND, "Severity": "UNKNOWN"}
 TRIVY: dict[str, Any] = {
     "SchemaVersion": 2,
     "Results": [
-        {
-            "Target": "debian 13",
-            "Vulnerabilities": [
-                {
-                    "VulnerabilityID": "CVE-2025-0001",
-                    "PkgName": "libssl3t64",
-                    "InstalledVersion": "3.5.1-1",
-                    "FixedVersion": "3.5.1-1+deb13u1",
-                    "Severity": "HIGH",
-                },
-                {
-                    "VulnerabilityID": "CVE-2025-0004",
-                    "PkgName": "bash",
-                    "InstalledVersion": "5.2",
-                    "Severity": "UNKNOWN",
-                },
-            ],
-        },
+        {"Target": "debian 13", "Vulnerabilities": [FIXED, UNFIXED]},
         {"Target": "Python", "Vulnerabilities": None},
     ],
 }
-
-TRIVY_VERSION: dict[str, Any] = {
+VERSION = {
     "Version": "0.70.0",
     "VulnerabilityDB": {"Version": 2, "UpdatedAt": "2026-11-22T18:21:44.123456789Z"},
 }
 
-
-@pytest.fixture
-def image() -> RegistryImage:
-    config = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}}
-    raw = json.dumps(config).encode()
-    parsed = parse_config(raw)
-    manifest = parse_manifest(
-        json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                "config": {
-                    "mediaType": "application/vnd.oci.image.config.v1+json",
-                    "digest": parsed.digest,
-                    "size": len(raw),
-                },
-                "layers": [],
-            }
-        ).encode()
-    )
-    assert isinstance(manifest, Manifest)
-    return RegistryImage(Reference.parse("localhost:5000/shop/web:1"), manifest, parsed)
-
-
-Install = Callable[..., Path]
+IMAGE = made({"bin/sh": b"#"})
+Scan = Callable[..., Report]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put a program on the PATH that prints what it is given; it keeps its arguments."""
+def scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scan:
+    """Ask a scanner that prints what it is given; it keeps its arguments."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    def make(name: str, *, prints: object = "", version: object = "", ends_with: int = 0) -> Path:
-        texts = [each if isinstance(each, str) else json.dumps(each) for each in (prints, version)]
-        log = tmp_path / "arguments"
+    def scan(name: str, prints: object, version: object = VERSION, *, ends_with: int = 0) -> Report:
+        for file, text in (("prints", prints), ("version", version)):
+            (tmp_path / file).write_text(text if isinstance(text, str) else json.dumps(text))
         program = tmp_path / name
         program.write_text(
-            f"#!{sys.executable}\n"
-            "import sys\n"
-            f"open({str(log)!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
-            f"sys.stdout.write({texts!r}['version' in sys.argv])\n"
-            f"sys.stderr.write('a line\\nthe database is too old\\n' if {ends_with} else '')\n"
-            f"sys.exit({ends_with})\n"
+            f'#!/bin/sh\ncd {tmp_path}\necho "$*" >> asked\n'
+            'case "$1" in version) /bin/cat version;; *) /bin/cat prints;; esac\n'
+            f"[ {ends_with} = 0 ] || echo the database is too old >&2\nexit {ends_with}\n"
         )
         program.chmod(0o755)
-        return log
+        return known(IMAGE, folder=tmp_path, source=name)
 
-    return make
+    return scan
 
 
-def test_grype(install: Install, image: RegistryImage) -> None:
-    log = install("grype", prints=GRYPE)
-    feedback = QuietFeedback()
-    report = scanners.grype(image, feedback=feedback)
-    target = f"registry:localhost:5000/shop/web@{image.digest}"
-    assert log.read_text() == f"{target} --platform linux/amd64 --output json\n"
-    assert feedback.commands == [f"grype {target} --platform linux/amd64 --output json"]
-    assert report.source == "Grype 0.99.1"
+def test_grype(scan: Scan, tmp_path: Path) -> None:
+    report = scan("grype", GRYPE)
+    target = f"registry:r.test/shop/web@{IMAGE.image.digest}"
+    asked = (tmp_path / "asked").read_text()
+    assert asked == f"{target} --platform linux/amd64 --output json\n"
     assert report.date == datetime(2026, 11, 22, 6, 19, 17, tzinfo=UTC)
     assert (report.missing, report.since_release, report.header_cves) == (1, None, 1)
     assert report.by_month.empty
-    rows = report.rows.set_index("cve")
-    assert rows["state"].to_dict() == {
-        "CVE-2025-0001": "missing",
-        "CVE-2025-0002": "no fix yet",
-        "CVE-2025-0003": "missing",
-    }
+    rows = report.rows.set_index("cve").drop(columns="date")
+    assert list(rows["state"]) == ["missing", "missing", "no fix yet"]
     assert rows.loc["CVE-2025-0001"].to_dict() == {
         "package": "libssl3t64",
         "source_package": "openssl",
-        "installed": "3.5.1-1",
+        "installed": "1",
         "fixed": "3.5.1-1+deb13u1",
-        "date": pd.Timestamp("2025-09-26"),
         "state": "missing",
         "source": "Grype 0.99.1",
         "severity": "high",
         "headers": False,
     }
     assert rows.loc["CVE-2025-0002", ["severity", "source_package"]].to_list() == ["", "pip"]
+    assert scan("grype", {**GRYPE, "matches": []}).missing == 0
 
 
-@pytest.mark.parametrize("database", [{"built": "2026-11-22T06:19:17Z"}, None])
-def test_grypes_older_reports(install: Install, image: RegistryImage, database: object) -> None:
-    descriptor = {**GRYPE["descriptor"], "db": database}
-    install("grype", prints={**GRYPE, "descriptor": descriptor})
-    report = scanners.grype(image, feedback=QuietFeedback())
-    assert report.date.day == (22 if database else 23)
-
-
-def test_trivy(install: Install, image: RegistryImage) -> None:
-    log = install("trivy", prints=TRIVY, version=TRIVY_VERSION)
-    report = scanners.trivy(image, feedback=QuietFeedback())
-    asked = log.read_text().splitlines()
-    assert asked[0].endswith(f"--platform linux/amd64 localhost:5000/shop/web@{image.digest}")
+def test_trivy(scan: Scan, tmp_path: Path) -> None:
+    report = scan("trivy", TRIVY)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[0].endswith(f"--platform linux/amd64 r.test/shop/web@{IMAGE.image.digest}")
     assert asked[1] == "version --format json"
     assert report.source == "Trivy 0.70.0"
     assert report.date == datetime(2026, 11, 22, 18, 21, 44, tzinfo=UTC)
     rows = report.rows.set_index("cve")
     assert rows["state"].to_dict() == {"CVE-2025-0001": "missing", "CVE-2025-0004": "no fix yet"}
     assert rows["severity"].to_dict() == {"CVE-2025-0001": "high", "CVE-2025-0004": ""}
-
-
-def test_an_image_without_any(install: Install, image: RegistryImage) -> None:
-    install("grype", prints={**GRYPE, "matches": []})
-    report = scanners.grype(image, feedback=QuietFeedback())
-    assert (report.missing, len(report.rows)) == (0, 0)
-    install("trivy", prints={"SchemaVersion": 2}, version=TRIVY_VERSION)
-    assert scanners.trivy(image, feedback=QuietFeedback()).missing == 0
-
-
-NONSENSE = [
-    pytest.param("", id="nothing"),
-    pytest.param("no JSON", id="no JSON"),
-    pytest.param("[]", id="a list"),
-    pytest.param("{}", id="an empty object"),
-    pytest.param(json.dumps(GRYPE)[:-9], id="cut off"),
-    pytest.param("[" * 100_000, id="deep"),
-]
+    assert scan("trivy", {"SchemaVersion": 2}).missing == 0
 
 
 @pytest.mark.parametrize(
-    "prints",
+    ("scanner", "prints", "version"),
     [
-        *NONSENSE,
-        pytest.param({**GRYPE, "matches": [1]}, id="a match that is a number"),
-        pytest.param({**GRYPE, "matches": None}, id="no matches"),
-        pytest.param({**GRYPE, "matches": [{"vulnerability": {"id": "CVE-1"}}]}, id="no package"),
-        pytest.param({**GRYPE, "descriptor": {"version": "1", "timestamp": "soon"}}, id="no date"),
-        pytest.param({**GRYPE, "descriptor": {"version": "1", "timestamp": 5}}, id="date a number"),
+        *(("grype", text, "") for text in ("", "no JSON", "[]", "{}", "[" * 100_000)),
+        ("trivy", json.dumps(TRIVY)[:-9], VERSION),
+        ("grype", {**GRYPE, "matches": [{"vulnerability": {"id": "CVE-1"}}]}, ""),
+        ("grype", {**GRYPE, "descriptor": {"version": "1", "db": {"status": {"built": 5}}}}, ""),
+        ("trivy", {**TRIVY, "SchemaVersion": 3}, VERSION),
+        ("trivy", {**TRIVY, "Results": [{"Vulnerabilities": [{}]}]}, VERSION),
+        ("trivy", TRIVY, {"Version": "0.70.0"}),
+        ("trivy", TRIVY, "Version: 0.70.0"),
     ],
+    ids=lambda value: str(value)[:20],
 )
-def test_what_grype_never_prints(install: Install, image: RegistryImage, prints: object) -> None:
-    install("grype", prints=prints)
-    with pytest.raises(VulnerabilityError, match="what 'grype' printed: it is not the report"):
-        scanners.grype(image, feedback=QuietFeedback())
-
-
-@pytest.mark.parametrize(
-    ("prints", "version"),
-    [
-        *(pytest.param(*case.values, TRIVY_VERSION, id=case.id) for case in NONSENSE),
-        pytest.param({**TRIVY, "SchemaVersion": 3}, TRIVY_VERSION, id="a newer schema"),
-        pytest.param({**TRIVY, "Results": [{"Vulnerabilities": [{}]}]}, TRIVY_VERSION, id="empty"),
-        pytest.param(TRIVY, {"Version": "0.70.0"}, id="a database that was never fetched"),
-        pytest.param(TRIVY, "Version: 0.70.0", id="a version that is no JSON"),
-    ],
-)
-def test_what_trivy_never_prints(
-    install: Install, image: RegistryImage, prints: object, version: object
+def test_what_scanners_never_print(
+    scan: Scan, scanner: str, prints: object, version: object
 ) -> None:
-    install("trivy", prints=prints, version=version)
-    with pytest.raises(VulnerabilityError, match="what 'trivy' printed: it is not the report"):
-        scanners.trivy(image, feedback=QuietFeedback())
+    with pytest.raises(VulnerabilityError, match=f"'{scanner}'"):
+        scan(scanner, prints, version)
 
 
-@pytest.mark.parametrize("scanner", [scanners.grype, scanners.trivy])
+@pytest.mark.parametrize("scanner", ["grype", "trivy"])
 def test_a_scanner_that_fails_or_is_not_there(
-    install: Install,
-    image: RegistryImage,
-    scanner: Callable[..., object],
-    monkeypatch: pytest.MonkeyPatch,
+    scan: Scan, tmp_path: Path, scanner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = scanner.__name__
-    with pytest.raises(VulnerabilityError, match=f"there is no '{name}' on the PATH"):
-        scanner(image, feedback=QuietFeedback())
-    install(name, prints=GRYPE, ends_with=3)
-    with pytest.raises(VulnerabilityError, match=r"ended with 3[^\0]*the database is too old"):
-        scanner(image, feedback=QuietFeedback())
+    with pytest.raises(VulnerabilityError, match=r"3[^\0]*the database is too old"):
+        scan(scanner, GRYPE, ends_with=3)
     monkeypatch.setattr(scanners, "SECONDS", 0.0)
-    with pytest.raises(VulnerabilityError, match=r"timed out.*in a terminal\?"):
-        scanner(image, feedback=QuietFeedback())
+    with pytest.raises(VulnerabilityError, match="timed out"):
+        scan(scanner, GRYPE)
+    (tmp_path / scanner).unlink()
+    with pytest.raises(VulnerabilityError, match=f"'{scanner}'"):
+        known(IMAGE, folder=tmp_path, source=scanner)
