@@ -22,12 +22,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from labapp import images
 from labapp.bench import Bench, prepare
-from labapp.engine import Engine
 from labapp.feedback import QuietFeedback
+from labapp.journey import transfer
+from labapp.machine.engine import Engine
 from labapp.private.registry import PrivateRegistry
-from labapp.registry import Registry
+from labapp.registry.client import Registry
 from labapp.registry.server import RegistryServer
 from labapp.state import State
 
@@ -86,10 +86,10 @@ def transfers(
     size = megabytes * PIECE / 1e6
     try:
         pushed = seconds(lambda: push(reference))
-        images.remove(engine, reference)
+        transfer.remove(engine, reference)
         pulled = seconds(lambda: pull(reference))
     finally:
-        images.remove(engine, reference)
+        transfer.remove(engine, reference)
     return size / pushed, size / pulled
 
 
@@ -101,10 +101,10 @@ def measure(
 
     def plain() -> tuple[float, ...]:
         def push(name: str) -> object:
-            return images.push(engine, server, name, feedback=QUIET)
+            return transfer.push(engine, server, name)
 
         def pull(name: str) -> object:
-            return images.pull(engine, server, name, feedback=QUIET)
+            return transfer.pull(engine, server, name)
 
         address = server.address
         return (
@@ -136,15 +136,15 @@ WHAT = ("client, upload", "client, download", "engine, push", "engine, pull")
 
 def main(rounds: int, megabytes: int) -> None:
     """Measure, and print medians and ratios."""
-    bench = prepare(State.open(), feedback=QUIET)
+    bench = prepare(State.open())
     with tempfile.TemporaryDirectory() as folder:
         state = State.open(Path(folder))
         # Both are new, and so equally empty.
         state.write("registry", {"image": bench.state.read("registry")["image"]})
         server = RegistryServer(engine=bench.engine, state=state)
-        private = PrivateRegistry(engine=bench.engine, state=state, feedback=QUIET)
+        private = PrivateRegistry(engine=bench.engine, state=state)
         try:
-            server.start(feedback=QUIET)
+            server.start()
             private.start()
             private.trust()
             private.accounts.add("bench", "bench", rights={"bench/*": ("pull", "push")})

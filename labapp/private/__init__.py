@@ -3,7 +3,4 @@
 It is the same CNCF Distribution as the lab's own registry, in a second container: served over TLS
 with a certificate of the lab's own authority, and opened by tokens, which a small service of the
 lab signs for accounts with rights.
-
-The handle for notebooks is :class:`labapp.private.registry.PrivateRegistry`. Nothing is imported
-here: the token service is a process of its own, and does without engine and tables.
 """

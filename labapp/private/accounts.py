@@ -1,19 +1,19 @@
 """Who may do what in the private registry: accounts with a password and rights.
 
-The passwords themselves are nowhere: what is kept is their bcrypt, which tells whether a password
-is the right one, and is slow on purpose.
+The passwords themselves are nowhere: what is kept is their scrypt (RFC 7914), which tells whether
+a password is the right one, and is slow on purpose.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
+import hmac
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any
-
-import bcrypt
 
 from labapp.errors import StateError
 from labapp.state import State
@@ -23,12 +23,6 @@ ANONYMOUS = ""
 
 ACTIONS = ("pull", "push", "delete")
 """What a right allows: to read images, to store them, to delete them."""
-
-ROUNDS = 10
-"""How slow bcrypt is: 2 to that power turns, about 50 ms."""
-
-LONGEST = 72
-"""bcrypt reads that many bytes of a password, and no more."""
 
 _STORE = "private/accounts"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -41,7 +35,6 @@ class Accounts:
     """The accounts of one private registry; several processes may change them at once."""
 
     def __init__(self, state: State) -> None:
-        """Prepare to read and write them in the state folder."""
         self._state = state
 
     def __repr__(self) -> str:
@@ -52,7 +45,7 @@ class Accounts:
 
         Args:
             name: letters, digits, dots, dashes; empty for everybody who does not log in.
-            password: at most 72 bytes in UTF-8; empty only for the anonymous account.
+            password: any text; empty only for the anonymous account.
             rights: what it may do: patterns of repositories (``*`` stands for anything) to
                 actions (``pull``, ``push``, ``delete``).
 
@@ -60,14 +53,20 @@ class Accounts:
             StateError: a name, password or right that can't be, or the file can't be written.
         """
         doing = f"adding the account '{name}'"
-        _check_name(doing, name)
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        kept = {"rights": _checked_rights(doing, rights), "password": "", "since": now}
-        if name != ANONYMOUS:
-            encoded = _checked_password(doing, password)
-            kept["password"] = bcrypt.hashpw(encoded, bcrypt.gensalt(ROUNDS)).decode("ascii")
-        elif password:
+        if name != ANONYMOUS and not _NAME.fullmatch(name):
+            raise StateError(
+                f"{doing}: a name has letters, digits, dots, dashes and underscores, 64 at most, "
+                "and begins with a letter or a digit. Take such a name."
+            )
+        if name == ANONYMOUS and password:
             raise StateError(f"{doing}: who does not log in has no password. Leave it out.")
+        if name != ANONYMOUS and not password:
+            raise StateError(f"{doing}: a password can't be empty. Take another.")
+        kept = {
+            "rights": _checked_rights(doing, rights),
+            "password": _kept(password) if password else "",
+            "since": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
         with self._state.lock("private-accounts"):
             self._state.write(_STORE, {**self._read(), name: kept})
 
@@ -92,30 +91,17 @@ class Accounts:
 
     def verify(self, name: str, password: str) -> bool:
         """Tell whether a password is an account's; as slow for an account that there isn't."""
-        account = self._read().get(name, {})
-        kept = str(account.get("password") or "") if name != ANONYMOUS else ""
-        encoded = _bytes(password)
-        usable = bool(kept) and len(encoded) <= LONGEST
-        try:
-            same = bcrypt.checkpw(encoded[:LONGEST], kept.encode() if usable else _nobody())
-        except ValueError:  # no bcrypt at all: the file was edited
-            return False
-        return usable and same
+        kept = str(self._read().get(name, {}).get("password") or "")
+        salt, _, _ = kept.partition("$")
+        return hmac.compare_digest(_kept(password, salt).encode(), kept.encode())
 
     def since(self, name: str) -> str:
         """Return when an account was added last, as the log of decisions writes times."""
         return str(self._read().get(name, {}).get("since", ""))
 
     def rights(self, name: str) -> dict[str, list[str]]:
-        """Return an account's rights; what somebody has written there that is none counts not."""
-        found = self._read().get(name, {}).get("rights")
-        if not isinstance(found, dict):
-            return {}
-        return {
-            pattern: [str(action) for action in actions]
-            for pattern, actions in found.items()
-            if isinstance(actions, list)
-        }
+        """Return an account's rights; none for one that there isn't."""
+        return dict(self._read().get(name, {}).get("rights", {}))
 
     def allowed(self, name: str, repository: str) -> frozenset[str]:
         """Return what an account may do in a repository: some of :data:`ACTIONS`."""
@@ -140,38 +126,14 @@ class Accounts:
         )
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        found = self._state.read(_STORE)
-        return {name: account for name, account in found.items() if isinstance(account, dict)}
+        return self._state.read(_STORE)
 
 
-def _bytes(password: str) -> bytes:
-    return password.encode("utf-8", "surrogatepass")
-
-
-@functools.cache
-def _nobody() -> bytes:
-    """Return the bcrypt of a password that nobody has."""
-    return bcrypt.hashpw(bcrypt.gensalt(4), bcrypt.gensalt(ROUNDS))
-
-
-def _check_name(doing: str, name: str) -> None:
-    if name != ANONYMOUS and not _NAME.fullmatch(name):
-        raise StateError(
-            f"{doing}: a name has letters, digits, dots, dashes and underscores, 64 at most, and "
-            "begins with a letter or a digit. Take such a name."
-        )
-
-
-def _checked_password(doing: str, password: str) -> bytes:
-    encoded = _bytes(password)
-    if not encoded or "\0" in password:
-        raise StateError(f"{doing}: a password can't be empty, or hold a zero byte. Take another.")
-    if len(encoded) > LONGEST:
-        raise StateError(
-            f"{doing}: its password has {len(encoded)} bytes, and bcrypt, which keeps it, reads "
-            f"no more than {LONGEST}. Take a shorter one."
-        )
-    return encoded
+def _kept(password: str, salt: str = "") -> str:
+    """Return what is kept of a password, ``salt$scrypt``: with a new salt, or a known one."""
+    salt = salt or secrets.token_hex(16)
+    encoded = password.encode("utf-8", "surrogatepass")
+    return f"{salt}${hashlib.scrypt(encoded, salt=salt.encode(), n=2**14, r=8, p=1).hex()}"
 
 
 def _checked_rights(doing: str, rights: Rights) -> dict[str, list[str]]:

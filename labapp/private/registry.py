@@ -1,29 +1,51 @@
-"""The handle for notebooks: a registry that controls who may push and who may pull."""
+"""The handle for notebooks: a registry that controls who may push and who may pull.
+
+Sources: CNCF Distribution, "Configuring a registry", ``http.tls`` and ``auth.token``; Docker,
+"Verify repository client with certificates"; Podman reads the same folder,
+containers-certs.d(5).
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
 from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+import psutil
+from ruamel.yaml import YAML
 
-from labapp import images
-from labapp.engine import Engine
+from labapp import feedback
 from labapp.errors import InvalidReference, RegistryError, RegistryUnreachable
-from labapp.feedback import Feedback
-from labapp.images import Pull, Push
-from labapp.images.transfer import Login
-from labapp.private import decisions, process, trust
+from labapp.journey import transfer
+from labapp.journey.transfer import Login, Pull, Push
+from labapp.machine.engine import Engine
+from labapp.machine.ports import LOOPBACK
+from labapp.machine.root import run_as_root
+from labapp.private import service
 from labapp.private.accounts import Accounts
 from labapp.private.authority import Authority
-from labapp.private.decisions import Decision
-from labapp.private.server import PrivateServer
+from labapp.private.service import Decision
 from labapp.reference import Reference
-from labapp.registry import Registry
-from labapp.registry.credentials import Credentials, docker_credentials
+from labapp.registry.client import Registry
+from labapp.registry.login import Credentials, docker_credentials
+from labapp.registry.server import CONFIG, CONFIG_INSIDE, STORAGE, RegistryServer, run_over
 from labapp.state import State
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+SYSTEM = "/etc/docker/certs.d"
+"""The engine's folder of authorities, by registry; an engine without root has one of its own."""
+
+_INSIDE = "/etc/labapp"
+_FOLDER = "private"
 _DOCKER_CONFIG = "private/docker-config/config"
+_TRUSTED = "private/trusted"
+_ADD = 'mkdir -p "$1" && printf %s "$2" > "$1/ca.crt"'
+_REMOVE = 'rm -f "$1/ca.crt" && { rmdir "$1" 2>/dev/null || true; }'
 
 
 class PrivateRegistry:
@@ -31,21 +53,28 @@ class PrivateRegistry:
 
     Attributes:
         accounts: who may do what.
-        server: the container and the token service.
+        host: the address of this machine that it listens on.
+        server: its container.
     """
 
-    def __init__(self, *, engine: Engine, state: State, feedback: Feedback) -> None:
+    def __init__(self, *, engine: Engine, state: State) -> None:
         """Look where it is; nothing is started.
 
         Raises:
             EngineError: the engine does not answer.
-            StateError: its files can't be read or written.
         """
         self.accounts = Accounts(state)
-        self.server = PrivateServer(engine=engine, state=state)
+        self.host = bridge_address(engine)
+        self.server = RegistryServer(
+            engine=engine,
+            state=state,
+            kind="private",
+            host=self.host,
+            client=self._client,
+            advice="Its 'start()' starts it, once 'python3 -m labapp start' has started the lab.",
+        )
         self._engine = engine
         self._state = state
-        self._feedback = feedback
 
     def __repr__(self) -> str:
         return f"PrivateRegistry({self.server.name!r})"
@@ -58,7 +87,7 @@ class PrivateRegistry:
     @property
     def authority(self) -> Authority:
         """Who signed its certificate: ``authority.certificate`` is the file to trust."""
-        return self.server.authority
+        return Authority.open(self._state.folder / _FOLDER)
 
     @property
     def verified_by_engine(self) -> bool:
@@ -66,7 +95,7 @@ class PrivateRegistry:
 
         Docker doesn't at 127.0.0.1, and an engine in a virtual machine has no other address here.
         """
-        return self.server.verified_by_engine
+        return self.host != LOOPBACK or self._engine.name == "Podman"
 
     def start(self) -> PrivateRegistry:
         """Make it run and answer, whatever state it was left in; return it.
@@ -74,10 +103,33 @@ class PrivateRegistry:
         Raises:
             RegistryError: the registry, or its token service, does not come up.
         """
-        registry = self.server.start(feedback=self._feedback)
-        self._feedback.say(f"Its certificate is signed by '{self.authority.certificate}'.")
+        with self._state.lock("private-service"):
+            certificate = self.authority.issue([self.host, LOOPBACK, "localhost"], name="server")
+            # A key pair of its own: no other certificate of the authority can sign tokens.
+            signer = self.authority.issue(["tokens.labapp.invalid"], name="tokens")
+            # Docker's containerd image store trusts the authority for the registry alone, not
+            # for its token service (moby issue 52361); so there it is asked without TLS, over
+            # the loopback interface, which no other machine can listen to.
+            tls = self._engine.store != "containerd"
+            if not tls:
+                feedback.say("With this engine's image store, tokens are asked for without TLS.")
+            realm = service.start(
+                self._state,
+                host=self.host if tls else LOOPBACK,
+                signer=signer,
+                server=certificate if tls else None,
+            )
+        files = {
+            CONFIG_INSIDE: _config(realm),
+            f"{_INSIDE}/server.pem": certificate.certificate.read_bytes(),
+            f"{_INSIDE}/server.key": certificate.key.read_bytes(),
+            f"{_INSIDE}/tokens.pem": signer.certificate.read_bytes(),
+        }
+        image = RegistryServer(engine=self._engine, state=self._state).image
+        registry = self.server.start(image=image, files=files)
+        feedback.say(f"Its certificate is signed by '{self.authority.certificate}'.")
         if not self.verified_by_engine:
-            self._feedback.say(
+            feedback.say(
                 f"At {registry.address}, Docker takes any certificate: this engine runs in a "
                 "virtual machine. The lab's own client verifies it all the same."
             )
@@ -85,7 +137,8 @@ class PrivateRegistry:
 
     def stop(self) -> None:
         """Stop registry and token service; images, accounts and trust stay."""
-        self.server.stop(feedback=self._feedback)
+        self.server.stop()
+        service.stop(self._state)
 
     def remove(self) -> None:
         """Remove all of it: images, accounts, login, authority, and the engine's trust in it.
@@ -95,7 +148,8 @@ class PrivateRegistry:
         """
         self.distrust()
         self.server.remove(volume=True)
-        shutil.rmtree(self._state.folder / process.FOLDER, ignore_errors=True)
+        service.stop(self._state)
+        shutil.rmtree(self._state.folder / _FOLDER, ignore_errors=True)
 
     def trust(self) -> None:
         """Make the engine trust the authority, for this registry alone.
@@ -103,9 +157,8 @@ class PrivateRegistry:
         Raises:
             RegistryError: the engine's folder of authorities can't be written.
         """
-        certificate = self.authority.certificate
-        self._feedback.command(trust.add(self._engine, self._state, self.address, certificate))
-        self._feedback.say(f"The engine now trusts the authority for {self.address}.")
+        feedback.command(trust(self._engine, self._state, self.address, self.authority.certificate))
+        feedback.say(f"The engine now trusts the authority for {self.address}.")
 
     def distrust(self) -> None:
         """Take the engine's trust back.
@@ -113,8 +166,8 @@ class PrivateRegistry:
         Raises:
             RegistryError: the engine's folder of authorities can't be written.
         """
-        for file in trust.remove(self._engine, self._state):
-            self._feedback.command(["sudo", "rm", file])
+        for file in distrust(self._engine, self._state):
+            feedback.command(["sudo", "rm", file])
 
     def log_in(self, name: str, password: str) -> None:
         """Log an account in for :meth:`push` and :meth:`pull`; ask first whether it is right.
@@ -125,13 +178,8 @@ class PrivateRegistry:
             RegistryError: there is no such account, or its password is another.
         """
         address = self.address
-        self._feedback.command(
-            [
-                *self._login().command("login", "--username", name),
-                "--password-stdin",
-                address,
-            ]
-        )
+        login = self._login().command("login", "--username", name)
+        feedback.command([*login, "--password-stdin", address])
         try:
             self.registry(name, password).ping()
         except RegistryError as error:
@@ -142,20 +190,14 @@ class PrivateRegistry:
                 "password is another. "
                 + (self.accounts.damaged() or "Check both, or add the account.")
             ) from error
-        basic = Credentials(name, password).basic.removeprefix("Basic ")
+        basic = base64.b64encode(f"{name}:{password}".encode()).decode("ascii")
         self._state.write(_DOCKER_CONFIG, {"auths": {address: {"auth": basic}}})
-        self._feedback.say(f"'{name}' is logged in at {address}.")
+        feedback.say(f"'{name}' is logged in at {address}.")
 
     def log_out(self) -> None:
         """Forget the login."""
-        self._feedback.command(self._login().command("logout", self.address))
+        feedback.command(self._login().command("logout", self.address))
         self._state.write(_DOCKER_CONFIG, {"auths": {}})
-
-    @property
-    def logged_in(self) -> str:
-        """The account that is logged in; empty for nobody."""
-        credentials = self._login().credentials
-        return credentials.username if credentials else ""
 
     def registry(self, name: str = "", password: str = "", *, trusted: bool = True) -> Registry:
         """Return an HTTP client of an account.
@@ -166,11 +208,14 @@ class PrivateRegistry:
             trusted: whether the client trusts the lab's authority.
         """
         credentials = Credentials(name, password) if name else None
+        return self._client(self.address, credentials, trusted=trusted)
+
+    def _client(
+        self, address: str, credentials: Credentials | None = None, *, trusted: bool = True
+    ) -> Registry:
+        certificates = self.authority.certificate if trusted else None
         return Registry(
-            self.address,
-            secure=True,
-            credentials=lambda _: credentials,
-            certificates=self.authority.certificate if trusted else None,
+            address, secure=True, credentials=lambda _: credentials, certificates=certificates
         )
 
     def push(self, reference: str) -> Push:
@@ -182,7 +227,7 @@ class PrivateRegistry:
             RegistryUnreachable: registry or token service do not run.
         """
         name = self._mine(reference, "pushing")
-        return images.push(self._engine, None, name, login=self._login(), feedback=self._feedback)
+        return transfer.push(self._engine, None, name, login=self._login())
 
     def pull(self, reference: str) -> Pull:
         """Fetch an image, as the account that is logged in: ``docker pull``.
@@ -193,7 +238,7 @@ class PrivateRegistry:
             RegistryUnreachable: registry or token service do not run.
         """
         name = self._mine(reference, "pulling")
-        return images.pull(self._engine, None, name, login=self._login(), feedback=self._feedback)
+        return transfer.pull(self._engine, None, name, login=self._login())
 
     def decisions(self) -> pd.DataFrame:
         """Return what the token service was asked, and what it granted, oldest first.
@@ -202,16 +247,13 @@ class PrivateRegistry:
             Columns ``time``, ``account``, ``repository``, ``asked``, ``granted``, ``status``,
             ``why``.
         """
+        import pandas as pd
+
         columns = ["time", *(one.name for one in fields(Decision) if one.name != "time")]
-        rows = [asdict(decision) for decision in decisions.read(self._state)]
+        rows = [asdict(decision) for decision in service.decisions(self._state)]
         table = pd.DataFrame(rows, columns=columns)
         table["time"] = pd.to_datetime(table["time"], utc=True, format="ISO8601")
         return table
-
-    def let_tokens_last(self, seconds: float) -> None:
-        """Set how long the next tokens are valid; the registry adds 60 s, as clocks differ."""
-        settings = self._state.read(process.SETTINGS)
-        self._state.write(process.SETTINGS, {**settings, "seconds": seconds})
 
     def _login(self) -> Login:
         file = self._state.path(f"{_DOCKER_CONFIG}.json")
@@ -229,7 +271,7 @@ class PrivateRegistry:
             )
         # The engine would try for long, and then tell little.
         running = {
-            "its token service": process.find(self._state) is not None,
+            "its token service": service.find(self._state) is not None,
             "its container": self.server.is_running(),
         }
         if not all(running.values()):
@@ -239,3 +281,94 @@ class PrivateRegistry:
                 "Its 'start()' starts it again."
             )
         return parsed
+
+
+def _config(realm: str) -> bytes:
+    """Return the lab's own registry's configuration with TLS, and with tokens from a realm."""
+    config = YAML(typ="safe").load(CONFIG.read_text(encoding="utf-8"))
+    config["http"]["tls"] = {
+        "certificate": f"{_INSIDE}/server.pem",
+        "key": f"{_INSIDE}/server.key",
+        "minimumtls": "tls1.2",
+    }
+    config["auth"] = {
+        "token": {
+            "realm": realm,
+            "service": service.SERVICE,
+            "issuer": service.ISSUER,
+            "rootcertbundle": f"{_INSIDE}/tokens.pem",
+        }
+    }
+    return json.dumps(config, indent=1).encode()  # JSON is YAML
+
+
+def bridge_address(engine: Engine) -> str:
+    """Return this machine's address on the engine's default bridge, or 127.0.0.1.
+
+    Docker trusts every registry at a loopback address, whatever certificate it shows; this address
+    is not one, and leads to this machine all the same. An engine in a virtual machine has its
+    bridge there.
+    """
+    with engine.doing("looking for the engine's default bridge"):
+        networks = engine.client.api.networks(names=["bridge"])
+    here = {one.address for found in psutil.net_if_addrs().values() for one in found}
+    for network in networks:
+        for subnet in (network.get("IPAM") or {}).get("Config") or ():
+            if subnet.get("Gateway") in here and ":" not in subnet["Gateway"]:
+                return str(subnet["Gateway"])
+    return LOOPBACK
+
+
+def trust(engine: Engine, state: State, address: str, certificate: Path) -> list[str]:
+    """Make an engine trust an authority for one registry; return the command that does the same.
+
+    Other registries are as before. What was trusted is kept in mind, for :func:`distrust`.
+    """
+    with engine.doing("asking the engine about itself"):
+        options = engine.client.info().get("SecurityOptions") or ()
+    place = SYSTEM
+    if any("rootless" in str(option) for option in options):
+        program = "containers" if engine.name == "Podman" else "docker"
+        place = str(Path.home() / ".config" / program / "certs.d")
+    state.write(_TRUSTED, {**state.read(_TRUSTED), address: place})
+    text = certificate.read_text(encoding="ascii")
+    doing = f"trusting the registry '{address}'"
+    _as_the_engine(engine, state, place, [_ADD, address, text], doing=doing)
+    argv = ["install", "-D", "-m", "644", str(certificate), f"{place}/{address}/ca.crt"]
+    return ["sudo", *argv] if place == SYSTEM else argv
+
+
+def distrust(engine: Engine | None, state: State) -> list[str]:
+    """Take back what :func:`trust` did for this lab; return the files that are gone.
+
+    Without an engine, it is this machine's that runs no more.
+    """
+    for address, place in state.read(_TRUSTED).items():
+        doing = f"trusting the registry '{address}' no more"
+        if engine is not None:
+            _as_the_engine(engine, state, place, [_REMOVE, address], doing=doing)
+        elif (ran := run_as_root(["rm", "-rf", f"{place}/{address}"])).returncode:
+            raise RegistryError(f"{doing}: {ran.stderr.strip()}. Remove '{place}/{address}'.")
+    removed = trusted(state)
+    state.write(_TRUSTED, {})
+    return removed
+
+
+def trusted(state: State) -> list[str]:
+    """Return the files by which the engine trusts registries of this lab."""
+    return [f"{place}/{address}/ca.crt" for address, place in state.read(_TRUSTED).items()]
+
+
+def _as_the_engine(
+    engine: Engine, state: State, folder: str, script: list[str], *, doing: str
+) -> None:
+    """Run a script in a folder of the engine's own, wherever it runs; others can't write there."""
+    command, *arguments = script
+    image = RegistryServer(engine=engine, state=state).image
+    argv = ["sh", "-c", f"cd {STORAGE} && {command}", "sh", *arguments]
+    try:
+        run_over(engine, folder, argv, image=image, labels=state.labels)
+    except RegistryError as error:
+        raise RegistryError(
+            f"{doing}: the engine's folder '{folder}' can't be written ({error})."
+        ) from error

@@ -1,113 +1,234 @@
-"""The token service: a process of its own that opens the private registry to accounts.
+"""The token service: it opens the private registry to accounts, and keeps a log of what it decided.
 
-Run as ``python -m labapp.private.service STATE_FOLDER``; :mod:`labapp.private.process` does that.
 Whoever asks for a token says what for; the answer is a signed token for as much of it as the
-account may do, which may be nothing. The registry itself never sees a password.
+account may do, which may be nothing. The registry itself never sees a password. The service is a
+thread of the process that started it, a notebook's kernel say, and ends with it.
 
-Source: CNCF Distribution, "Token Authentication Specification": the parameters of the request and
-the fields of the answer.
+Source: CNCF Distribution, "Token Authentication Specification", "Token Scope Documentation" and
+"Token Authentication Implementation" (the claims of the JSON web token).
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import json
-import os
+import re
 import secrets
 import ssl
-import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
-from tornado.httpserver import HTTPServer
-from tornado.ioloop import PeriodicCallback
-from tornado.web import Application, HTTPError, RequestHandler
+import requests
 
-from labapp.private import decisions
+from labapp.errors import RegistryError
+from labapp.machine.ports import free_port, is_listening
 from labapp.private.accounts import ANONYMOUS, Accounts
-from labapp.private.decisions import Decision
-from labapp.private.process import FOLDER, RUNNING, SETTINGS, certificates
-from labapp.private.tokens import SECONDS, SERVICE, Scope, Signer, parse_scopes
 from labapp.state import State
 
-WATCH_MILLISECONDS = 5000.0
+if TYPE_CHECKING:
+    from labapp.private.authority import Issued
 
-_LARGEST = 64 * 1024
-"""The longest request that is read, in bytes."""
+ISSUER = "the lab's token service"
+SERVICE = "the lab's private registry"
+SECONDS = 300
+"""How long a token is valid."""
 
+_PLACE = "private/service"
+"""Where the state keeps ``host``, ``port`` and ``tls`` of the service."""
 
-class _Handler(RequestHandler):
-    """What all answers have in common: JSON, and errors as a registry writes them."""
-
-    state: State
-    accounts: Accounts
-    signer: Signer
-    nonce: str
-    cause: str = ""
-
-    def refuse(self, status: int, cause: str) -> NoReturn:
-        """End the request with an error."""
-        self.cause = cause
-        raise HTTPError(status)
-
-    def initialize(self, **parts: Any) -> None:
-        """Take over what the application has for its handlers."""
-        self.__dict__.update(parts)
-
-    def set_default_headers(self) -> None:
-        """Say nothing about the program, and let nobody keep an answer."""
-        self.clear_header("Server")
-        self.set_header("Cache-Control", "no-store")
-
-    def write_error(self, status_code: int, **details: Any) -> None:
-        """Write an error the way registries do, for ``docker`` to show (OCI, "Error Codes")."""
-        if status_code == 401:
-            self.set_header("WWW-Authenticate", 'Basic realm="the accounts of the lab"')
-        code = {400: "UNSUPPORTED", 401: "UNAUTHORIZED"}.get(status_code, "UNKNOWN")
-        self.finish({"errors": [{"code": code, "message": self.cause or self._reason}]})
+_TYPE = r"[a-z0-9]+(?:\([a-z0-9]+\))?"
+_NAME = r"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9._/-]+"
+_SCOPE = re.compile(rf"({_TYPE}):({_NAME}):([a-z*]*(?:,[a-z*]+)*)")
 
 
-class _Alive(_Handler):
-    def get(self) -> None:
-        """Say which service this is."""
-        self.finish({"nonce": self.nonce})
+@dataclass(frozen=True)
+class Scope:
+    """What is asked for, or granted: actions on one resource, ``repository`` ``shop/web`` say."""
+
+    type: str
+    name: str
+    actions: tuple[str, ...]
+
+    def granted(self, allowed: Iterable[str]) -> Scope:
+        """Return the scope with those of its actions that are allowed."""
+        held = set(allowed)
+        return Scope(self.type, self.name, tuple(one for one in self.actions if one in held))
 
 
-class _Token(_Handler):
-    async def get(self) -> None:
-        """Answer with a token for what the account may do of what is asked for."""
-        account, password = self._credentials()
-        scopes = self._scopes(account)
-        if account != ANONYMOUS:
-            # Off the loop: bcrypt is slow on purpose, and others ask meanwhile.
-            loop = asyncio.get_running_loop()
-            same = await loop.run_in_executor(None, self.accounts.verify, account, password)
-            if not same:
-                self._refuse(account, scopes)
+def parse_scopes(texts: Iterable[str]) -> list[Scope]:
+    """Read scopes, each ``repository:shop/web:pull,push``; ValueError if one isn't of that form."""
+    found = []
+    for text in " ".join(texts).split():
+        match = _SCOPE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"the scope {text[:120]!r} is not of the form 'type:name:actions'")
+        actions = tuple(dict.fromkeys(action for action in match[3].split(",") if action))
+        found.append(Scope(match[1], match[2], actions))
+    return found
+
+
+def sign(issued: Issued, account: str, access: Iterable[Scope], *, seconds: int = SECONDS) -> str:
+    """Return a token for an account, signed by the key whose certificate the registry was given.
+
+    With ``seconds`` below 0, it has expired already.
+    """
+    # Slow to import, and a quick 'status' signs nothing.
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from joserfc import jwt
+    from joserfc.jwk import ECKey
+
+    certificate = x509.load_pem_x509_certificate(issued.certificate.read_bytes())
+    chain = [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode("ascii")]
+    now = int(time.time())
+    claims = {
+        "iss": ISSUER,
+        "aud": SERVICE,
+        "sub": account,
+        "iat": now,
+        "nbf": min(now, now + seconds) - 10,
+        "exp": now + seconds,
+        "jti": secrets.token_hex(8),
+        "access": [asdict(one) for one in access],
+    }
+    # The registry verifies with the key in the chain, after it has found whom to trust for it.
+    header = {"typ": "JWT", "alg": "ES256", "x5c": chain}
+    key = ECKey.import_key(issued.key.read_bytes())
+    return jwt.encode(header, claims, key, algorithms=["ES256"])
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision of the token service: who asked for what, and what the token opens.
+
+    The account is empty for who does not log in, the repository for a login alone; actions have
+    commas between them. ``why`` says in words why not all was granted; ``status`` is HTTP's,
+    ``time`` ISO 8601, UTC.
+    """
+
+    account: str
+    repository: str = ""
+    asked: str = ""
+    granted: str = ""
+    status: int = 200
+    why: str = ""
+    time: str = ""
+
+
+def decisions(state: State) -> list[Decision]:
+    """Return what the token service has decided, oldest first; half a line is left out."""
+    file = _log(state)
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            found.append(Decision(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def _log(state: State) -> Path:
+    return state.path("private", "decisions.log")
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, cause: str) -> None:
+        super().__init__(cause)
+        self.status = status
+
+
+class _Service(ThreadingHTTPServer):
+    """The server of one lab; each request has a thread of its own."""
+
+    daemon_threads = True
+
+    def __init__(self, state: State, place: tuple[str, int], signer: Issued, made: bytes) -> None:
+        super().__init__(place, _Handler)
+        self.state = state
+        self.accounts = Accounts(state)
+        self.signer = signer
+        self.made = made
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that hung up."""
+
+    def token(self, account: str, password: str, query: dict[str, list[str]]) -> dict[str, Any]:
+        """Return the answer to a request for a token."""
+        if query.get("service") != [SERVICE]:
+            raise _Refused(400, f"this service gives tokens for {SERVICE!r} only")
+        try:
+            scopes = parse_scopes(query.get("scope", ()))
+        except ValueError as error:
+            self.note(Decision(account, status=400, why=str(error)))
+            raise _Refused(400, str(error)) from error
+        if account != ANONYMOUS and not self.accounts.verify(account, password):
+            why = "there is no such account, or its password is another"
+            for scope in scopes or [Scope("", "", ())]:
+                asked = ",".join(scope.actions)
+                self.note(Decision(account, scope.name, asked, status=401, why=why))
+            raise _Refused(401, why)
         granted = [scope.granted(self._allowed(account, scope)) for scope in scopes]
-        for asked, given in zip(scopes, granted, strict=True):
-            missing = [action for action in asked.actions if action not in given.actions]
+        for scope, given in zip(scopes, granted, strict=True):
+            missing = [action for action in scope.actions if action not in given.actions]
             why = f"it has no right to {' and '.join(missing)} there" if missing else ""
-            self._note(account, asked, ",".join(given.actions), 200, why)
+            words = ",".join(scope.actions), ",".join(given.actions)
+            self.note(Decision(account, scope.name, *words, why=why))
         if not scopes and account != ANONYMOUS:
-            self._note(account, None, "", 200, "a login, nothing else was asked for")
-        seconds = self.state.read(SETTINGS).get("seconds", SECONDS)
-        token = self.signer.sign(account, [one for one in granted if one.actions], seconds=seconds)
-        self.finish(
-            {
-                "token": token.text,
-                "access_token": token.text,
-                "expires_in": int(token.seconds),
-                "issued_at": datetime.fromtimestamp(token.issued, UTC).isoformat(),
-            }
-        )
+            self.note(Decision(account, why="a login, nothing else was asked for"))
+        token = sign(self.signer, account, [one for one in granted if one.actions])
+        now = datetime.now(UTC).isoformat()
+        return {"token": token, "access_token": token, "expires_in": SECONDS, "issued_at": now}
 
-    def _credentials(self) -> tuple[str, str]:
+    def _allowed(self, account: str, scope: Scope) -> frozenset[str]:
+        if scope.type == "repository":
+            return self.accounts.allowed(account, scope.name)
+        lists = (scope.type, scope.name) == ("registry", "catalog")
+        return frozenset("*" if lists and self.accounts.may_list(account) else "")
+
+    def note(self, decision: Decision) -> None:
+        """Add a decision to the log; its time is now."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({**asdict(decision), "time": now}) + "\n"
+        with _log(self.state).open("a", encoding="utf-8") as log:
+            log.write(line)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Service
+    timeout = 10
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        try:
+            if not self.server.state.folder.exists():  # reset; whoever writes makes it again
+                raise _Refused(503, "this lab is no more")
+            if url.path == "/alive":
+                answer = {"lab": self.server.state.lab_id}
+            elif url.path == "/token":
+                answer = self.server.token(*self._login(), parse_qs(url.query))
+            else:
+                raise _Refused(404, "there is nothing here but '/token'")
+            self._answer(200, answer)
+        except _Refused as refused:
+            code = {400: "UNSUPPORTED", 401: "UNAUTHORIZED"}.get(refused.status, "UNKNOWN")
+            # As registries write errors, for `docker` to show (OCI, "Error Codes").
+            errors = {"errors": [{"code": code, "message": str(refused)}]}
+            self._answer(refused.status, errors)
+
+    def do_POST(self) -> None:
+        # A client that tries OAuth2 first, as containerd does, then asks by GET.
+        self._answer(405, {"errors": [{"code": "UNSUPPORTED", "message": "ask by GET"}]})
+
+    def _login(self) -> tuple[str, str]:
         """Return name and password of the request (RFC 7617); the anonymous account without."""
-        header = self.request.headers.get("Authorization", "")
+        header = self.headers.get("Authorization", "")
         if not header:
             return ANONYMOUS, ""
         scheme, _, encoded = header.partition(" ")
@@ -117,80 +238,90 @@ class _Token(_Handler):
             pair = ""
         name, colon, password = pair.partition(":")
         if scheme.lower() != "basic" or not colon or not name:
-            self.refuse(400, "the login is not of the form 'Basic base64(name:password)'")
+            raise _Refused(400, "the login is not of the form 'Basic base64(name:password)'")
         return name, password
 
-    def _scopes(self, account: str) -> list[Scope]:
-        if self.get_query_argument("service", "") != SERVICE:
-            self.refuse(400, f"this service gives tokens for {SERVICE!r} only")
-        try:
-            return parse_scopes(self.get_query_arguments("scope"))
-        except ValueError as error:
-            decisions.write(self.state, Decision(account, status=400, why=str(error)))
-            self.refuse(400, str(error))
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response_only(status)
+        if status == 401:
+            self.send_header("WWW-Authenticate", 'Basic realm="the accounts of the lab"')
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
 
-    def _refuse(self, account: str, scopes: list[Scope]) -> NoReturn:
-        why = "there is no such account, or its password is another"
-        unnamed: list[Scope | None] = [None]
-        for scope in scopes or unnamed:
-            self._note(account, scope, "", 401, why)
-        self.refuse(401, why)
-
-    def _allowed(self, account: str, scope: Scope) -> frozenset[str]:
-        if scope.type == "repository":
-            return self.accounts.allowed(account, scope.name)
-        lists = (scope.type, scope.name) == ("registry", "catalog")
-        return frozenset("*" if lists and self.accounts.may_list(account) else "")
-
-    def _note(self, account: str, scope: Scope | None, granted: str, status: int, why: str) -> None:
-        name = scope.name if scope else ""
-        asked = ",".join(scope.actions) if scope else ""
-        decisions.write(self.state, Decision(account, name, asked, granted, status, why))
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing on standard error: decisions have a log of their own."""
 
 
-async def serve(state: State) -> None:
-    """Listen where the settings say, and answer until the process ends.
+_running: dict[Path, _Service] = {}
+"""The services of this process, by the folder of their lab."""
 
-    It ends by itself once the state folder is gone, or another one has taken its place there.
 
-    Raises:
-        OSError: the port is taken, or the host is no address of this machine.
-        StateError: certificate or key are missing.
+def find(state: State) -> str | None:
+    """Return the address that gives tokens, if this lab's service answers there."""
+    place = state.read(_PLACE)
+    if not place:
+        return None
+    url = f"{'https' if place['tls'] else 'http'}://{place['host']}:{place['port']}"
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # an address of this machine: no proxy
+            session.verify = str(state.folder / "private" / "authority.pem")
+            if session.get(f"{url}/alive", timeout=5).json() == {"lab": state.lab_id}:
+                return f"{url}/token"
+    except (requests.RequestException, ValueError, OSError):
+        pass
+    return None
+
+
+def start(state: State, *, host: str, signer: Issued, server: Issued | None) -> str:
+    """Make the token service run and answer, and return the address that gives tokens.
+
+    It signs with the key of ``signer``, and speaks TLS with the certificate of ``server``, if there
+    is one. A service that answers is left alone, in whatever process it runs.
     """
-    settings = state.read(SETTINGS)
-    folder = state.folder / FOLDER
-    nonce = secrets.token_hex(16)
-    parts = {
-        "state": state,
-        "accounts": Accounts(state),
-        "signer": Signer(folder / "tokens.pem", folder / "tokens.key"),
-        "nonce": nonce,
-    }
-    context: ssl.SSLContext | None = None
-    if settings["tls"]:
+    place = state.read(_PLACE)
+    wanted = {"host": host, "tls": server is not None}
+    same = {"host": place.get("host"), "tls": place.get("tls")} == wanted
+    mine = _running.get(state.folder)
+    made = b"".join(one.certificate.read_bytes() for one in (signer, server) if one)
+    stale = mine is not None and mine.made != made
+    if same and not stale and (found := find(state)):
+        return found
+    stop(state)
+    port = place.get("port") if same else None
+    if port is None or is_listening(port, host=host):
+        port = free_port(host=host)
+    try:
+        service = _Service(state, (host, port), signer, made)
+    except OSError as error:
+        raise RegistryError(
+            f"starting the token service at '{host}:{port}': {error.strerror or error}. "
+            "Start the private registry again."
+        ) from error
+    if server is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(folder / "server.pem", folder / "server.key")
-    application = Application([("/token", _Token, parts), ("/alive", _Alive, parts)])
-    server = HTTPServer(
-        application, ssl_options=context, max_body_size=_LARGEST, max_header_size=_LARGEST
-    )
-    server.listen(settings["port"], address=settings["host"])
-    told = {"pid": os.getpid(), "port": settings["port"], "nonce": nonce}
-    told["certificates"] = certificates(state)
-    state.write(RUNNING, told)
-    ended = asyncio.Event()
-
-    def watch() -> None:
-        # Not by State.read, which makes the folder again.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads((state.folder / f"{RUNNING}.json").read_text())["nonce"] == nonce:
-                return
-        ended.set()
-
-    PeriodicCallback(watch, WATCH_MILLISECONDS).start()
-    await ended.wait()
+        context.load_cert_chain(server.certificate, server.key)
+        # Each thread shakes hands with its own client: one that is silent keeps nobody waiting.
+        service.socket = context.wrap_socket(
+            service.socket, server_side=True, do_handshake_on_connect=False
+        )
+    threading.Thread(target=service.serve_forever, args=(0.1,), daemon=True).start()
+    _running[state.folder] = service
+    state.write(_PLACE, {**wanted, "port": port})
+    return f"{'https' if server else 'http'}://{host}:{port}/token"
 
 
-if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(State.open(Path(sys.argv[1]))))
+def stop(state: State) -> None:
+    """End the token service, if it is one of this process."""
+    if service := _running.pop(state.folder, None):
+        service.shutdown()
+        service.server_close()
+
+
+def was_started(state: State) -> bool:
+    """Tell whether this lab has ever had a token service."""
+    return bool(state.read(_PLACE))
