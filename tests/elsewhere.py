@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 
 from labapp.bench import Bench
 
-_BENCH = """
+_PRELUDE = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
-from labapp.bases import Base
-from labapp.bench import Bench
-from labapp.engine import find
-from labapp.feedback import QuietFeedback
-from labapp.reference import Reference
-from labapp.registry.server import RegistryServer
+from labapp import feedback
+from labapp.bench import prepare
 from labapp.state import State
 
-work, base, repository, *arguments = sys.argv[1:]
-state = State.open()
-engine = find(state)
-server = RegistryServer(engine=engine, state=state)
-reference = Reference.parse(base)
-bases = (Base("python:3.13-slim", reference, reference.digest, "test"),)
-bench = Bench(state, engine, server, server.registry(), bases, Path(repository), Path(work))
+work, *arguments = sys.argv[1:]
+with feedback.using(feedback.QuietFeedback()):
+    bench = replace(prepare(State.open()), work=Path(work))
 """
 
 
 def start(own: Bench, program: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a program that finds ``bench`` and ``arguments``; its output comes by a pipe."""
-    given = [str(own.work), str(own.base("python:3.13-slim")), str(own.repository), *arguments]
     return subprocess.Popen(
-        [sys.executable, "-c", _BENCH + program, *given],
+        [sys.executable, "-c", _PRELUDE + textwrap.indent(program, "    "), own.work, *arguments],
         stdout=subprocess.PIPE,
         env={**own.engine.environment(), "LABAPP_STATE": str(own.state.folder)},
         text=True,

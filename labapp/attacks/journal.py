@@ -1,24 +1,38 @@
-"""The attacks' journal: what each one is about to change, written down before it happens.
+"""What attacks may touch, and the journal of what each one is about to change.
 
-An entry is a file of its own in the lab's state, so that a process that dies in the middle of an
-attack leaves the list of all that has to be put back, and a damaged entry takes no other with it.
+An attack touches this lab's own registries, containers and files, and nothing else. A change is
+written down before it happens: an entry is a file of its own in the lab's state, so that a process
+that dies in mid-attack leaves the list of all that has to be put back, and a damaged entry takes no
+other with it.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
+import docker.errors
+
+from labapp.bench import Bench
 from labapp.errors import AttackError, StateError
-from labapp.manifests import digest_of
-from labapp.state import State
+from labapp.reference import Reference
+from labapp.registry.http import same_address
+from labapp.registry.manifests import digest_of
+from labapp.state import LABEL, State, write_atomically
+
+if TYPE_CHECKING:
+    from docker.models.containers import Container
 
 FOLDER = "attacks"
 """Where in the state the entries are."""
+
+BASES = "base/"
+"""The repositories that all chapters build on; an attack works on a copy."""
 
 Kind = Literal["file", "tag", "blob", "container", "image"]
 
@@ -27,13 +41,7 @@ Kind = Literal["file", "tag", "blob", "container", "image"]
 class Change:
     """One thing that an attack changes.
 
-    Attributes:
-        attack: the attack's id, such as ``base``.
-        kind: ``file`` of a chapter, ``tag`` or ``blob`` of the registry, ``container`` that is
-            started, or ``image`` that the engine gets a name for.
-        what: the thing: a path, a repository with its tag, a digest, a name.
-        data: what is needed to put it back.
-        number: where the entry stands in the journal; empty as long as it does not.
+    The data is what is needed to put it back; the number is that of its entry in the journal.
     """
 
     attack: str
@@ -54,87 +62,48 @@ class Journal:
         self._folder = state.path(FOLDER, "entry").parent
 
     def note(self, change: Change) -> Change:
-        """Write down a change that is about to happen, and return it with its number.
-
-        Raises:
-            StateError: the entry can't be written; then nothing must be changed.
-        """
-        with self._state.lock("attacks"):
-            last = max((int(name.stem) for name in self._entries()), default=0)
-            number = f"{last + 1:06}"
-            content = {"attack": change.attack, "kind": change.kind, "what": change.what}
-            self._state.write(f"{FOLDER}/{number}", {**content, "data": dict(change.data)})
-        return Change(change.attack, change.kind, change.what, change.data, number)
+        """Write down a change that is about to happen, and return it with its number."""
+        change = replace(change, number=str(time.time_ns()))
+        self._state.write(f"{FOLDER}/{change.number}", asdict(change))
+        return change
 
     def changes(self) -> list[Change]:
         """Return what has not been undone, the oldest first; damaged entries are put aside."""
         found = []
-        for path in self._entries():
-            entry = self._state.read(f"{FOLDER}/{path.stem}")
-            if entry.get("kind") in get_args(Kind) and isinstance(entry.get("data"), dict):
-                data = {str(name): str(value) for name, value in entry["data"].items()}
-                what, attack = str(entry.get("what")), str(entry.get("attack"))
-                found.append(Change(attack, entry["kind"], what, data, path.stem))
+        for path in sorted(self._folder.glob("*.json")):
+            entry: dict[str, Any] = self._state.read(f"{FOLDER}/{path.stem}")
+            with contextlib.suppress(TypeError):  # It is no change.
+                found.append(Change(**entry | {"number": path.stem}))
         return found
 
     def drop(self, change: Change) -> None:
         """Take a change that was undone from the journal."""
         (self._folder / f"{change.number}.json").unlink(missing_ok=True)
 
-    def change_file(self, attack: str, path: Path, content: bytes) -> Change:
-        """Write a file, its bytes so far kept in the journal; its folder is made where missing.
-
-        Args:
-            attack: the attack's id.
-            path: the file.
-            content: what it is to hold.
-
-        Raises:
-            StateError: the file or the entry can't be written.
-        """
+    def change_file(self, attack: str, path: Path, content: bytes) -> None:
+        """Write a file, its bytes so far kept in the journal; its folder is made where missing."""
         try:
-            before = path.read_bytes() if path.exists() else None
             data = {"after": digest_of(content)}
-            if before is None:
-                made = [str(folder) for folder in path.parents if not folder.exists()]
-                data["made"] = "\n".join(made)
-            else:
-                data["before"] = base64.b64encode(before).decode()
-            change = self.note(Change(attack, "file", str(path), data))
+            if path.exists():
+                data["before"] = base64.b64encode(path.read_bytes()).decode()
+            self.note(Change(attack, "file", str(path), data))
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, content)
         except OSError as error:
             raise StateError(
                 f"writing '{path}': {error.strerror or error}. Make it writable, then try again."
             ) from error
-        return change
 
-    def restore_files(self) -> list[str]:
-        """Put back all files that attacks changed: that much needs neither engine nor registry.
-
-        Returns:
-            What was done, a line a file.
-
-        Raises:
-            AttackError: a file can't be written.
-        """
-        done = []
+    def restore_files(self) -> None:
+        """Put back all files that attacks changed: that much needs neither engine nor registry."""
         for change in reversed(self.changes()):
             if change.kind == "file":
-                done.append(restore_file(change))
+                restore_file(change)
                 self.drop(change)
-        return done
-
-    def _entries(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("*.json") if path.stem.isdigit())
 
 
 def restore_file(change: Change) -> str:
-    """Put a file back as it was, unless it was changed again since; say what was done.
-
-    Raises:
-        AttackError: the file can't be written.
-    """
+    """Put a file back as it was, unless it was changed again since; say what was done."""
     path = Path(change.what)
     try:
         if not path.parent.is_dir():
@@ -145,10 +114,8 @@ def restore_file(change: Change) -> str:
             _write(path, base64.b64decode(change.data["before"]))
             return f"put '{path}' back as it was"
         path.unlink(missing_ok=True)
-        for folder in filter(None, change.data.get("made", "").split("\n")):
-            # One that holds something else by now stays.
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()
+        with contextlib.suppress(OSError):  # It holds something else.
+            path.parent.rmdir()
     except (OSError, ValueError) as error:
         raise AttackError(
             f"putting '{path}' back: {error}. Make the file and its folder writable, then undo "
@@ -158,7 +125,54 @@ def restore_file(change: Change) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file: all of it, or, after a crash, none of it."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(content)
-    draft.replace(path)
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    write_atomically(path, content, mode=mode)
+
+
+def own_tag(bench: Bench, target: str) -> Reference:
+    """Return a reference to a tag in the lab's registry, and refuse any other."""
+    reference, own = Reference.parse(target), bench.registry.address
+    refusal = ""
+    if not same_address(reference.registry, own):
+        refusal = f"the lab attacks its own registry, and not '{reference.registry}'."
+    elif reference.repository.startswith(BASES):
+        refusal = f"all chapters build on '{BASES}…'; 'team/base:1' is a copy for attacks."
+    elif reference.tag is None or reference.digest is not None:
+        refusal = "an attack moves or watches a tag."
+    if refusal:
+        raise AttackError(
+            f"attacking '{reference}': {refusal} Name an image as '{own}/team/web:1'."
+        )
+    return reference
+
+
+def own_path(bench: Bench, path: Path) -> Path:
+    """Return a path inside the chapter's work folder, with links followed; refuse any other."""
+    work, whole = bench.work.resolve(), path.resolve()
+    if not whole.is_relative_to(work) or whole == work:
+        raise AttackError(
+            f"attacking '{path}': it is not in this chapter's folder '{work}'. Make a copy there "
+            "first: 'lab.application()'."
+        )
+    return whole
+
+
+def service_name(bench: Bench) -> str:
+    """Return the name of the container that a delivery script starts."""
+    return f"labapp-live-{bench.state.lab_id}"
+
+
+def own_container(bench: Bench, name: str) -> Container | None:
+    """Return the container of a name, if there is one; one of somebody else's is refused."""
+    with bench.engine.doing(f"looking for the container '{name}'", AttackError):
+        try:
+            container = bench.engine.client.containers.get(name)
+        except docker.errors.NotFound:
+            return None
+    # A delivery script need not label what it starts; the name is this lab's all the same.
+    if container.labels.get(LABEL) != bench.state.lab_id and name != service_name(bench):
+        raise AttackError(
+            f"attacking the container '{name}': this lab did not start it. Rename it, or "
+            f"remove it with 'docker rm -f {name}' if it is yours."
+        )
+    return container

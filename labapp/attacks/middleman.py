@@ -25,17 +25,16 @@ _MANIFEST = re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<identifier>[^/?]+)
 
 
 def asked_for(path: str, repository: str, instead: str) -> str:
-    """Return the path to ask the registry for when somebody asks the mirror for a path.
-
-    Args:
-        path: that was asked for.
-        repository: whose manifests are not what they should be; empty on an honest mirror.
-        instead: the digest of the manifest that is handed out for them.
-    """
+    """Return the path to ask the registry for: of one repository, one and the same manifest."""
     found = _MANIFEST.fullmatch(path)
     if found and instead and found["repository"] == repository:
         return f"/v2/{repository}/manifests/{instead}"
     return path
+
+
+def log(line: str) -> None:
+    """Write a line in one piece to the standard output, where ``docker logs`` finds it."""
+    print(f"{line}\n", end="", flush=True)
 
 
 class Middleman(BaseHTTPRequestHandler):
@@ -45,18 +44,15 @@ class Middleman(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with what the registry answers, or with what it did not."""
-        settings = os.environ
-        path = asked_for(self.path, settings.get("REPOSITORY", ""), settings.get("INSTEAD", ""))
-        connection = http.client.HTTPConnection(settings["UPSTREAM"], timeout=60)
+        repository, instead = os.environ.get("REPOSITORY", ""), os.environ.get("INSTEAD", "")
+        path = asked_for(self.path, repository, instead)
+        connection = http.client.HTTPConnection(os.environ["UPSTREAM"], timeout=60)
         try:
             # Host must stay: the registry builds the addresses in its answers from it.
             # Docker sends a line for each kind of manifest that it accepts. With only the last of
             # them, the registry would convert the manifest to an older kind, with another digest.
-            headers = {
-                name: ", ".join(self.headers.get_all(name, ()))
-                for name in self.headers
-                if name != "Connection"
-            }
+            names = [name for name in self.headers if name != "Connection"]
+            headers = {name: ", ".join(self.headers.get_all(name, ())) for name in names}
             connection.request(self.command, path, headers=headers)
             answer = connection.getresponse()
             self.send_response(answer.status)
@@ -68,13 +64,9 @@ class Middleman(BaseHTTPRequestHandler):
             self.end_headers()
             shutil.copyfileobj(answer, self.wfile, 1024 * 1024)
             if path != self.path:
-                print(
-                    f"{FORGED} {self.command} {self.path} answered with {path}\n",
-                    end="",
-                    flush=True,
-                )
+                log(f"{FORGED} {self.command} {self.path} answered with {path}")
         except OSError as error:
-            print(f"the registry does not answer: {error}\n", end="", flush=True)
+            log(f"the registry does not answer: {error}")
             self.close_connection = True
         finally:
             connection.close()
@@ -82,12 +74,16 @@ class Middleman(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Hang up on what is no HTTP: docker tries TLS first, and then does without."""
+        """Refuse what is no HTTP, and hang up: engines try TLS first, and then do without.
+
+        Those that keep their images with containerd do so only on an answer in HTTP.
+        """
+        self.wfile.write(b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n")
         self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log a request to the standard output, where ``docker logs`` finds it."""
-        print(f"{self.client_address[0]} {format % args}\n", end="", flush=True)
+        """Log a request."""
+        log(f"{self.client_address[0]} {format % args}")
 
 
 if __name__ == "__main__":
