@@ -21,9 +21,11 @@ sys.path.insert(0, str(ROOT / "tests" / "notebooks"))
 
 from conftest import empty  # noqa: E402
 
-from labapp import images, jupyter, pages  # noqa: E402
 from labapp.bench import Bench, prepare  # noqa: E402
+from labapp.course import pages  # noqa: E402
 from labapp.feedback import QuietFeedback  # noqa: E402
+from labapp.journey import transfer  # noqa: E402
+from labapp.machine import jupyter  # noqa: E402
 from labapp.state import State  # noqa: E402
 
 QUIET = QuietFeedback()
@@ -44,7 +46,7 @@ def by_lab(bench: Bench) -> float:
         began = time.monotonic()
         for file in pages.chapters(ROOT / "notebooks", CHAPTERS):
             variables = jupyter.environment(bench.state, bench.engine)
-            pages.run_chapter(file, Path(out), environment=variables, feedback=QUIET)
+            pages.run_chapter(file, Path(out), environment=variables)
         return time.monotonic() - began
 
 
@@ -80,9 +82,9 @@ def files(bench: Bench, folder: Path) -> Path:
 
 def main(rounds: int) -> None:
     """Take turns, and print the medians."""
-    bench = prepare(State.open(), feedback=QUIET)
+    bench = prepare(State.open())
     for base in ("python:3.13", "python:3.13-slim"):
-        images.pull(bench.engine, bench.server, bench.base(base), feedback=QUIET)
+        transfer.pull(bench.engine, bench.server, bench.base(base))
     times: dict[str, list[float]] = {"labapp run": [], "shell": []}
     for number in range(rounds):
         for name, measure in (("labapp run", by_lab), ("shell", by_shell)):

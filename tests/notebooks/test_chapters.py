@@ -1,63 +1,80 @@
-"""Chapters executed: untouched, solved, out of order, interrupted and after a reset."""
+"""Chapters executed: in a hurry, untouched and solved in one kernel, again, and after a reset."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
+from desk import empty
 from nbformat import NotebookNode
 
-from labapp import removal
+from labapp import reset
 from labapp.bench import Bench
+from labapp.course.exercises import all_exercises
+from labapp.course.pages import execute, to_html
 from labapp.errors import ChapterError
-from labapp.exercises import all_exercises
 from labapp.feedback import QuietFeedback
-from labapp.pages import execute, to_html
 from labapp.state import State
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+AGAIN = ("00", "03")
+"""The chapters that are visited a second time."""
 
 
-def run(
-    file: Path, folder: Path, bench: Bench, *, solved: bool, checks_first: bool = False
-) -> NotebookNode:
-    shutil.copytree(NOTEBOOKS / "quiz", folder / "quiz", dirs_exist_ok=True)
+def ids(number: str) -> list[str]:
+    return [id for id in all_exercises() if id.startswith(number)]
+
+
+def is_check(cell: NotebookNode) -> bool:
+    return str(cell.id).startswith("check-")
+
+
+def copied(cell: NotebookNode, prefix: str, source: str = "") -> NotebookNode:
+    return NotebookNode({**cell, "id": f"{prefix}-{cell.id}", "source": source or cell.source})
+
+
+def in_a_hurry(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """Run the checks before everything else, as somebody in a hurry does."""
+    starters = [cell for cell in cells if is_check(cell) or "answer = ..." in cell.source]
+    opened = next(number for number, cell in enumerate(cells) if cell.id == "setup")
+    early = [copied(cell, "first") for cell in starters]
+    return [*cells[: opened + 1], *early, *cells[opened + 1 :]]
+
+
+def then_solved(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """Below each check of the untouched exercise, solve it and check again."""
+    grown: list[NotebookNode] = []
+    starter = None
+    for cell in cells:
+        grown.append(cell)
+        if "exercise" in cell.metadata.get("tags", []):
+            starter = cell
+        if is_check(cell) and starter is not None:
+            id = next(tag for tag in starter.metadata.tags if tag != "exercise")
+            solution = all_exercises()[id].solution
+            grown += [copied(starter, "solved", solution), copied(cell, "solved")]
+    return grown
+
+
+def read(file: Path, *ids: str) -> NotebookNode:
+    """Return a chapter's notebook, or only some of its cells."""
     notebook = nbformat.read(file, as_version=4)
-    if checks_first:
-        opened = next(n for n, cell in enumerate(notebook.cells) if cell.id == "setup")
-        first = [
-            {**copy.deepcopy(cell), "id": f"first-{cell.id}"}
-            for cell in notebook.cells
-            if cell.id.startswith("check-") or "answer = ..." in cell.source
-        ]
-        notebook.cells[opened + 1 : opened + 1] = map(NotebookNode, first)
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if solved and "exercise" in tags:
-            id = next(tag for tag in tags if tag != "exercise")
-            cell.source = all_exercises()[id].solution.strip()
-    execute(notebook, folder=folder, environment=environment(bench), name=file.stem)
+    if ids:
+        notebook.cells = [cell for cell in notebook.cells if cell.id in ids]
+        assert len(notebook.cells) == len(ids)
     return notebook
 
 
-def environment(bench: Bench) -> dict[str, str]:
-    return {
-        **os.environ,
-        "LABAPP_STATE": str(bench.state.folder),
-        "DOCKER_HOST": bench.engine.host,
-    }
-
-
-def html_outputs(notebook: NotebookNode) -> list[str]:
-    return [text for cell in notebook.cells for text in cell_html(cell)]
+def run(notebook: NotebookNode, folder: Path, bench: Bench, state: Path | None = None) -> None:
+    shutil.copytree(NOTEBOOKS / "quiz", folder / "quiz", dirs_exist_ok=True)
+    variables = {"LABAPP_STATE": str(state or bench.state.folder), "DOCKER_HOST": bench.engine.host}
+    execute(notebook, folder=folder, environment={**os.environ, **variables})
 
 
 def cell_html(cell: NotebookNode) -> list[str]:
@@ -66,16 +83,15 @@ def cell_html(cell: NotebookNode) -> list[str]:
 
 
 def outcomes(notebook: NotebookNode) -> list[str]:
-    text = "\n".join(html_outputs(notebook))
+    text = "\n".join(text for cell in notebook.cells for text in cell_html(cell))
     return re.findall(r'class="labapp-verdict" data-outcome="(\w+)"', text)
 
 
 def check_page(notebook: NotebookNode, name: str) -> None:
-    outputs = html_outputs(notebook)
+    outputs = [text for cell in notebook.cells for text in cell_html(cell)]
     assert any("labapp-bars" in text for text in outputs)
     for cell in notebook.cells:
-        bars = [text for text in cell_html(cell) if "labapp-bars" in text]
-        states = ['data-state="done"' in text for text in bars]
+        states = ['data-state="done"' in text for text in cell_html(cell) if "labapp-bars" in text]
         # A cell that shows what fails may have one bar that was stopped; no other may.
         assert states.count(False) <= ("except LabError" in cell.source), cell.id
     for chart in (text for text in outputs if "labapp-chart" in text):
@@ -88,75 +104,36 @@ def check_page(notebook: NotebookNode, name: str) -> None:
     assert loaded == [], "the page loads something from the internet"
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """The folder of each chapter, which a second visit finds as the first one left it."""
-    made: dict[str, Path] = {}
-    return lambda file: made.setdefault(file.stem, tmp_path_factory.mktemp(file.stem))
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-class TestChapter:
-    def test_is_valid(self, file: Path) -> None:
-        nbformat.validate(json.loads(file.read_text("utf-8")))
-
-    def test_untouched_every_check_says_not_yet(
-        self,
-        file: Path,
-        folders: Callable[[Path], Path],
-        bench: Bench,
-        emptied: Callable[[], None],
-    ) -> None:
-        """Also the checks that are run before everything else, by somebody in a hurry."""
-        emptied()
-        notebook = run(file, folders(file), bench, solved=False, checks_first=True)
-        expected = [id for id in all_exercises() if id.startswith(file.name[:2])]
-        assert outcomes(notebook) == ["NotYet"] * 2 * len(expected)
-        check_page(notebook, file.stem)
-
-    def test_solved_on_a_second_visit_every_check_says_correct(
-        self, file: Path, folders: Callable[[Path], Path], bench: Bench
-    ) -> None:
-        """A new kernel, with the files, images and containers of the first visit still there."""
-        notebook = run(file, folders(file), bench, solved=True)
-        expected = [id for id in all_exercises() if id.startswith(file.name[:2])]
-        assert outcomes(notebook) == ["Correct"] * len(expected)
-        check_page(notebook, file.stem)
-
-
-def chapter(number: str) -> Path:
-    return next(file for file in FILES if file.name.startswith(number))
-
-
-def cells(number: str, *ids: str) -> NotebookNode:
-    """A chapter's notebook with only some of its cells."""
-    notebook = nbformat.read(chapter(number), as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if cell.id in ids]
-    assert len(notebook.cells) == len(ids)
-    return notebook
-
-
-def test_a_kernel_that_is_restarted_in_mid_chapter(
-    tmp_path: Path, bench: Bench, emptied: Callable[[], None]
+def test_every_check_says_not_yet_and_after_the_solution_correct(
+    file: Path, tmp_path: Path, bench: Bench
 ) -> None:
-    emptied()
-    notebook = nbformat.read(chapter("00"), as_version=4)
-    notebook.cells = notebook.cells[:14]
-    execute(notebook, folder=tmp_path, environment=environment(bench))
-    again = run(chapter("00"), tmp_path, bench, solved=False)
-    assert outcomes(again) == ["NotYet"] * 2
+    empty(bench)
+    nbformat.validate(json.loads(file.read_text("utf-8")))
+    number = file.name[:2]
+    notebook = read(file)
+    notebook.cells = in_a_hurry(then_solved(notebook.cells))
+    run(notebook, tmp_path, bench)
+    early = ["NotYet"] * len(ids(number))
+    assert outcomes(notebook) == early + ["NotYet", "Correct"] * len(ids(number))
+    check_page(notebook, file.stem)
+    if number in AGAIN:
+        # A new kernel, with the files, images and containers of the first visit still there.
+        again = read(file)
+        again.cells = then_solved(again.cells)
+        run(again, tmp_path, bench)
+        assert outcomes(again)[1::2] == ["Correct"] * len(ids(number))
+        check_page(again, file.stem)
 
 
-def test_a_step_before_its_time_is_told_in_one_line(
-    tmp_path: Path, bench: Bench, emptied: Callable[[], None]
-) -> None:
-    emptied()
-    notebook = cells("00", "setup", "push-run")
+def test_a_step_before_its_time_is_told_in_one_line(tmp_path: Path, bench: Bench) -> None:
+    empty(bench)
+    notebook = read(FILES[0], "setup", "push-run")
     notebook.cells[1].source = 'hello = f"{lab.address}/hello/web:1.0"\n' + notebook.cells[1].source
-    with pytest.raises(ChapterError, match="Build it under that name"):
-        execute(notebook, folder=tmp_path, environment=environment(bench))
+    with pytest.raises(ChapterError):
+        run(notebook, tmp_path, bench)
     error = next(o for o in notebook.cells[1].outputs if o.output_type == "error")
-    assert error.ename == "PushError"
+    assert error.ename == "PushError" and "hello/web:1.0" in error.evalue
     assert len(error.traceback) == 1, "a learner is shown the lab's stack"
 
 
@@ -167,19 +144,18 @@ def test_reset_in_mid_chapter(
     monkeypatch.setenv("LABAPP_MIRROR", f"http://{bench.registry.address}")
     monkeypatch.setenv("LABAPP_BASES", "mirror")
     state = State.open(tmp_path / "state")
-    variables = {**os.environ, "LABAPP_STATE": str(state.folder)}
     try:
-        half = cells("00", "setup", "page", "dockerfile", "build-run")
-        execute(half, folder=tmp_path, environment=variables)
-        removal.carry_out(removal.plan(state, feedback=feedback), feedback=feedback)
-        assert removal.things(bench.engine, state) == []
+        half = read(FILES[0], "setup", "page", "dockerfile", "build-run")
+        run(half, tmp_path, bench, state.folder)
+        reset.carry_out(reset.plan(state))
+        assert reset.things(bench.engine, state) == []
         # The next visit finds nothing, and makes all of it again.
-        execute(half, folder=tmp_path, environment=variables)
-        rest = cells("00", "setup", "build-run", "push-run", "remove", "pull-run", "run-run")
-        execute(rest, folder=tmp_path, environment=variables)
+        run(half, tmp_path, bench, state.folder)
+        rest = read(FILES[0], "setup", "build-run", "push-run", "remove", "pull-run", "run-run")
+        run(rest, tmp_path, bench, state.folder)
     finally:
         for _ in range(2):
-            plan = removal.plan(state, everything=True, feedback=feedback)
-            left = removal.carry_out(plan, feedback=feedback)
+            plan = reset.plan(state, everything=True)
+            left = reset.carry_out(plan)
             state.folder.mkdir(exist_ok=True)
     assert left == []

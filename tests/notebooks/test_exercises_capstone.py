@@ -5,6 +5,7 @@ The chapter's own cells write the naive script and its application; what a learn
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import itertools
@@ -21,17 +22,16 @@ import pandas as pd
 import pytest
 
 from labapp import LabError
-from labapp.attacks import deliveries
-from labapp.attacks.forging import marker, startup_code
-from labapp.attacks.saboteur import FAULTS, chosen, own_seed
-from labapp.attacks.wheels import doctored
+from labapp.attacks import judge as deliveries
+from labapp.attacks.delivery import FAULTS
+from labapp.attacks.forging import doctored, marker, startup_code
 from labapp.bench import Bench
-from labapp.exercises import chapter08, find_exercise
-from labapp.exercises.coach import Coach
-from labapp.feedback import QuietFeedback
+from labapp.course import chapter08
+from labapp.course.coach import Coach, own_seed, saboteur
+from labapp.course.exercises import find_exercise
+from labapp.course.receipts import Receipts
 from labapp.lab import Lab
-from labapp.manifests import digest_of
-from labapp.progress.receipts import Receipts
+from labapp.registry.manifests import digest_of
 
 FILE = Path(__file__).parents[2] / "notebooks" / "08_capstone.ipynb"
 
@@ -49,7 +49,7 @@ def cell(id: str) -> str:
 
 def chapter(bench: Bench) -> Names:
     """Run the cells that write script and application, and return what they define."""
-    lab = Lab(bench, QuietFeedback(), Coach(bench))
+    lab = Lab(bench, Coach(bench))
     names: Names = {"lab": lab, "pd": pd, "re": re, "shutil": shutil, "LabError": LabError}
     for id in CELLS.split():
         # The last one also shows the trail of a delivery that is not made here.
@@ -65,7 +65,7 @@ def verdict(id: str, bench: Bench, answer: object = ...) -> tuple[str, str]:
 @pytest.fixture(autouse=True, scope="module")
 def tidy(bench: Bench) -> Iterator[None]:
     yield
-    Lab(bench, QuietFeedback(), Coach(bench)).undo()
+    Lab(bench, Coach(bench)).undo()
 
 
 @pytest.fixture
@@ -103,15 +103,16 @@ class Found:
 def found(
     request: pytest.FixtureRequest, bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> Found:
-    learner = Receipts(bench.state).seed_for("08-survive")
-    seed = next(s for s in itertools.count() if chosen(s, learner) == request.param)
+    choose = saboteur(Receipts(bench.state)).choose
+    seed = next(s for s in itertools.count() if choose(s) == request.param)
     names = chapter(replace(bench, work=tmp_path_factory.mktemp("found")))
     names["own"] = names["lab"].deliver(names["naive"], seed=seed)
     return Found(request.param, seed, names)
 
 
-def docker(*words: str) -> str:
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, check=True)
+def docker(bench: Bench, *words: str) -> str:
+    argv, environment = ["docker", *words], bench.engine.environment()
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
 
@@ -119,20 +120,21 @@ def by_layers_and_logs(names: Names) -> dict[str, str]:
     """What the engine's logs and the image's layers tell, without a look at the trail."""
     lab, own = names["lab"], names["own"]
     answer = {}
-    for row in lab.layers(own.image).to_dict("records"):
+    for row in lab.layers(own.image)[1:].to_dict("records"):
         for fault in FAULTS:
             if marker(fault) in row["instruction"]:
                 answer[fault] = row["digest"]
-        if row["instruction"].startswith("COPY …"):
-            blob = gzip.decompress(lab.registry.read_blob("shop/delivered", row["digest"]))
-            if b"DEPLOY_PASSWORD" in blob:
+        # Builders tell a COPY in other words; who has read no word of it looks into each layer.
+        with contextlib.suppress(LabError):
+            blob = lab.registry.read_blob("shop/delivered", row["digest"])
+            if b"DEPLOY_PASSWORD" in gzip.decompress(blob):
                 answer["secret"] = row["digest"]
     if refused := re.search(r"failed for digest (sha256:\w{64})", own.output("deploy")):
         answer["rest"] = refused[1]
     for name in ("live", "mirror"):
         label = f"name=labapp-{name}-{lab.bench.state.lab_id}"
-        for container in docker("ps", "--quiet", "--filter", label).split():
-            for line in docker("logs", container).splitlines():
+        for container in docker(lab.bench, "ps", "--quiet", "--filter", label).split():
+            for line in docker(lab.bench, "logs", container).splitlines():
                 if line.startswith("FORGED"):
                     answer["transit"] = line
                 if marker("dependency") in line:
@@ -162,56 +164,40 @@ def of_a_neighbour(found: Found) -> str:
 
 
 def left(found: Found, fault: str, name: str) -> str:
-    delivery = deliveries.last(found.bench)
+    delivery = deliveries.last_delivery(found.bench)
     assert delivery is not None
     return delivery.planted[fault][name]
 
 
 FIND: list[tuple[Callable[[Found], object], str, str]] = [
-    (lambda found: ..., "NotYet", "No answer yet"),
-    (lambda found: ["dependency", "moved"], "Wrong", "type list"),
-    (lambda found: {"registry": "x"}, "Wrong", "'registry' is not in the table"),
-    (lambda found: {}, "Wrong", "found nothing of 2"),
-    (lambda found: {"dependency": left(found, "dependency", "wheel now")}, "Wrong", "found 1 of 2"),
-    (lambda found: {"push": left(found, "moved", "digest now")}, "Wrong", "not what happened"),
-    (
-        lambda found: {"dependency": left(found, "moved", "digest before")},
-        "Wrong",
-        "your image as a whole",
-    ),
-    (
-        lambda found: {"moved": left(found, "moved", "digest before")},
-        "Wrong",
-        "what should be there",
-    ),
+    (lambda found: ..., "NotYet", ""),
+    (lambda found: ["dependency", "moved"], "Wrong", "list"),
+    (lambda found: {"registry": "x"}, "Wrong", "'registry'"),
+    (lambda found: {}, "Wrong", "of 2"),
+    (lambda found: {"dependency": left(found, "dependency", "wheel now")}, "Wrong", "1 of 2"),
+    (lambda found: {"push": left(found, "moved", "digest now")}, "Wrong", "'push'"),
+    (lambda found: {"dependency": left(found, "moved", "digest before")}, "Wrong", "as a whole"),
+    (lambda found: {"moved": left(found, "moved", "digest before")}, "Wrong", "should be there"),
     (
         lambda found: {"dependency": left(found, "dependency", "wheel before")},
         "Wrong",
-        "what should be there",
+        "should be there",
     ),
-    (
-        lambda found: {"dependency": left(found, "moved", "digest now")},
-        "Wrong",
-        "belongs to what else happened",
-    ),
-    (
-        lambda found: {"dependency": of_a_neighbour(found)},
-        "Wrong",
-        "is no trace of it in your delivery",
-    ),
+    (lambda found: {"dependency": left(found, "moved", "digest now")}, "Wrong", "what else"),
+    (lambda found: {"dependency": of_a_neighbour(found)}, "Wrong", "your delivery 'r"),
     (
         lambda found: {"moved": f"BACKDOOR (harmless, {marker('moved')}): … for r00000000; …"},
         "Wrong",
-        "that line is no trace of it",
+        "your delivery 'r",
     ),
-    (lambda found: {"moved": left(found, "moved", "digest now")[:23]}, "Wrong", "a whole digest"),
-    (lambda found: {"moved": left(found, "moved", "digest now")[7:]}, "Wrong", "a whole digest"),
-    (lambda found: {"dependency": found.names["wheel"].name}, "Wrong", "holds no digest"),
-    (lambda found: {"moved": None}, "Wrong", "Expected: a text"),
+    (lambda found: {"moved": left(found, "moved", "digest now")[:23]}, "Wrong", "64"),
+    (lambda found: {"moved": left(found, "moved", "digest now")[7:]}, "Wrong", "64"),
+    (lambda found: {"dependency": found.names["wheel"].name}, "Wrong", "itsdangerous"),
+    (lambda found: {"moved": None}, "Wrong", "None"),
     (
         lambda found: {"moved": found.names["own"].output("build") + json.dumps(SOME_DIGESTS)},
         "Wrong",
-        "digests in it",
+        "digests",
     ),
 ]
 
@@ -219,77 +205,47 @@ SOME_DIGESTS = [digest_of(bytes([number])) for number in range(3)]
 
 
 @pytest.mark.parametrize("found", PAIRS[-1:], indirect=True, ids="-".join)
-@pytest.mark.parametrize(("answer", "outcome", "words"), FIND)
+@pytest.mark.parametrize(("answer", "outcome", "fact"), FIND)
 def test_wrong_findings_are_told(
-    found: Found, answer: Callable[[Found], object], outcome: str, words: str
+    found: Found, answer: Callable[[Found], object], outcome: str, fact: str
 ) -> None:
     given, message = found.judge(answer(found))
-    assert given == outcome, message
-    assert words in message
+    assert (given, fact in message) == (outcome, True), message
 
 
-def test_another_delivery_than_ones_own_is_told(names: Names) -> None:
+@pytest.fixture
+def stops(names: Names) -> Path:
+    """A script that delivers nothing."""
+    script: Path = names["mine"] / "deliver.py"
+    script.write_text("raise SystemExit(3)\n")
+    return script
+
+
+def test_another_delivery_than_ones_own_is_told(names: Names, stops: Path) -> None:
     lab = names["lab"]
+    seed = own_seed(lab.bench)
     lab.bench.state.path("delivery.json").unlink(missing_ok=True)
-    assert verdict("08-find", lab.bench, {})[0] == "NotYet"
-    assert "no delivery with your own seed" in verdict("08-find", lab.bench, {})[1]
+    outcome, message = verdict("08-find", lab.bench, {})
+    assert (outcome, str(seed) in message) == ("NotYet", True)
     # A script that stops lets not all of it in, and the next seed is somebody else's.
-    stops = names["mine"] / "deliver.py"
-    stops.write_text("raise SystemExit(3)\n")
-    lab.deliver(stops, seed=own_seed(lab.bench))
-    assert "let not all of it in" in verdict("08-find", lab.bench, {"push": "x"})[1]
-    lab.deliver(stops, seed=own_seed(lab.bench) + 1)
+    lab.deliver(stops, seed=seed)
+    assert verdict("08-find", lab.bench, {"push": "x"})[0] == "NotYet"
+    lab.deliver(stops, seed=seed + 1)
     outcome, message = verdict("08-find", lab.bench, {"push": "x"})
-    assert (outcome, "The last one had the seed" in message) == ("NotYet", True)
+    assert (outcome, str(seed + 1) in message) == ("NotYet", True)
 
 
-def test_ones_own_delivery_is_not_told_by_the_judge(names: Names) -> None:
+def test_ones_own_delivery_is_not_told_by_the_judge(names: Names, stops: Path) -> None:
     lab = names["lab"]
-    stops = names["mine"] / "deliver.py"
-    stops.write_text("raise SystemExit(3)\n")
     seed = own_seed(lab.bench)
     planted = len(lab.judge(lab.deliver(stops, seed=seed)).faults)
     passed = "08-find" in Receipts(lab.bench.state).read().passed
     assert planted == (2 if passed else 0)
-    assert len(lab.sabotage(seed=seed).faults) == 2
+    assert len(saboteur(Receipts(lab.bench.state)).choose(seed)) == 2
     assert len(lab.judge(lab.deliver(stops, seed=8)).faults) >= 1
 
 
 # 08-survive
-
-SDK = """
-import os, sys
-from pathlib import Path
-
-import docker
-
-env, client, note = os.environ, docker.from_env(), Path("digest.txt")
-name, _, tag = env["LAB_IMAGE"].rpartition(":")
-
-def build():
-    if client.images.get_registry_data(env["LAB_BASE"]).id != "REVIEWED":
-        sys.exit("the base has moved")
-    client.images.build(path=env["LAB_APP"], tag=env["LAB_IMAGE"], rm=True,
-                        buildargs={"BASE": env["LAB_BASE"]})
-
-def inspect():
-    if b".env" in client.containers.run(env["LAB_IMAGE"], ["ls", "-A"], remove=True):
-        sys.exit("a secret is in the image")
-
-def push():
-    for line in client.api.push(name, tag=tag, stream=True, decode=True):
-        if "error" in line:
-            sys.exit(line["error"])
-        if "Digest" in line.get("aux", {}):
-            note.write_text(line["aux"]["Digest"])
-
-def deploy():
-    client.images.pull(name, tag=note.read_text())
-    client.containers.run(name + "@" + note.read_text(), detach=True, name=env["LAB_SERVICE"],
-                          ports={"8000/tcp": ("127.0.0.1", 0)})
-
-globals().get(sys.argv[1], lambda: None)()
-"""
 
 SHELL = """
 set -eu
@@ -315,7 +271,10 @@ Steps = Callable[[Names], object]
 
 
 def written(text: str, *, name: str = "deliver.py") -> Steps:
-    """Write a script in the place of the naive one; what was reviewed is known to it."""
+    """Write a script in the place of the naive one; what was reviewed is known to it.
+
+    A hardened script that passes is the chapter's own solution, which the chapter's test runs.
+    """
 
     def steps(names: Names) -> None:
         mine: Path = names["mine"]
@@ -329,13 +288,6 @@ def written(text: str, *, name: str = "deliver.py") -> Steps:
     return steps
 
 
-def hashed(names: Names) -> None:
-    """The script with the SDK, and requirements that name the wheel's digest."""
-    written(SDK)(names)
-    app = names["mine"] / "app"
-    (app / "requirements.txt").write_text(names["lab"].hashed_requirements(app))
-
-
 def changed(*changes: tuple[str, str]) -> Steps:
     """Write the script for a shell, with a slip."""
     text = SHELL
@@ -343,15 +295,6 @@ def changed(*changes: tuple[str, str]) -> Steps:
         assert old in text
         text = text.replace(old, new)
     return written(text, name="deliver.sh")
-
-
-def test_a_hardened_script_survives(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the SDK, one fault a step; the chapter's solution meets all of them with its notebook."""
-    some = ("base", "push", "transit")
-    monkeypatch.setattr(chapter08, "FAULTS", {fault: FAULTS[fault] for fault in some})
-    hashed(names)
-    outcome, message = verdict("08-survive", names["lab"].bench)
-    assert outcome == "Correct", message
 
 
 def both(names: Names) -> None:
@@ -377,14 +320,12 @@ UNDOES = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from labapp import attacks
+from labapp.attacks import attacks
 from labapp.bench import prepare
-from labapp.feedback import QuietFeedback
 from labapp.state import State
 
 if sys.argv[1] == "deploy":
-    quiet = QuietFeedback()
-    attacks.undo(replace(prepare(State.open(), feedback=quiet), work=Path.cwd()), feedback=quiet)
+    attacks.undo(replace(prepare(State.open()), work=Path.cwd()))
 import subprocess
 sys.exit(subprocess.run(["bash", "{}", sys.argv[1]]).returncode)
 """
@@ -399,12 +340,12 @@ def undoes(names: Names) -> None:
 
 
 SURVIVE: list[tuple[Steps, str, str, tuple[str, ...]]] = [
-    (lambda names: None, "NotYet", "still the naive script", ()),
-    (lambda names: (names["mine"] / "deliver.py").unlink(), "NotYet", "there is no", ()),
-    (lambda names: shutil.rmtree(names["mine"]), "NotYet", "Run the cells above", ()),
-    (both, "NotYet", "Remove the one not meant", ()),
-    (written("raise SystemExit('never')\n"), "Wrong", "Its last words: 'never'", ()),
-    (written("# nothing\n"), "Wrong", "the registry has no", ()),
+    (lambda names: None, "NotYet", "deliver.py", ()),
+    (lambda names: (names["mine"] / "deliver.py").unlink(), "NotYet", "deliver.py", ()),
+    (lambda names: shutil.rmtree(names["mine"]), "NotYet", "work/08/mine", ()),
+    (both, "NotYet", "deliver.sh", ()),
+    (written("raise SystemExit('never')\n"), "Wrong", "'never'", ()),
+    (written("# nothing\n"), "Wrong", "shop/delivered", ()),
     # Something else than what was built: the base itself, or an image with the release only.
     (
         changed(
@@ -415,19 +356,19 @@ SURVIVE: list[tuple[Steps, str, str, tuple[str, ...]]] = [
             )
         ),
         "Wrong",
-        "has no 'release.txt'",
+        "release.txt",
         (),
     ),
-    (another_till, "Wrong", "no 'till.py' as the chapter wrote it", ()),
+    (another_till, "Wrong", "till.py", ()),
     # The build machine's own image, run before the deployment.
     (
         changed(("docker push", f"{EARLY}; docker push"), ("docker pull -q", "exit 0; docker")),
         "Wrong",
-        "no container of that name runs",
+        "runs",
         (),
     ),
-    (changed(ONLY_ONCE), "Wrong", "Without any fault, 'deliver.sh' has to deliver", ("secret",)),
-    (undoes, "Wrong", "the script undid what the saboteur had done", ()),
+    (changed(ONLY_ONCE), "Wrong", "deliver.sh", ("secret",)),
+    (undoes, "Wrong", "undid", ()),
     # It goes around the mirror, as no server can.
     (
         changed(
@@ -435,10 +376,10 @@ SURVIVE: list[tuple[Steps, str, str, tuple[str, ...]]] = [
             ('"${LAB_IMAGE%:*}@$(cat digest.txt)"', '"$(cat name)@$(cat digest.txt)"'),
         ),
         "Wrong",
-        "nothing was pulled through the mirror",
+        "mirror",
         (),
     ),
-    (changed(("test ! -e .env", "true")), "Wrong", "not against 'secret'", ("secret",)),
+    (changed(("test ! -e .env", "true")), "Wrong", "'secret'", ("secret",)),
     # It was tried with seeds that never pushed over the tag: it pins what the tag names later.
     (
         changed(
@@ -448,27 +389,26 @@ SURVIVE: list[tuple[Steps, str, str, tuple[str, ...]]] = [
             )
         ),
         "Wrong",
-        "not against 'push'",
+        "'push'",
         ("push",),
     ),
 ]
 
 
-@pytest.mark.parametrize(("steps", "outcome", "words", "faults"), SURVIVE)
+@pytest.mark.parametrize(("steps", "outcome", "fact", "faults"), SURVIVE)
 def test_scripts_that_do_not_survive_are_told(
     names: Names,
     monkeypatch: pytest.MonkeyPatch,
     steps: Steps,
     outcome: str,
-    words: str,
+    fact: str,
     faults: tuple[str, ...],
 ) -> None:
     # The check tries all faults in order. Those that the script survives only cost time here.
     monkeypatch.setattr(chapter08, "FAULTS", {fault: FAULTS[fault] for fault in faults})
     steps(names)
     given, message = verdict("08-survive", names["lab"].bench)
-    assert given == outcome, message
-    assert words in message
+    assert (given, fact in message) == (outcome, True), message
 
 
 def test_a_script_that_opens_the_lab_undoes_nothing(names: Names) -> None:

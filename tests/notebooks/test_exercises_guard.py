@@ -7,12 +7,9 @@ one here: the shop's prices are then computed in Python. pip installs its wheels
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
-import io
 import json
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,27 +19,24 @@ from typing import Any
 import pytest
 import requests
 import zstandard
-from desk import QUIET, Desk, Tried, empty
+from desk import Desk, Tried, empty, forget, stop
 
-from labapp import attacks, images
+from labapp.attacks import attacks
 from labapp.bench import Bench
-from labapp.errors import LabError, NotInRegistry
-from labapp.exercises import evidence, find_exercise
-from labapp.exercises.coach import Coach
+from labapp.course import checks
+from labapp.course.coach import Coach
+from labapp.course.exercises import find_exercise
+from labapp.errors import LabError
+from labapp.journey import transfer
 from labapp.lab import Lab
-from labapp.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, digest_of
-from labapp.manifests.assembly import build_config, build_manifest
-from labapp.private import accounts as private_accounts
-from labapp.private import decisions, process
+from labapp.private import service
 from labapp.private.registry import PrivateRegistry
-from labapp.private.tokens import SERVICE
-from labapp.state import LABEL, ROLE_LABEL
-from labapp.workspace import copy_application
+from labapp.private.service import SERVICE
+from labapp.registry.manifests import digest_of
+from labapp.state import LABEL
 
 FILE = Path(__file__).parents[2] / "notebooks" / "06_what_can_go_wrong.ipynb"
-REPOSITORIES = {"shop/web", "team/base", "team/page", "team/safe"}
-"""Where learners push in this chapter."""
-OCI = "application/vnd.oci.image."
+CELLS = {cell["id"]: "".join(cell["source"]) for cell in json.loads(FILE.read_text())["cells"]}
 CI, SERVER = "a-password-for-ci", "a-password-for-servers"
 PULL, PUSH = ("pull",), ("pull", "push")
 
@@ -57,10 +51,6 @@ COPY shop /opt/venv/lib/python3.13/site-packages/shop
 WORKDIR /
 EXPOSE 8000
 CMD ["gunicorn", "--bind=0.0.0.0:8000", "--no-control-socket", "shop.app:app"]
-"""
-PRICES = """def total(prices, counts, tax):
-    net = sum(price * count for price, count in zip(prices, counts))
-    return round(net * (100 + tax) / 100)
 """
 
 Names = dict[str, Any]
@@ -77,36 +67,32 @@ class Guarded(Desk):
 
     @property
     def lab(self) -> Lab:
-        return Lab(bench=self.bench, feedback=QUIET, coach=Coach(self.bench))
-
-    @property
-    def honest(self) -> str:
-        return str(self.bench.base("python:3.13-slim").digest)
+        return Lab(bench=self.bench, coach=Coach(self.bench))
 
     @property
     def label(self) -> str:
         return f"{LABEL}={self.bench.state.lab_id}"
 
-    def digest(self, short: str) -> str:
-        return self.bench.registry.resolve(*short.split(":"))
+    @property
+    def secured(self) -> str:
+        return f"{self.private.address}/shop/web:1.4"
 
     def cells(self, *ids: str, **given: object) -> Names:
         """Run some of the notebook's cells, and return what they define."""
-        notebook = json.loads(FILE.read_text(encoding="utf-8"))
-        sources = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
         names: Names = {"lab": self.lab, "web": self.name("shop/web"), "team": self.name("team")}
         names |= {**ERRORS, **given}
         for id in ids:
-            exec(sources[id], names)
+            exec(CELLS[id], names)
         return names
+
+    def attack(self, id: str, target: str | Path | None = None) -> attacks.Happened:
+        return attacks.start(self.bench, id, target=target)
 
     def docker(self, *words: str, folder: Path | None = None) -> int:
         """Type a docker command."""
+        environment = self.bench.engine.environment()
         argv = ["docker", *words]
-        done = subprocess.run(
-            argv, env=self.bench.engine.environment(), cwd=folder, capture_output=True, text=True
-        )
-        return done.returncode
+        return subprocess.run(argv, env=environment, cwd=folder, capture_output=True).returncode
 
     def typed(self, folder: Path, short: str, **args: str) -> None:
         """Build and push an image from the terminal."""
@@ -122,65 +108,55 @@ Steps = Callable[[Guarded], object]
 @pytest.fixture(scope="module")
 def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     """Images in the registry as ``kept/…``, and the private registry, with an image of its own."""
-    attacks.undo(bench, feedback=QUIET)
     empty(bench)
-    private = PrivateRegistry(engine=bench.engine, state=bench.state, feedback=QUIET)
+    private = PrivateRegistry(engine=bench.engine, state=bench.state)
     desk = Guarded(replace(bench, work=tmp_path_factory.mktemp("guard")), private)
-    # What bcrypt is slow for is not tried here.
-    rounds, private_accounts.ROUNDS = private_accounts.ROUNDS, 4
     try:
         desk.pushed("kept/page:tested", text="tested")
         desk.pushed("kept/page:other", text="other")
         app = shop(desk)
         (app / "requirements.txt").write_text(desk.lab.hashed_requirements(app))
-        desk.pushed_from(app, "kept/web:hashed")
-        attacks.start(desk.bench, "dependency", target=app, feedback=QUIET)
+        desk.build(app, "kept/web:hashed")
+        desk.push("kept/web:hashed")
+        desk.attack("dependency", app)
         on_the_shop(desk, app, "install --force-reinstall --no-deps blinker")
-        desk.pushed_from(app, "kept/web:swapped")
-        attacks.undo(bench, feedback=QUIET)
+        desk.build(app, "kept/web:swapped")
+        desk.push("kept/web:swapped")
+        attacks.undo(bench)
         private.start()
         private.trust()
         private.accounts.add("ci", CI, rights={"shop/*": PUSH})
         private.log_in("ci", CI)
-        images.tag(bench.engine, desk.name("kept/page:tested"), private_shop(desk), feedback=QUIET)
-        private.push(private_shop(desk))
+        transfer.tag(bench.engine, desk.name("kept/page:tested"), desk.secured)
+        private.push(desk.secured)
         yield replace(desk, accounts=bench.state.read("private/accounts"))
     finally:
-        private_accounts.ROUNDS = rounds
-        attacks.undo(bench, feedback=QUIET)
+        attacks.undo(bench)
         with contextlib.suppress(LabError):
-            images.remove(bench.engine, private_shop(desk))
+            transfer.remove(bench.engine, desk.secured)
         private.remove()
-        decisions.log_file(bench.state).unlink(missing_ok=True)
+        bench.state.path("private", "decisions.log").unlink(missing_ok=True)
 
 
 @pytest.fixture
 def desk(shelf: Guarded, tmp_path: Path) -> Guarded:
     """The lab as before the chapter: no attack is on, no account is there but ``ci``."""
-    bench, private = shelf.bench, shelf.private
-    attacks.undo(bench, feedback=QUIET)
-    api = bench.engine.client.api
-    for container in api.containers(all=True, filters={"label": shelf.label}):
-        if container["Labels"].get(ROLE_LABEL) not in ("registry", "private"):
-            api.remove_container(container["Id"], force=True)
-    for repository in REPOSITORIES & set(bench.registry.repositories()):
-        for tag in bench.registry.tags(repository):
-            with contextlib.suppress(NotInRegistry):
-                digest = bench.registry.resolve(repository, tag)
-                bench.registry.delete_manifest(repository, digest)
-    # As they were when the module began.
+    bench = shelf.bench
+    attacks.undo(bench)
+    stop(bench)
+    forget(bench, "shop/web", "team/base", "team/page", "team/safe")
     bench.state.write("private/accounts", shelf.accounts)
-    private.log_out()
-    decisions.log_file(bench.state).unlink(missing_ok=True)
+    shelf.private.log_out()
+    bench.state.path("private", "decisions.log").unlink(missing_ok=True)
     return replace(shelf, bench=replace(bench, work=tmp_path))
 
 
-def nothing(desk: Desk) -> None:
+def nothing(desk: Guarded) -> None:
     """As at first."""
 
 
 def all_of(*steps: Steps) -> Steps:
-    """One after the other; the last one's answer counts."""
+    """One after the other."""
 
     def together(desk: Guarded) -> None:
         for step in steps:
@@ -196,53 +172,11 @@ def named(kept: str, short: str) -> Steps:
 
 def slim_as(short: str) -> Steps:
     """Give the base image itself the name that the exercise asks for."""
-    return lambda desk: desk.copy(str(desk.bench.base("python:3.13-slim")), short)
+    return lambda desk: desk.copy(desk.slim, short)
 
 
-def tar(files: Mapping[str, str]) -> bytes:
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as archive:
-        for path, text in files.items():
-            entry = tarfile.TarInfo(path)
-            entry.size = len(text.encode())
-            archive.addfile(entry, io.BytesIO(text.encode()))
-    return target.getvalue()
-
-
-def store(
-    desk: Guarded,
-    short: str,
-    *layers: Mapping[str, str],
-    zstd: bool = False,
-    annotations: Mapping[str, str] | None = None,
-) -> Descriptor:
-    """Upload an image that stands on nothing, over HTTP."""
-    registry, (repository, _, tag) = desk.bench.registry, short.partition(":")
-    pack: Callable[[bytes], bytes] = zstandard.ZstdCompressor().compress if zstd else gzip.compress
-    kind = "zstd" if zstd else "gzip"
-    plain = [tar(layer) for layer in layers]
-    platform = Platform.parse(desk.bench.engine.platform)
-    config = build_config(platform=platform, diff_ids=[digest_of(layer) for layer in plain])
-    blobs = [registry.upload_blob(repository, [pack(layer)]) for layer in plain]
-    below = [Descriptor(f"{OCI}layer.v1.tar+{kind}", *blob) for blob in blobs]
-    top = Descriptor(f"{OCI}config.v1+json", *registry.upload_blob(repository, [config]))
-    manifest = build_manifest(top, below, annotations=annotations)
-    digest = registry.put_manifest(repository, tag or digest_of(manifest), manifest, OCI_MANIFEST)
-    return Descriptor(OCI_MANIFEST, digest, len(manifest), platform)
-
-
-def index(desk: Guarded, short: str, *entries: Descriptor, **more: object) -> None:
-    """Upload an index: its first image is for this platform, the others are for another one."""
-    listed = []
-    for number, entry in enumerate(entries):
-        assert entry.platform is not None
-        cpu = entry.platform.architecture if number == 0 else "s390x"
-        platform = {"os": "linux", "architecture": cpu}
-        described = {"mediaType": entry.media_type, "digest": entry.digest, "size": entry.size}
-        listed.append({**described, "platform": platform})
-    content = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed, **more}
-    repository, _, tag = short.partition(":")
-    desk.bench.registry.put_manifest(repository, tag, json.dumps(content).encode(), OCI_INDEX)
+def solution(id: str, names: Names) -> None:
+    exec(find_exercise(id).solution, names)
 
 
 # ---------------------------------------------------------------- 06-secret
@@ -262,100 +196,77 @@ def safe(desk: Guarded) -> Path:
     return Path(desk.cells("exercise-secret-file")["safe"])
 
 
-def word(desk: Guarded) -> str:
-    return f"swordfish-{desk.bench.state.lab_id}"
+def filled(desk: Guarded, text: str) -> str:
+    """Put the password for ``WORD``, and for ``USE`` what its use writes."""
+    secret = (safe(desk) / ".env").read_bytes()
+    word = secret.decode().strip().rpartition("=")[2]
+    used = f"{hashlib.sha256(secret).hexdigest()}  /src/.env\n"
+    of_word = hashlib.sha256(word.encode()).hexdigest()
+    return text.replace("OF-WORD", of_word).replace("WORD", word).replace("USE", used)
 
 
-def use(desk: Guarded) -> str:
-    """What the password's use writes."""
-    content = (safe(desk) / ".env").read_bytes()
-    return f"{hashlib.sha256(content).hexdigest()}  /src/.env\n"
+def layers(*made: Mapping[str, str], annotations: str = "", **more: Any) -> Steps:
+    """Upload the image layer by layer."""
+
+    def steps(desk: Guarded) -> None:
+        files = [{filled(desk, n): filled(desk, t) for n, t in each.items()} for each in made]
+        noted = {"annotations": {"with": filled(desk, annotations)}} if annotations else {}
+        desk.store("team/safe:1", *files, **noted, **more)
+
+    return steps
+
+
+ZSTD = {"pack": zstandard.ZstdCompressor().compress, "kind": "layer.v1.tar+zstd"}
+USED = {"src/used": "USE"}
 
 
 def solved_secret(desk: Guarded) -> None:
-    exec(find_exercise("06-secret").solution, desk.cells("exercise-secret-file"))
+    solution("06-secret", desk.cells("exercise-secret-file"))
 
 
 def secret_typed(desk: Guarded) -> None:
     (safe(desk) / "Dockerfile").write_text(STAGES)
-    desk.typed(safe(desk), "team/safe:1", BASE=str(desk.bench.base("python:3.13-slim")))
-
-
-def secret_mounted(desk: Guarded) -> None:
-    """What ``RUN --mount=type=secret`` leaves: a mount point at most."""
-    store(desk, "team/safe:1", {"src/.env": "", "src/used": use(desk)})
-
-
-def secret_zstd(desk: Guarded) -> None:
-    store(desk, "team/safe:1", {"./src/used": use(desk)}, zstd=True)
-
-
-def secret_second_time(desk: Guarded) -> None:
-    """The file of an older password is replaced by a later layer."""
-    store(desk, "team/safe:1", {"src/used": "older"}, {"src/used": use(desk)})
+    desk.typed(safe(desk), "team/safe:1", BASE=desk.slim)
 
 
 def leak(*lines: str, **args: str) -> Steps:
     """Build the image in one stage, with some lines."""
 
     def steps(desk: Guarded) -> None:
-        slim = str(desk.bench.base("python:3.13-slim"))
-        text = "\n".join([f"FROM {slim}", *lines]).replace("WORD", word(desk))
+        text = filled(desk, "\n".join([f"FROM {desk.slim}", *lines]))
         (safe(desk) / "Dockerfile").write_text(text)
-        values = {name: value.replace("WORD", word(desk)) for name, value in args.items()}
+        values = {name: filled(desk, value) for name, value in args.items()}
         desk.lab.build(safe(desk), tag=desk.name("team/safe:1"), args=values)
         desk.push("team/safe:1")
 
     return steps
 
 
-def layers(*made: Mapping[str, str], **more: Any) -> Steps:
-    """Upload layers; ``WORD`` is the password and ``USE`` what its use writes."""
+def in_index(*images: Mapping[str, str] | bytes, annotations: str = "", **more: Any) -> Steps:
+    """Upload an index: of the image that was asked for, and others beside it."""
 
     def steps(desk: Guarded) -> None:
-        def filled(text: str) -> str:
-            return text.replace("WORD", word(desk)).replace("USE", use(desk))
-
-        filled_in = [{filled(path): filled(text) for path, text in each.items()} for each in made]
-        if "annotations" in more:
-            more["annotations"] = {name: filled(text) for name, text in more["annotations"].items()}
-        safe(desk)
-        store(desk, "team/safe:1", *filled_in, **more)
+        entries = [desk.store("team/safe", {"src/used": filled(desk, "USE")})]
+        for each in images:
+            plain = filled(desk, each.decode()).encode() if isinstance(each, bytes) else {
+                name: filled(desk, text) for name, text in each.items()
+            }  # fmt: skip
+            entries.append(desk.store("team/safe", plain, **more))
+        noted = {"annotations": {"with": filled(desk, annotations)}} if annotations else {}
+        desk.index("team/safe:1", *entries, **noted)
 
     return steps
 
 
-def leak_for_another_platform(desk: Guarded) -> None:
-    good = store(desk, "team/safe", {"src/used": use(desk)})
-    bad = store(desk, "team/safe", {"src/used": use(desk)}, {"src/.env": word(desk)})
-    index(desk, "team/safe:1", good, bad)
-
-
-def leak_in_an_index(desk: Guarded) -> None:
-    good = store(desk, "team/safe", {"src/used": use(desk)})
-    index(desk, "team/safe:1", good, annotations={"built.with": word(desk)})
-
-
-def leak_in_provenance(desk: Guarded) -> None:
-    """As buildx has it: build arguments in an attestation, beside the image."""
-    registry = desk.bench.registry
-    good = store(desk, "team/safe", {"src/used": use(desk)})
-    told = json.dumps({"predicate": {"build-arg:WITH": word(desk)}}).encode()
-    config = build_config(platform=Platform("unknown", "unknown"), diff_ids=[digest_of(told)])
-    top = Descriptor(f"{OCI}config.v1+json", *registry.upload_blob("team/safe", [config]))
-    below = Descriptor("application/vnd.in-toto+json", *registry.upload_blob("team/safe", [told]))
-    manifest = build_manifest(top, [below])
-    digest = registry.put_manifest("team/safe", digest_of(manifest), manifest, OCI_MANIFEST)
-    index(desk, "team/safe:1", good, replace(good, digest=digest, size=len(manifest)))
-
-
-def clean_index(desk: Guarded) -> None:
-    good = store(desk, "team/safe", {"src/used": use(desk)})
-    index(desk, "team/safe:1", good, store(desk, "team/safe", {"src/used": "another"}))
+# As buildx has it: build arguments in an attestation, beside the image.
+PROVENANCE = in_index(
+    b'{"predicate": {"build-arg:WITH": "WORD"}}', kind="application/vnd.in-toto+json", pack=bytes
+)
 
 
 def naive(desk: Guarded) -> None:
-    desk.pushed_from(safe(desk), "team/safe:1")
+    desk.build(safe(desk), "team/safe:1")
+    desk.push("team/safe:1")
 
 
 def no_password(desk: Guarded) -> None:
@@ -363,69 +274,63 @@ def no_password(desk: Guarded) -> None:
     (desk.work / "safe" / ".env").write_text("DEPLOY_PASSWORD=\n")
 
 
-SECRET_RIGHT = (
+SECRET_RIGHT: list[Steps] = [
     solved_secret,
     secret_typed,
-    secret_mounted,
-    secret_zstd,
-    secret_second_time,
-    clean_index,
-)
+    layers({"src/.env": "", **USED}),  # what ``RUN --mount=type=secret`` leaves
+    layers({"./src/used": "USE"}, **ZSTD),
+    layers({"src/used": "older"}, USED),
+    layers({"src/used": "OF-WORD"}),
+    in_index({"src/used": "another"}),
+]
 
-IN_ONE = "RUN mkdir /src && echo USED > /src/used"
-SECRET_WRONG: list[tuple[Steps, str, str]] = [
-    (nothing, "NotYet", "is not there yet"),
-    (lambda desk: safe(desk) and None, "NotYet", "no 'team/safe:1' yet"),
-    (lambda desk: desk.build(safe(desk), "team/safe:1"), "NotYet", "no 'team/safe:1' yet"),
-    (no_password, "NotYet", "holds no password any more"),
-    (naive, "Wrong", "in a layer: '/src/.env'"),
-    (leak("ENV PASSWORD=WORD"), "Wrong", "settings or history"),
-    (leak("LABEL made.with=WORD"), "Wrong", "settings or history"),
-    (leak("ARG WITH", "RUN mkdir /src", WITH="WORD"), "Wrong", "settings or history"),
-    (layers({"src/used": "USE", "etc/login": "a WORD b"}), "Wrong", "in a layer: '/etc/login'"),
-    (layers({"src/.env": "WORD"}, {"src/.wh..env": ""}), "Wrong", "can only hide it"),
-    (layers({"src/used": "USE", "src/WORD": ""}), "Wrong", "the name of a file"),
-    (layers({"src/used": "USE", "a": "WORD"}, zstd=True), "Wrong", "in a layer: '/a'"),
-    (layers({"src/used": "USE"}, annotations={"with": "WORD"}), "Wrong", "the image's manifest"),
-    (leak_for_another_platform, "Wrong", "in a layer: '/src/.env'"),
-    (leak_in_an_index, "Wrong", "the image's index"),
-    (leak_in_provenance, "Wrong", "the image's provenance"),
-    (layers({"src/other": "USE"}), "Wrong", "no '/src/used' either"),
-    (layers({"src/used": "USE"}, {"src/.wh.used": ""}), "Wrong", "no '/src/used' either"),
-    (layers({"src/used": "USE"}, {"src/.wh..wh..opq": ""}), "Wrong", "no '/src/used' either"),
-    (layers({"src/used": hashlib.sha256(b"typed").hexdigest()}), "Wrong", "was not made from"),
+SECRET_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+    (nothing, "NotYet"),
+    (lambda desk: safe(desk) and None, "NotYet", "team/safe:1"),
+    (lambda desk: desk.build(safe(desk), "team/safe:1"), "Wrong", "push"),
+    (no_password, "NotYet", ".env"),
+    (naive, "Wrong", "'/src/.env'"),
+    (leak("ENV PASSWORD=WORD"), "Wrong", "history"),
+    (leak("ARG WITH", "RUN mkdir /src", WITH="WORD"), "Wrong", "history"),
+    (layers({"src/used": "USE", "etc/login": "a WORD b"}), "Wrong", "'/etc/login'"),
+    (layers({"src/.env": "WORD"}, {"src/.wh..env": ""}), "Wrong", "'/src/.env'"),
+    (layers({"src/used": "USE", "src/WORD": ""}), "Wrong", "name"),
+    (layers({"src/used": "USE", "a": "WORD"}, **ZSTD), "Wrong", "'/a'"),
+    (layers(USED, annotations="WORD"), "Wrong", "manifest"),
+    (in_index({"src/.env": "WORD"}), "Wrong", "'/src/.env'"),
+    (in_index(annotations="WORD"), "Wrong", "index"),
+    (PROVENANCE, "Wrong", "provenance"),
+    (layers({"src/other": "USE"}), "Wrong", "/src/used"),
+    (layers(USED, {"src/.wh.used": ""}), "Wrong", "/src/used"),
+    (layers(USED, {"src/.wh..wh..opq": ""}), "Wrong", "/src/used"),
+    (layers({"src/used": hashlib.sha256(b"typed").hexdigest()}), "Wrong", "/src/used"),
 ]
 
 
 # ---------------------------------------------------------------- 06-base
 
 
-def base_attack(desk: Guarded) -> str:
-    """Let the base's tag name the backdoor, and return the digest that it named before."""
-    happened = attacks.start(desk.bench, "base", feedback=QUIET)
-    (desk.work / "page").mkdir(exist_ok=True)
-    return str(happened.evidence["digest before"])
-
-
 def dockerfile(text: str, *then: Steps) -> Steps:
-    """Write the page's Dockerfile; ``BASE`` is the repository, ``GOOD`` and ``BAD`` digests."""
+    """Let the base's tag name the backdoor, and write the page's Dockerfile.
+
+    ``BASE`` is the repository, ``GOOD`` and ``BAD`` are its digests before and after.
+    """
 
     def steps(desk: Guarded) -> None:
-        good = base_attack(desk)
-        assert good == desk.honest
+        good = str(desk.attack("base").evidence["digest before"])
+        full = str(desk.bench.base("python:3.13"))
         written = text.replace("GOOD", good).replace("BAD", desk.digest("team/base:1"))
-        written = written.replace("FULL", str(desk.bench.base("python:3.13")))
-        written = written.replace("LAB", str(desk.bench.base("python:3.13-slim")))
-        written = written.replace("BASE", desk.name("team/base"))
-        (desk.work / "page" / "Dockerfile").write_text(written)
+        written = written.replace("FULL", full).replace("LAB", desk.slim)
+        (desk.work / "page").mkdir(exist_ok=True)
+        file = desk.work / "page" / "Dockerfile"
+        file.write_text(written.replace("BASE", desk.name("team/base")))
         all_of(*then)(desk)
 
     return steps
 
 
 def solved_base(desk: Guarded) -> None:
-    names = desk.cells("base-attack")
-    exec(find_exercise("06-base").solution, names)
+    solution("06-base", desk.cells("base-attack"))
 
 
 def base_typed(desk: Guarded) -> None:
@@ -435,42 +340,38 @@ def base_typed(desk: Guarded) -> None:
     desk.typed(desk.work / "page", "team/page:safe")
 
 
-def hollow(desk: Guarded) -> None:
-    store(desk, "team/page:safe", {"page": "1"})
-
-
 SAFE = named("kept/page:tested", "team/page:safe")
 BACKDOOR = named("team/base:1", "team/page:safe")
 
-BASE_RIGHT = (
+BASE_RIGHT: list[Steps] = [
     solved_base,
     base_typed,
     dockerfile("ARG FOUNDATION=BASE@GOOD\nFROM ${FOUNDATION}\n", SAFE),
     dockerfile("FROM LAB AS one\nFROM one\n", SAFE),
     dockerfile("FROM FULL AS tools\nFROM BASE@GOOD\nCOPY --from=tools /etc/os-release /\n", SAFE),
-)
+]
 
-BASE_WRONG: list[tuple[Steps, str, str]] = [
-    (nothing, "NotYet", "not there yet"),
-    (lambda desk: desk.cells("base-attack") and None, "NotYet", "still trusts a tag"),
-    (dockerfile("FROM BASE@BAD\n", BACKDOOR), "Wrong", "pinned the backdoor"),
-    (dockerfile("FROM BASE@GOOD AS a\nFROM BASE@BAD\n", SAFE), "Wrong", "pinned the backdoor"),
-    (dockerfile("FROM BASE@GOOD AS a\nFROM BASE:1\n", SAFE), "Wrong", "still trusted by its tag"),
-    (dockerfile("FROM BASE:1 AS a\nFROM BASE@GOOD\n", SAFE), "Wrong", "still trusted by its tag"),
+BASE_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+    (nothing, "NotYet"),
+    (lambda desk: desk.cells("base-attack") and None, "NotYet", "team/base:1"),
+    (dockerfile("FROM BASE@BAD\n", BACKDOOR), "Wrong", "backdoor"),
+    (dockerfile("FROM BASE@GOOD AS a\nFROM BASE@BAD\n", SAFE), "Wrong", "backdoor"),
+    (dockerfile("FROM BASE@GOOD AS a\nFROM BASE:1\n", SAFE), "Wrong", "team/base:1"),
+    (dockerfile("FROM BASE:1 AS a\nFROM BASE@GOOD\n", SAFE), "Wrong", "team/base:1"),
+    (dockerfile("FROM BASE@GOOD\nCOPY --from=BASE:1 /etc /etc\n", SAFE), "Wrong", "team/base:1"),
+    (dockerfile("FROM FULL\n", SAFE), "Wrong", "reviewed"),
+    (dockerfile("# FROM BASE@GOOD\n", SAFE), "Wrong"),
+    (dockerfile("FROM scratch\n", SAFE), "Wrong"),
+    (dockerfile("FROM BASE@sha256:1234\n", SAFE), "Wrong"),
+    (dockerfile("FROM ${WHICH}\n", SAFE), "Wrong", "WHICH"),
+    (dockerfile("FROM BASE@GOOD\n"), "Wrong", "team/page:safe"),
+    (dockerfile("FROM BASE@GOOD\n", BACKDOOR), "Wrong", "backdoor"),
+    (dockerfile("FROM BASE@GOOD\n", slim_as("team/page:safe")), "Wrong", "base itself"),
     (
-        dockerfile("FROM BASE@GOOD\nCOPY --from=BASE:1 /etc /etc\n", SAFE),
+        dockerfile("FROM BASE@GOOD\n", lambda desk: desk.store("team/page:safe", {"page": "1"})),
         "Wrong",
-        "still trusted by its tag",
+        "layers",
     ),
-    (dockerfile("FROM FULL\n", SAFE), "Wrong", "not the base that was reviewed"),
-    (dockerfile("# FROM BASE@GOOD\n", SAFE), "Wrong", "no FROM line"),
-    (dockerfile("FROM scratch\n", SAFE), "Wrong", "no FROM line"),
-    (dockerfile("FROM BASE@sha256:1234\n", SAFE), "Wrong", "can't be read"),
-    (dockerfile("FROM ${WHICH}\n", SAFE), "Wrong", "can't be read"),
-    (dockerfile("FROM BASE@GOOD\n"), "Wrong", "Now build"),
-    (dockerfile("FROM BASE@GOOD\n", BACKDOOR), "Wrong", "built before the FROM line"),
-    (dockerfile("FROM BASE@GOOD\n", slim_as("team/page:safe")), "Wrong", "is the base itself"),
-    (dockerfile("FROM BASE@GOOD\n", hollow), "Wrong", "stands on other layers"),
 ]
 
 
@@ -478,13 +379,7 @@ BASE_WRONG: list[tuple[Steps, str, str]] = [
 
 
 def shop(desk: Guarded) -> Path:
-    """A copy of the application that builds on the slim base."""
-    app = copy_application(desk.bench)
-    slim = desk.bench.base("python:3.13-slim")
-    (app / "Dockerfile").write_text(SHOP.format(slim=slim))
-    (app / "shop" / "_prices.c").unlink()
-    (app / "shop" / "_prices.py").write_text(PRICES)
-    return app
+    return desk.shop(SHOP.format(slim=desk.slim))
 
 
 def on_the_shop(desk: Guarded, app: Path, pip: str) -> None:
@@ -497,20 +392,20 @@ def on_the_shop(desk: Guarded, app: Path, pip: str) -> None:
 
 def wheel_attack(desk: Guarded) -> Path:
     app = shop(desk)
-    attacks.start(desk.bench, "dependency", feedback=QUIET)
+    desk.attack("dependency")
     return app
 
 
 def solved_wheel(desk: Guarded) -> None:
     app = wheel_attack(desk)
-    names = {"lab": desk.lab, "app": app, "web": desk.name("shop/web")}
-    exec(find_exercise("06-wheel").solution, {**names, **ERRORS})
+    names = {"lab": desk.lab, "app": app, "web": desk.name("shop/web"), **ERRORS}
+    solution("06-wheel", names)
 
 
-def pinned(app: Path) -> dict[str, Path]:
+def pinned(app: Path, wanted: list[str] | None = None) -> dict[str, Path]:
     """The wheel of each requirement, by its line."""
     lines = (app / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = [line for line in lines if line and not line.startswith("#")]
+    wanted = wanted or [line for line in lines if line and not line.startswith("#")]
     found = {}
     for line in wanted:
         name, _, version = line.partition("==")
@@ -537,7 +432,7 @@ def hashed(edit: Callable[[list[str]], list[str]] = lambda lines: lines, *then: 
     def steps(desk: Guarded) -> None:
         app = shop(desk)
         lines = [f"{line} --hash={sha256(wheel)}" for line, wheel in pinned(app).items()]
-        attacks.start(desk.bench, "dependency", feedback=QUIET)
+        desk.attack("dependency")
         (app / "requirements.txt").write_text("\n".join(edit(lines)) + "\n")
         all_of(*then)(desk)
 
@@ -555,20 +450,6 @@ def trusting(desk: Guarded) -> None:
     desk.copy("kept/web:swapped", "shop/web:hashed")
 
 
-def trusting_both(desk: Guarded) -> None:
-    """Take the digests before and after it."""
-    app = shop(desk)
-    both = [desk.lab.hashed_requirements(app)]
-    attacks.start(desk.bench, "dependency", feedback=QUIET)
-    both.append(desk.lab.hashed_requirements(app))
-    found = [text.replace("\\\n", "").splitlines() for text in both]
-    lines = [
-        f"{one} {other.partition(' ')[2]}" if "==" in one else one
-        for one, other in zip(*found, strict=True)
-    ]
-    (app / "requirements.txt").write_text("\n".join(lines))
-
-
 HASHED = named("kept/web:hashed", "shop/web:hashed")
 SWAPPED = named("kept/web:swapped", "shop/web:hashed")
 
@@ -577,50 +458,49 @@ def bare(lines: list[str]) -> list[str]:
     return [line.partition(" ")[0] for line in lines]
 
 
-WHEEL_RIGHT = (solved_wheel, wheel_typed, hashed(lambda lines: lines, HASHED))
+def also(extra: Callable[[Path], str]) -> Steps:
+    """Name one more digest for each wheel, beside the right one."""
 
-WHEEL_WRONG: list[tuple[Steps, str, str]] = [
-    (nothing, "NotYet", "is not there yet"),
-    (lambda desk: wheel_attack(desk) and None, "NotYet", "names versions, and no digest"),
-    (
-        hashed(lambda lines: [f"# {line}" for line in lines] + bare(lines), HASHED),
-        "NotYet",
-        "names versions, and no digest",
-    ),
-    (hashed(lambda lines: lines[:3] + bare(lines)[3:], HASHED), "Wrong", "has no digest"),
-    (
-        hashed(lambda lines: [lines[0].replace(" ", " # "), *lines[1:]], HASHED),
-        "Wrong",
-        "'blinker' has no digest",
-    ),
-    (trusting, "Wrong", "digest of the swapped wheel"),
-    (trusting_both, "Wrong", "digest of the swapped wheel"),
+    def steps(desk: Guarded) -> None:
+        hashed(lambda lines: lines, HASHED)(desk)
+        app = desk.work / "app"
+        lines = (app / "requirements.txt").read_text().splitlines()
+        wheels = pinned(app, [line.split()[0] for line in lines]).values()
+        more = [f"{line} --hash={extra(w)}" for line, w in zip(lines, wheels, strict=True)]
+        (app / "requirements.txt").write_text("\n".join(more))
+
+    return steps
+
+
+WHEEL_RIGHT: list[Steps] = [
+    solved_wheel,
+    wheel_typed,
+    hashed(lambda lines: lines, HASHED),
+    also(lambda wheel: f"sha256:{hashlib.sha256(b'of another platform').hexdigest()}"),
+]
+
+WHEEL_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+    (nothing, "NotYet"),
+    (lambda desk: wheel_attack(desk) and None, "NotYet"),
+    (hashed(lambda lines: [f"# {line}" for line in lines] + bare(lines), HASHED), "NotYet"),
+    (hashed(lambda lines: lines[:3] + bare(lines)[3:], HASHED), "Wrong"),
+    (hashed(lambda lines: [lines[0].replace(" ", " # "), *lines[1:]], HASHED), "Wrong", "blinker"),
+    (trusting, "Wrong", "swapped"),
+    (also(sha256), "Wrong", "swapped"),
     (
         hashed(lambda lines: [lines[0].split()[0] + " " + lines[1].split()[1], *lines[1:]], HASHED),
         "Wrong",
-        "of another wheel than 'blinker'",
+        "blinker",
     ),
-    (
-        hashed(lambda lines: [*lines[:-1], lines[-1][:-3] + "000"], HASHED),
-        "Wrong",
-        "the digest of no wheel",
-    ),
-    (hashed(lambda lines: lines[:-1], HASHED), "Wrong", "does not name 'werkzeug' any more"),
-    (hashed(), "Wrong", "Now build 'shop/web:hashed'"),
-    (hashed(lambda lines: lines, SWAPPED), "Wrong", "has the attacker's code in it"),
-    (
-        hashed(lambda lines: lines, slim_as("shop/web:hashed")),
-        "Wrong",
-        "'shop/web:hashed' is not the shop",
-    ),
+    (hashed(lambda lines: [*lines[:-1], lines[-1][:-3] + "000"], HASHED), "Wrong", "no wheel"),
+    (hashed(lambda lines: lines[:-1], HASHED), "Wrong", "werkzeug"),
+    (hashed(), "Wrong", "shop/web:hashed"),
+    (hashed(lambda lines: lines, SWAPPED), "Wrong", "attacker"),
+    (hashed(lambda lines: lines, slim_as("shop/web:hashed")), "Wrong", "run"),
 ]
 
 
 # ---------------------------------------------------------------- 06-rights
-
-
-def private_shop(desk: Guarded) -> str:
-    return f"{desk.private.address}/shop/web:1.4"
 
 
 def server(rights: Mapping[str, tuple[str, ...]], *then: Steps) -> Steps:
@@ -661,19 +541,19 @@ def asks(scope: str, password: str = SERVER) -> Steps:
     """Ask the token service itself, as ``curl -u server:… URL`` does."""
 
     def steps(desk: Guarded) -> None:
-        found = process.find(desk.bench.state)
+        found = service.find(desk.bench.state)
         assert found is not None
         with requests.Session() as session:
             session.trust_env = False
             session.verify = str(desk.private.authority.certificate)
             wanted = {"service": SERVICE, "scope": scope}
-            session.get(found.realm, params=wanted, auth=("server", password), timeout=10)
+            session.get(found, params=wanted, auth=("server", password), timeout=10)
 
     return steps
 
 
 def solved_rights(desk: Guarded) -> None:
-    exec(find_exercise("06-rights").solution, {"private": desk.private, **ERRORS})
+    solution("06-rights", {"private": desk.private, **ERRORS})
 
 
 def rights_typed(desk: Guarded) -> None:
@@ -681,11 +561,11 @@ def rights_typed(desk: Guarded) -> None:
     config = ("--config", str(desk.work / "login"))
     login = ("login", "-u", "server", "-p", SERVER, desk.private.address)
     assert desk.docker(*config, *login) == 0
-    assert desk.docker(*config, "pull", private_shop(desk)) == 0
-    assert desk.docker(*config, "push", private_shop(desk)) != 0
+    assert desk.docker(*config, "pull", desk.secured) == 0
+    assert desk.docker(*config, "push", desk.secured) != 0
 
 
-RIGHTS_RIGHT = (
+RIGHTS_RIGHT: list[Steps] = [
     solved_rights,
     rights_typed,
     server({"shop/**": PULL, "shop/web": PULL, "team/*": ()}, pulls(), pushes()),
@@ -696,48 +576,40 @@ RIGHTS_RIGHT = (
     ),
     # First too much, which is seen and mended.
     server({"shop/*": PUSH}, pulls(), pushes(), server({"shop/*": PULL}, pulls(), pushes())),
-)
+]
 
 NARROW = {"shop/*": PULL}
 TRIED = (pulls(), pushes())
-RIGHTS_WRONG: list[tuple[Steps, str, str]] = [
-    (nothing, "NotYet", "no account 'server' yet"),
-    (server({}, *TRIED), "Wrong", "may not pull in 'shop/web'"),
-    (server({"shop/*": PUSH}, *TRIED), "Wrong", "may also push in 'shop/*'"),
-    (server({**NARROW, "shop/web": PUSH}, *TRIED), "Wrong", "may also push in 'shop/web'"),
-    (server({"shop/*": ("pull", "delete")}, *TRIED), "Wrong", "may also delete in 'shop/*'"),
-    (server({"*": PULL}, *TRIED), "Wrong", "in '*', which reaches beyond"),
-    (server({"shop*": PULL}, *TRIED), "Wrong", "in 'shop*', which reaches beyond"),
-    (server({**NARROW, "team/leak": PULL}, *TRIED), "Wrong", "in 'team/leak', which reaches"),
-    (server({"shop/web": PULL}, *TRIED), "Wrong", "may not pull in 'shop/worker'"),
-    (server({"shop/w*": PULL}, *TRIED), "Wrong", "may not pull in 'shop/made/tomorrow'"),
-    (server(NARROW, *TRIED, account("ci", CI, NARROW)), "Wrong", "'ci' may not push"),
-    (server(NARROW, *TRIED, account("ci", CI, {"*": PUSH})), "Wrong", "'ci' has rights in '*'"),
+RIGHTS_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+    (nothing, "NotYet", "server"),
+    (server({}, *TRIED), "Wrong", "shop/web"),
+    (server({"shop/*": PUSH}, *TRIED), "Wrong", "push in 'shop/*'"),
+    (server({**NARROW, "shop/web": PUSH}, *TRIED), "Wrong", "push in 'shop/web'"),
+    (server({"shop/*": ("pull", "delete")}, *TRIED), "Wrong", "delete in 'shop/*'"),
+    (server({"*": PULL}, *TRIED), "Wrong", "'*'"),
+    (server({"shop*": PULL}, *TRIED), "Wrong", "'shop*'"),
+    (server({**NARROW, "team/leak": PULL}, *TRIED), "Wrong", "'team/leak'"),
+    (server({"shop/web": PULL}, *TRIED), "Wrong", "'shop/worker'"),
+    (server({"shop/w*": PULL}, *TRIED), "Wrong", "'shop/made/tomorrow'"),
+    (server(NARROW, *TRIED, account("ci", CI, NARROW)), "Wrong", "'ci'"),
+    (server(NARROW, *TRIED, account("ci", CI, {"*": PUSH})), "Wrong", "'ci'"),
+    (server(NARROW, *TRIED, lambda desk: desk.private.accounts.remove("ci")), "Wrong", "'ci'"),
     (
-        server(NARROW, *TRIED, lambda desk: desk.private.accounts.remove("ci")),
+        server(NARROW, *TRIED, lambda d: d.private.accounts.add("", rights=NARROW)),
         "Wrong",
-        "'ci' may not pull and push",
+        "log in",
     ),
-    (
-        server(NARROW, *TRIED, lambda desk: desk.private.accounts.add("", rights=NARROW)),
-        "Wrong",
-        "Somebody who does not log in has rights",
-    ),
-    (server(NARROW, *TRIED, account("ann", "ann", NARROW)), "Wrong", "'ann' has rights"),
-    (server(NARROW), "Wrong", "Now try them"),
-    (server(NARROW, pulls("ci", CI), pushes("ci", CI)), "Wrong", "Now try them"),
-    (server(NARROW, pulls()), "Wrong", "refuse its push"),
-    (server(NARROW, pushes()), "Wrong", "pull 'shop/web:1.4'"),
-    (server(NARROW, pulls(), pushes(to="team/page")), "Wrong", "refuse its push"),
-    (
-        server(NARROW, pulls(), asks("repository:shop/web:pull,push", "guessed")),
-        "Wrong",
-        "refuse its push",
-    ),
-    (server({"shop/*": PUSH}, *TRIED, server(NARROW)), "Wrong", "does not count"),
-    (server({"shop/*": PUSH}, *TRIED, server(NARROW, pulls())), "Wrong", "refuse its push"),
-    (server({"*": PULL}, *TRIED, server(NARROW)), "Wrong", "does not count"),
-    (server(NARROW, *TRIED, server(NARROW, pushes())), "Wrong", "does not count"),
+    (server(NARROW, *TRIED, account("ann", "ann", NARROW)), "Wrong", "'ann'"),
+    (server(NARROW), "Wrong", "shop/web:1.4"),
+    (server(NARROW, pulls("ci", CI), pushes("ci", CI)), "Wrong", "shop/web:1.4"),
+    (server(NARROW, pulls()), "Wrong", "push"),
+    (server(NARROW, pushes()), "Wrong", "shop/web:1.4"),
+    (server(NARROW, pulls(), pushes(to="team/page")), "Wrong", "push"),
+    (server(NARROW, pulls(), asks("repository:shop/web:pull,push", "guessed")), "Wrong", "push"),
+    (server({"shop/*": PUSH}, *TRIED, server(NARROW)), "Wrong", "before"),
+    (server({"shop/*": PUSH}, *TRIED, server(NARROW, pulls())), "Wrong", "push"),
+    (server({"*": PULL}, *TRIED, server(NARROW)), "Wrong", "before"),
+    (server(NARROW, *TRIED, server(NARROW, pushes())), "Wrong", "before"),
 ]
 
 
@@ -756,7 +628,7 @@ def attacked_again(desk: Guarded, tested: str) -> Names:
 
 
 def solved_gate(desk: Guarded) -> None:
-    exec(find_exercise("06-gate").solution, gate_attack(desk))
+    solution("06-gate", gate_attack(desk))
 
 
 def production(desk: Guarded) -> Path:
@@ -785,17 +657,13 @@ def deployed(desk: Guarded) -> None:
 
 def started(desk: Guarded) -> None:
     """Start what the file names, from the terminal."""
-    image = find_image(desk)
+    text = production(desk).read_text(encoding="utf-8")
+    image = desk.name(text.partition(f"{desk.bench.registry.address}/")[2].split('"')[0])
     assert desk.docker("run", "-d", "--label", desk.label, "-P", image) == 0
 
 
-def find_image(desk: Guarded) -> str:
-    text = production(desk).read_text(encoding="utf-8")
-    return desk.name(text.partition(f"{desk.bench.registry.address}/")[2].split('"')[0])
-
-
 def stopped(desk: Guarded) -> None:
-    for container in evidence.containers(desk.bench):
+    for container in checks.containers(desk.bench):
         if "shop/web" in container["Config"]["Image"]:
             desk.bench.engine.client.api.kill(container["Id"])
 
@@ -803,7 +671,7 @@ def stopped(desk: Guarded) -> None:
 def undone(desk: Guarded) -> None:
     """Undo the attack; only then pin the tag, with the lab's own command."""
     gate_attack(desk)
-    attacks.undo(desk.bench, feedback=QUIET)
+    attacks.undo(desk.bench)
     production(desk).write_text(f"services:\n  web:\n    image: {desk.name('shop/web:1.4')}\n")
     desk.lab.pin_deployment(production(desk))
     deployed(desk)
@@ -812,22 +680,20 @@ def undone(desk: Guarded) -> None:
 def twice(desk: Guarded) -> None:
     """The cell with the attack is run a second time."""
     tested = gate_attack(desk)["tested"]
-    exec(find_exercise("06-gate").solution, attacked_again(desk, tested.digest))
+    solution("06-gate", attacked_again(desk, tested.digest))
 
 
 def pushed_anew(desk: Guarded) -> None:
     """Another image is tested and pushed as 1.4, and the tag moves again."""
     gate_attack(desk)
     desk.copy("kept/page:other", "shop/web:1.4")
-    names = attacked_again(desk, desk.digest("shop/web:1.4"))
-    exec(find_exercise("06-gate").solution, names)
+    solution("06-gate", attacked_again(desk, desk.digest("shop/web:1.4")))
 
 
 def another_moved(desk: Guarded) -> None:
     """Another tag was attacked before."""
     desk.copy("kept/page:other", "shop/web:1.3")
-    target = desk.name("shop/web:1.3")
-    attacks.start(desk.bench, "moved", target=target, feedback=QUIET)
+    desk.attack("moved", desk.name("shop/web:1.3"))
     solved_gate(desk)
 
 
@@ -859,7 +725,7 @@ def moved_deployed(desk: Guarded) -> None:
 GOOD = "services:\n  web:\n    image: WEB@GOOD\n"
 FLOW = 'services: {web: {image: "WEB:1.4@GOOD", ports: ["127.0.0.1::8000"]}}  # pinned\n'
 
-GATE_RIGHT = (
+GATE_RIGHT: list[Steps] = [
     solved_gate,
     written(FLOW, deployed),
     written(FLOW, started),
@@ -867,50 +733,49 @@ GATE_RIGHT = (
     twice,
     pushed_anew,
     another_moved,
-)
+]
 
-GATE_WRONG: list[tuple[Steps, str, str]] = [
-    (nothing, "NotYet", "is not there yet"),
-    (lambda desk: gate_attack(desk) and None, "NotYet", "is not pinned yet"),
-    (lambda desk: production(desk).write_text(GOOD) and None, "NotYet", "has no 'shop/web:1.4'"),
-    (written(f"{GOOD}  cache:\n    image: TEAM/page\n"), "Wrong", "The gate refuses"),
-    (written(f"{GOOD}  cache:\n    image: TEAM/page@GOOD\n"), "Wrong", "not allowed"),
-    (written(f"{GOOD}  cache:\n    image: WEB@BAD\n"), "Wrong", "'cache' is pinned to"),
-    (pinned_now, "Wrong", "'web' is pinned to"),
-    (written(GOOD.replace("GOOD", "OTHER"), deployed), "Wrong", "is not what was tested"),
-    (written(GOOD.replace("GOOD", f"sha256:{'1' * 64}")), "Wrong", "no such digest"),
+GATE_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+    (nothing, "NotYet", "production.yaml"),
+    (lambda desk: gate_attack(desk) and None, "NotYet", "'web'"),
+    (lambda desk: production(desk).write_text(GOOD) and None, "NotYet", "shop/web:1.4"),
+    (written(f"{GOOD}  cache:\n    image: TEAM/page\n"), "Wrong", "team/page"),
+    (written(f"{GOOD}  cache:\n    image: TEAM/page@GOOD\n"), "Wrong", "team/page"),
+    (written(f"{GOOD}  cache:\n    image: WEB@BAD\n"), "Wrong", "'cache'"),
+    (pinned_now, "Wrong", "'web'"),
+    (written(GOOD.replace("GOOD", "OTHER"), deployed), "Wrong", "1.4"),
+    (written(GOOD.replace("GOOD", f"sha256:{'1' * 64}")), "Wrong", "sha256:1"),
     (
-        written(GOOD.replace("GOOD", "BAD"), lambda desk: attacks.undo(desk.bench, feedback=QUIET)),
+        written(GOOD.replace("GOOD", "BAD"), lambda desk: attacks.undo(desk.bench)),
         "Wrong",
-        "no such digest",
+        "sha256:",
     ),
-    (written(GOOD.replace("web:", "shop:")), "Wrong", "no service 'web' any more"),
-    (written("services:\n  web: [\n"), "Wrong", "can't be used as it is"),
-    (written("web:\n  image: WEB@GOOD\n"), "Wrong", "can't be used as it is"),
-    (written(GOOD), "Wrong", "Now deploy it: nothing runs"),
-    (written(GOOD, deployed, stopped), "Wrong", "it has stopped"),
-    (tag_deployed, "Wrong", "nothing runs from the file as it is now"),
-    (moved_deployed, "Wrong", "was started from"),
+    (written(GOOD.replace("web:", "shop:")), "Wrong", "'web'"),
+    (written("services:\n  web: [\n"), "Wrong", "production.yaml"),
+    (written("web:\n  image: WEB@GOOD\n"), "Wrong", "production.yaml"),
+    (written(GOOD), "Wrong", "deploy"),
+    (written(GOOD, deployed, stopped), "Wrong", "stopped"),
+    (tag_deployed, "Wrong", "deploy"),
+    (moved_deployed, "Wrong", "'web'"),
 ]
 
 
 # ---------------------------------------------------------------- all of them
 
-RIGHT: list[tuple[str, Steps]] = [
-    *(("06-secret", steps) for steps in SECRET_RIGHT),
-    *(("06-base", steps) for steps in BASE_RIGHT),
-    *(("06-wheel", steps) for steps in WHEEL_RIGHT),
-    *(("06-rights", steps) for steps in RIGHTS_RIGHT),
-    *(("06-gate", steps) for steps in GATE_RIGHT),
-]
-
-WRONG: list[tuple[str, Steps, str, str]] = [
-    *(("06-secret", *case) for case in SECRET_WRONG),
-    *(("06-base", *case) for case in BASE_WRONG),
-    *(("06-wheel", *case) for case in WHEEL_WRONG),
-    *(("06-rights", *case) for case in RIGHTS_WRONG),
-    *(("06-gate", *case) for case in GATE_WRONG),
-]
+RIGHT = {
+    "06-secret": SECRET_RIGHT,
+    "06-base": BASE_RIGHT,
+    "06-wheel": WHEEL_RIGHT,
+    "06-rights": RIGHTS_RIGHT,
+    "06-gate": GATE_RIGHT,
+}
+WRONG = {
+    "06-secret": SECRET_WRONG,
+    "06-base": BASE_WRONG,
+    "06-wheel": WHEEL_WRONG,
+    "06-rights": RIGHTS_WRONG,
+    "06-gate": GATE_WRONG,
+}
 
 
 class TestExercises(Tried):

@@ -34,8 +34,7 @@ def code() -> list[str]:
 
 def made(machine: str) -> dict[str, Any]:
     """What the cells define that make the image, on one kind of processor."""
-    engine = SimpleNamespace(platform=f"linux/{machine}")
-    lab = SimpleNamespace(bench=SimpleNamespace(engine=engine))
+    lab = SimpleNamespace(platform=f"linux/{machine}")
     names: dict[str, Any] = {"hashlib": hashlib, "json": json, "lab": lab}
     for id in ("machine", "program-run", "layer-pack", "layer-run", "config-run", "manifest-run"):
         exec(cells()[id], names)
@@ -68,4 +67,5 @@ def test_nothing_but_the_standard_library_and_requests_does_the_work() -> None:
     assert others == {"labapp", "jupyterquiz", "requests"}
     used = set(re.findall(r"\blab\.(\w+)", "\n".join(code())))
     engine = {"pull", "run_once", "remove"}
-    assert used == engine | {"address", "bench", "work", "show", "check", "clean_up", "map"}
+    facts = {"address", "id", "platform", "work"}
+    assert used == engine | facts | {"show", "check", "clean_up", "map"}

@@ -1,0 +1,1 @@
+"""The course: exercises and their checks, the coach, receipts, progress, class reports, pages."""

@@ -1,1 +1,0 @@
-"""What a learner has done: receipts, progress, the journey map, and the report on a class."""
