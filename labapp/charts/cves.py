@@ -19,12 +19,12 @@ from labapp.charts.figure import (
     SMALL,
     TEXT,
     Chart,
-    fitted_middle,
+    fitted,
     frame,
     text_width,
     whole,
 )
-from labapp.charts.rows import ALIKE, checked, counted, listed, named, times
+from labapp.charts.words import ALIKE, checked, checked_all, counted, extremes, listed, times
 
 _LINES = (
     (DEEP, "-", "o"), (ORANGE, "--", "s"), ("#832db6", "-.", "^"),
@@ -55,13 +55,14 @@ def cves_since_release(
     now = pd.Timestamp(date.year, date.month, date.day)
     known = {
         name: _line(name, rows, now)
-        for name, rows in named(variants, chart="CVEs since the release").items()
+        for name, rows in checked_all("CVEs since the release", variants).items()
     }
     began = min((line.index[0] for line in known.values() if len(line)), default=now)
     began = min(began.replace(day=1), (now - pd.DateOffset(months=1)).replace(day=1))
     last = {name: float(line.iloc[-1]) if len(line) else 0.0 for name, line in known.items()}
     words = {
-        name: f"{fitted_middle(name, 120, TEXT)}: {_number(value)}" for name, value in last.items()
+        name: f"{fitted(name, 120, TEXT, keep='ends')}: {_number(value)}"
+        for name, value in last.items()
     }
     day = f"{date.day} {date:%B %Y}"
     axes = frame(
@@ -105,7 +106,7 @@ def _line(name: str, rows: pd.DataFrame, now: pd.Timestamp) -> pd.Series[float]:
     """Return CVEs by the end of each month, or by now; none when the first month began."""
     if isinstance(rows, pd.DataFrame) and rows.empty:
         return pd.Series(dtype=float)
-    checked(rows, "month", "cves#", chart="CVEs since the release", name=name)
+    checked("CVEs since the release", rows, "month", "cves#", name=name)
     ends = pd.DatetimeIndex(pd.to_datetime(rows["month"])) + pd.offsets.MonthEnd(0)
     line = pd.Series(rows["cves"].astype(float).array, index=ends.where(ends < now, now))
     line = line.sort_index()
@@ -119,7 +120,7 @@ def _number(cves: float) -> str:
 
 def _title(last: Mapping[str, float]) -> str:
     """Say the finding: how many today, in the image that has most and the one that has least."""
-    least, most = min(last, key=last.__getitem__), max(last, key=last.__getitem__)
+    least, most = extremes(last)
     if not last[most]:
         return "No fix with a date is known in these packages since the release"
     title = f"Never rebuilt since the release, {most} would have {counted(last[most], 'known CVE')}"

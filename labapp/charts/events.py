@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from labapp.charts.figure import (
     BLUE,
-    DARK,
     GREY,
     MARGIN,
     PALETTE,
@@ -16,15 +15,16 @@ from labapp.charts.figure import (
     TEXT,
     WIDTH,
     Chart,
+    axes_width,
     fitted,
     frame,
     ink,
     text_width,
     whole,
     wrapped,
+    write,
 )
-from labapp.charts.frames import axes_width, label_rows
-from labapp.charts.rows import checked
+from labapp.charts.words import checked
 from labapp.feedback import amount
 
 PHRASES = {200: "yes", 201: "stored", 202: "go on", 404: "no"}
@@ -46,7 +46,9 @@ def conversation(rows: pd.DataFrame) -> Chart:
         LabError: there are no requests, or a column is missing.
     """
     columns = ("client", "method", "meaning", "status#", "bytes#")
-    steps = _grouped(checked(rows, *columns, chart="a conversation"))
+    checked("a conversation", rows, *columns)
+    keys = ["method", "meaning", "status"]
+    steps = rows.groupby(keys, sort=False)["bytes"].agg(["sum", "size"]).reset_index()
     client = str(rows["client"].iloc[0])
     axes = frame(
         title="Equal requests are drawn once, where the first of them came",
@@ -56,25 +58,26 @@ def conversation(rows: pd.DataFrame) -> Chart:
     axes.set(xlim=(0, 10), ylim=(len(steps), -0.9))
     for x, name in ((1.2, client), (8.8, "registry")):
         axes.plot([x, x], [-0.4, len(steps) - 0.2], color=GREY, linewidth=1)
-        axes.text(x, -0.62, fitted(name, 140, TEXT, bold=True), ha="center", va="center",
-                  fontsize=TEXT, weight="bold", color=DARK, parse_math=False)  # fmt: skip
+        name = fitted(name, 140, TEXT, bold=True)
+        write(axes, x, -0.62, name, size=TEXT, ha="center", weight="bold")
     room = axes_width(axes) * 0.72
-    for row, step in enumerate(steps):
-        times = f"{step.count} times " if step.count > 1 else ""
-        axes.annotate("", xy=(8.78, row + 0.1), xytext=(1.22, row + 0.1),
+    said = []
+    exchanges: list[Any] = list(steps.itertuples(index=False))
+    for y, (method, meaning, status, size, count) in enumerate(exchanges):
+        times = f"{count} times " if count > 1 else ""
+        said.append(f"{count} times {method} {meaning}: {status}")
+        axes.annotate("", xy=(8.78, y + 0.1), xytext=(1.22, y + 0.1),
                       arrowprops={"arrowstyle": "-|>", "color": BLUE})  # fmt: skip
-        axes.text(1.45, row - 0.01, fitted(f"{times}{step.method}  {step.meaning}", room, TEXT),
-                  va="bottom", fontsize=TEXT, color=DARK, parse_math=False)  # fmt: skip
-        axes.annotate("", xy=(1.22, row + 0.45), xytext=(8.78, row + 0.45),
+        request = fitted(f"{times}{method}  {meaning}", room, TEXT)
+        write(axes, 1.45, y - 0.01, request, size=TEXT, va="bottom")
+        axes.annotate("", xy=(1.22, y + 0.45), xytext=(8.78, y + 0.45),
                       arrowprops={"arrowstyle": "-|>", "color": GREY, "ls": "--"})  # fmt: skip
-        answer = f"{step.status} {PHRASES.get(step.status, '')}".strip()
-        answer += f", {amount(step.bytes)}" if step.bytes > 2 else ""
-        axes.text(8.4, row + 0.45, answer, ha="right", va="center", fontsize=SMALL, color=DARK,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
-    said = "; ".join(
-        f"{step.count} times {step.method} {step.meaning}: {step.status}" for step in steps
-    )
-    return Chart(whole(axes), f"Sequence diagram between {client} and the registry. {said}.")
+        answer = f"{status} {PHRASES.get(status, '')}".strip()
+        answer += f", {amount(size)}" if size > 2 else ""
+        write(axes, 8.4, y + 0.45, answer, ha="right",
+              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
+    words = "; ".join(said)
+    return Chart(whole(axes), f"Sequence diagram between {client} and the registry. {words}.")
 
 
 def tag_history(rows: pd.DataFrame) -> Chart:
@@ -86,7 +89,7 @@ def tag_history(rows: pd.DataFrame) -> Chart:
     Raises:
         LabError: there are no events, or a column is missing.
     """
-    checked(rows, "event", "tag", "running", chart="a tag's history")
+    checked("a tag's history", rows, "event", "tag", "running")
     lanes = {"the tag names": "tag", "the server runs": "running"}
     # What ran first has the first colour in every chart.
     seen = [d for lane in ("running", "tag") for d in rows[lane] if isinstance(d, str)]
@@ -104,9 +107,9 @@ def tag_history(rows: pd.DataFrame) -> Chart:
                 continue
             colour = colours[digest]
             axes.barh(y, 1, left=x, height=0.72, color=colour, edgecolor="white", linewidth=2)
-            axes.text(x + 0.5, y, fitted(_eight(digest), column - 4, TEXT), ha="center",
-                      va="center", fontsize=TEXT, color=ink(colour))  # fmt: skip
-    label_rows(axes, range(len(lanes)), list(lanes))
+            eight = fitted(_eight(digest), column - 4, TEXT)
+            write(axes, x + 0.5, y, eight, size=TEXT, ha="center", color=ink(colour))
+    axes.set_yticks(range(len(lanes)), list(lanes), fontsize=TEXT, parse_math=False)
     axes.set(xlim=(0, len(rows)), ylim=(1.5, -0.5))
     ticks = [n + 0.5 for n in range(len(rows))]
     axes.set_xticks(ticks, ["\n".join(lines) for lines in events], fontsize=SMALL, parse_math=False)
@@ -117,27 +120,6 @@ def tag_history(rows: pd.DataFrame) -> Chart:
         for row in rows.itertuples()
     )
     return Chart(whole(axes), f"Two lanes of digests over time. {said}.")
-
-
-@dataclass(frozen=True)
-class _Step:
-    method: str
-    meaning: str
-    status: int
-    bytes: float
-    count: int
-
-
-def _grouped(rows: pd.DataFrame) -> list[_Step]:
-    """Fold equal requests into one, with their number and all their bytes."""
-    keys = ["method", "meaning", "status"]
-    folded = rows.groupby(keys, sort=False)["bytes"].agg(["sum", "size"]).reset_index()
-    return [
-        _Step(
-            row["method"], row["meaning"], int(row["status"]), float(row["sum"]), int(row["size"])
-        )
-        for row in folded.to_dict("records")
-    ]
 
 
 def _eight(digest: object) -> str:

@@ -13,9 +13,9 @@ import html
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -56,6 +56,8 @@ class Chart:
 
     def show(self) -> None:
         """Show the chart below the notebook's cell; where only text is shown, what it says."""
+        from IPython.display import display
+
         display(self)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:
@@ -126,27 +128,28 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
     return _SLACK * size * sum(_advance(character, bold) for character in text)
 
 
-def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:
-    """Return a text in one line, cut at its end with an ellipsis if it is too wide."""
-    text = " ".join(text.split())
-    if text_width(text, size, bold=bold) <= width:
-        return text
-    for length in range(len(text) - 1, 0, -1):
-        cut = text[:length].rstrip() + "…"
-        if text_width(cut, size, bold=bold) <= width:
-            return cut
-    return ""
+def fitted(text: str, width: float, size: float, *, bold: bool = False, keep: str = "start") -> str:
+    """Return a text in one line; one that is too wide keeps its start, its end, or both ends.
 
-
-def fitted_middle(text: str, width: float, size: float, *, bold: bool = False) -> str:
-    """Return a text in one line, cut in its middle: both ends of a long name tell it apart."""
+    Both ends of a long name tell it apart; instructions often begin alike, so their end is kept,
+    from a whole word on if the last ones have room.
+    """
     text = " ".join(text.split())
-    length = len(text)
     cut = text
-    while text_width(cut, size, bold=bold) > width and length > 2:
-        length -= 1
-        cut = text[: (length + 1) // 2] + "…" + text[len(text) - length // 2 :]
-    return cut
+    for length in range(len(text) - 1, -1, -1):
+        if text_width(cut, size, bold=bold) <= width:
+            break
+        cut = {
+            "start": text[:length].rstrip() + "…",
+            "end": "…" + text[len(text) - length :].lstrip(),
+            "ends": text[: (length + 1) // 2] + "…" + text[len(text) - length // 2 :],
+        }[keep]
+    if keep == "ends":
+        return cut
+    if text_width(cut, size, bold=bold) > width or cut == "…":
+        return ""
+    words = cut.partition(" ")[2]
+    return f"…{words}" if keep == "end" and cut != text and len(words) > 8 else cut
 
 
 def wrapped(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:
@@ -157,18 +160,8 @@ def wrapped(text: str, width: float, size: float, *, bold: bool = False) -> list
         if line and text_width(longer, size, bold=bold) > width:
             lines.append(line)
             longer = word
-        line = fitted_middle(longer, width, size, bold=bold)
+        line = fitted(longer, width, size, bold=bold, keep="ends")
     return [*lines, line]
-
-
-def fitted_end(text: str, width: float, size: float) -> str:
-    """Return the end of a text in one line: instructions often begin alike.
-
-    It begins with a whole word, if the last ones have room.
-    """
-    cut = fitted(" ".join(text.split())[::-1], width, size)[::-1]
-    words = cut.partition(" ")[2]
-    return f"…{words}" if cut.startswith("…") and len(words) > 8 else cut
 
 
 def ink(colour: str) -> str:
@@ -185,11 +178,9 @@ def frame(*, title: str, height: float, left: float, right: float = 20.0, bottom
           note: str = "") -> Axes:  # fmt: skip
     """Return the axes of a new figure that is as wide as all others.
 
-    Args:
-        title: the finding, or how to read the chart; it is written on top.
-        height: of the axes.
-        left: from the figure's edge to the axes; ``right`` and ``bottom`` likewise.
-        note: a small line below: a source, a date, what the numbers leave out.
+    The title, the finding or how to read the chart, is written on top; the note, a source or what
+    the numbers leave out, below. ``height`` is that of the axes, ``left``, ``right`` and ``bottom``
+    are from them to the figure's edge.
     """
     lines = wrapped(title, WIDTH - 2 * MARGIN, TITLE)
     notes = wrapped(note, WIDTH - 2 * MARGIN, SMALL) if note else []
@@ -209,16 +200,31 @@ def frame(*, title: str, height: float, left: float, right: float = 20.0, bottom
     axes = figure.add_axes(
         (left / WIDTH, bottom / tall, (WIDTH - left - right) / WIDTH, height / tall)
     )
-    quiet(axes)
-    return axes
-
-
-def quiet(axes: Axes) -> None:
-    """Take away what draws the eye from the data."""
     axes.set_facecolor("none")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
     axes.tick_params(length=0, labelsize=SMALL, colors=DARK)
+    return axes
+
+
+def canvas(*, title: str, height: float, left: float = MARGIN, right: float = MARGIN,
+           note: str = "") -> Axes:  # fmt: skip
+    """Return axes without any line, whose unit is a point, from the upper left corner on."""
+    axes = frame(title=title, height=height, left=left, right=right, bottom=MARGIN, note=note)
+    axes.set_axis_off()
+    axes.set(xlim=(0, WIDTH - left - right), ylim=(height, 0))
+    return axes
+
+
+def write(axes: Axes, x: float, y: float, text: str, *, size: float = SMALL, **look: Any) -> None:
+    """Write a text that is no formula, from a place to the right."""
+    usual: dict[str, Any] = {"va": "center", "color": DARK, "linespacing": 1.2}
+    axes.text(x, y, text, fontsize=size, parse_math=False, **usual | look)
+
+
+def axes_width(axes: Axes) -> float:
+    """Return how wide axes are, in points."""
+    return float(axes.get_position().width * whole(axes).get_figwidth() * 72)
 
 
 def whole(axes: Axes) -> Figure:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from labapp import charts
 from labapp.charts import figure
-from labapp.charts.rows import duration
+from labapp.charts.words import duration
 from labapp.errors import LabError
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -196,7 +196,7 @@ HARD: dict[str, Draw] = {
         {"speck": files({}, {"/app/x": 12}), "full": FULL_FILES}
     ),
     "a class": lambda: charts.classroom(school("ada", "bob", LONG)),
-    "a class of forty": lambda: charts.classroom(school(*(f"learner {n}" for n in range(40)))),
+    "a class of twelve": lambda: charts.classroom(school(*(f"learner {n}" for n in range(12)))),
     "a class of one": lambda: charts.classroom(school("ada", exercises=1, state="alone")),
     "a class before its first day": lambda: charts.classroom(school("ada", "bob", state="open")),
     "a journey": lambda: charts.journey(steps(3, 2, 0, 0, 1, 3)),
@@ -318,7 +318,7 @@ TITLES = {
     "CVEs of five": "Never rebuilt since the release, full would have 1,961 known CVEs, "
     "minimal none",
     "a class": "3 learners: 48 of 78 exercises passed",
-    "a class of forty": "40 learners: 624 of 1040 exercises passed; 8 tried 00-word0 and have not "
+    "a class of twelve": "12 learners: 188 of 312 exercises passed; 3 tried 00-word2 and have not "
     "passed it yet",
     "a class of one": "Everybody passed everything: 1 receipt",
     "a class before its first day": "2 learners: 0 of 52 exercises passed",
@@ -432,14 +432,33 @@ def test_a_maps_words_stay_in_their_pieces() -> None:
     assert len(found) - len(inside) <= 11
 
 
-def test_bars_are_as_long_as_their_numbers() -> None:
-    (axes,) = hard("sizes of two").figure.axes
+LENGTHS: dict[str, tuple[str, list[float]]] = {
+    "sizes of two": ("megabytes", [254.0052, 997.012, 73.005292, 282.012]),
+    "one layer": ("megabytes", [8.0]),
+    "pushes": ("megabytes", [2.0001, 0.0]),
+    "layers of two": ("megabytes", [254.0052, 73.005292]),
+    "kilobytes": ("kilobytes", [3.0, 5.2]),
+    "pulls": ("seconds", [203.2, 20.32, 2.032, 31.0]),
+}
+"""What the axis counts, and how long each bar is in it; a measured pull's is the middle run."""
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_bars_are_as_long_as_their_numbers(name: str) -> None:
+    more: dict[str, Draw] = {
+        "layers of two": lambda: charts.shared_layers({"full": FULL, "slim": SLIM}),
+        "kilobytes": lambda: charts.sizes({"a": 3000, "b": 5200}, title="Sizes"),
+        "pulls": lambda: charts.pull_times({"full": 254e6}, measured={"full": (31, 29, 48)}),
+    }
+    (axes,) = (more[name]() if name in more else hard(name)).figure.axes
+    unit, expected = LENGTHS[name]
     lengths: dict[float, float] = {}
     for bar in axes.patches:
-        assert isinstance(bar, Rectangle)
-        row = round(bar.get_y(), 3)
-        lengths[row] = lengths.get(row, 0.0) + bar.get_width()
-    assert list(lengths.values()) == pytest.approx([254.0052, 997.012, 73.005292, 282.012])
+        if isinstance(bar, Rectangle):
+            row = round(bar.get_y() + bar.get_height() / 2, 3)
+            lengths[row] = lengths.get(row, 0.0) + bar.get_width()
+    assert list(lengths.values()) == pytest.approx(expected)
+    assert unit in axes.get_xlabel()
 
 
 def test_a_stage_begins_where_the_one_before_it_ended() -> None:
@@ -515,10 +534,10 @@ TEXTS = [
 @pytest.mark.parametrize("width", [0.0, 3.0, 40.0, 200.0])
 def test_what_is_fitted_fits(text: str, width: float) -> None:
     plain = " ".join(text.split())
-    for cut in (figure.fitted(text, width, 9), figure.fitted_end(text, width, 9)):
+    for cut in (figure.fitted(text, width, 9, keep=keep) for keep in ("start", "end")):
         assert figure.text_width(cut, 9) <= width
         assert cut == plain or len(cut) < len(plain)
-    middle = figure.fitted_middle(text, width, 9)
+    middle = figure.fitted(text, width, 9, keep="ends")
     assert middle == plain or ("…" in middle and len(middle) <= max(3, len(plain)))
     lines = figure.wrapped(text, width + 32, 9)
     assert all(figure.text_width(line, 9) <= width + 32 for line in lines)
@@ -551,14 +570,10 @@ def test_svg_has_its_text_as_text_and_says_what_it_shows(name: str, tmp_path: Pa
     assert chart.svg() == chart.svg()
 
 
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [("chart.pdf", "saved as PNG or SVG"), ("chart", "saved as PNG or SVG"),
-     ("a file/chart.png", "saving a chart as '.*chart.png': ")],
-)  # fmt: skip
-def test_a_chart_that_cant_be_saved(file: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["chart.pdf", "chart", "a file/chart.png"])
+def test_a_chart_that_cant_be_saved(file: str, tmp_path: Path) -> None:
     (tmp_path / "a file").write_text("here already")
-    with pytest.raises(LabError, match=said):
+    with pytest.raises(LabError, match=re.escape(str(tmp_path / file))):
         hard("one layer").save(tmp_path / file)
 
 
@@ -582,72 +597,57 @@ def test_where_only_text_is_shown_it_says_the_finding(show: Callable[[charts.Cha
 
 
 BAD: dict[str, tuple[Draw, str]] = {
-    "no variants": (lambda: charts.variant_sizes({}), "there is nothing to draw"),
-    "a table alone": (lambda: charts.shared_layers(SLIM), "takes values by name"),  # type: ignore[arg-type]
-    "no table": (
-        lambda: charts.variant_sizes({"slim": [1, 2]}),  # type: ignore[dict-item]
-        "of 'slim': it takes a table, not 'list'",
-    ),
-    "no rows": (
-        lambda: charts.where_bytes_are({"slim": SLIM_FILES.iloc[:0]}),
-        "drawing where the bytes are of 'slim': the table has no rows",
-    ),
+    "no variants": (lambda: charts.variant_sizes({}), "sizes of variants"),
+    "a table alone": (lambda: charts.shared_layers(SLIM), "DataFrame"),  # type: ignore[arg-type]
+    "no table": (lambda: charts.variant_sizes({"slim": [1, 2]}), "'list'"),  # type: ignore[dict-item]
+    "no rows": (lambda: charts.where_bytes_are({"slim": SLIM_FILES.iloc[:0]}), "'slim'"),
     "no column": (
         lambda: charts.shared_layers({"slim": SLIM.drop(columns="digest")}),
-        "no column 'digest', only 'instruction', 'download_bytes', 'unpacked_bytes'",
+        "'digest', only 'instruction', 'download_bytes', 'unpacked_bytes'",
     ),
     "a negative number": (
         lambda: charts.variant_sizes({"slim": SLIM.assign(unpacked_bytes=-1)}),
-        "'-1' in the column 'unpacked_bytes' is not a number from 0 up",
+        "'-1' in the column 'unpacked_bytes'",
     ),
-    "no number": (
-        lambda: charts.layers(SLIM.assign(download_bytes="much")),
-        "drawing layers: 'much' in the column 'download_bytes'",
-    ),
+    "no number": (lambda: charts.layers(SLIM.assign(download_bytes="much")), "'much'"),
     "a missing number": (
         lambda: charts.build_times({"cold": BUILD.assign(seconds=float("nan"))}),
-        "drawing build times of 'cold': 'nan' in the column 'seconds'",
+        "'cold': 'nan' in the column 'seconds'",
     ),
     "three maps": (
         lambda: charts.where_bytes_are(dict.fromkeys("abc", SLIM_FILES)),
-        "at most 2 variants, and there are 3: 'a', 'b', 'c'",
+        "'a', 'b', 'c'",
     ),
     "measured, not computed": (
         lambda: charts.pull_times({"slim": 1.0}, measured={"full": (3.0,)}),
-        "of 'full': it was measured, but its bytes are not given, only those of 'slim'",
+        "'full'",
     ),
     "an endless pull": (
         lambda: charts.pull_times({"slim": 1.0}, measured={"slim": (float("inf"),)}),
         "'inf' in the column 'seconds'",
     ),
-    "bytes in words": (
-        lambda: charts.pull_times({"slim": "32 MB"}),  # type: ignore[dict-item]
-        "'32 MB' in the column 'bytes'",
-    ),
-    "no counts": (lambda: charts.surface({"slim": {}}), "no image has a number"),
-    "no count": (
-        lambda: charts.surface({"slim": {"shells": -2}}),
-        "drawing surface of 'slim': '-2' shells is not a number from 0 up",
-    ),
+    "bytes in words": (lambda: charts.pull_times({"slim": "32 MB"}), "'32 MB'"),  # type: ignore[dict-item]
+    "no counts": (lambda: charts.surface({"slim": {}}), "surface"),
+    "no count": (lambda: charts.surface({"slim": {"shells": -2}}), "'slim': '-2' shells"),
     "no months": (
         lambda: charts.cves_since_release(
             {"slim": months(1).drop(columns="month")}, source="x", date=DAY
         ),
-        "drawing CVEs since the release of 'slim': the table has no column 'month'",
+        "'month'",
     ),
-    "an empty log": (lambda: charts.conversation(REQUESTS.iloc[:0]), "the table has no rows"),
-    "no events": (lambda: charts.tag_history(EVENTS.iloc[:0]), "the table has no rows"),
-    "no pushes": (lambda: charts.pushes({}), "there is nothing to draw"),
-    "no class": (lambda: charts.classroom(school()), "the table has no rows"),
-    "no steps": (lambda: charts.journey(EVENTS), "drawing the journey: the table has no column"),
-    "no sizes": (lambda: charts.sizes({}, title="Sizes"), "there is nothing to draw"),
+    "an empty log": (lambda: charts.conversation(REQUESTS.iloc[:0]), "conversation"),
+    "no events": (lambda: charts.tag_history(EVENTS.iloc[:0]), "history"),
+    "no pushes": (lambda: charts.pushes({}), "pushes"),
+    "no class": (lambda: charts.classroom(school()), "class"),
+    "no steps": (lambda: charts.journey(EVENTS), "'step'"),
+    "no sizes": (lambda: charts.sizes({}, title="Sizes"), "sizes"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_cant_be_drawn_is_told_in_a_sentence(name: str) -> None:
-    draw, said = BAD[name]
-    with pytest.raises(LabError, match=re.escape(said)):
+    draw, fact = BAD[name]
+    with pytest.raises(LabError, match=re.escape(fact)):
         draw()
 
 

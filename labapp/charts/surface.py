@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
+from labapp.charts.bars import THICK, behind
 from labapp.charts.figure import (
     BLUE,
     DARK,
+    GREY,
     MARGIN,
     TEXT,
     WIDTH,
     Chart,
     fitted,
-    fitted_middle,
     frame,
     text_width,
     whole,
 )
-from labapp.charts.frames import THICK, behind, ground, label_rows
-from labapp.charts.rows import listed, named
+from labapp.charts.words import checked_all, extremes, listed
 from labapp.errors import LabError
 
 _COLUMNS = 3
@@ -38,15 +38,15 @@ def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
     Raises:
         LabError: there is nothing to draw, or something is no number from 0 up.
     """
-    kinds = list(dict.fromkeys(k for counts in named(variants, chart="surface").values()
-                               for k in counts))  # fmt: skip
+    checked_all("surface", variants)
+    kinds = list(dict.fromkeys(kind for own in variants.values() for kind in own))
     if not kinds:
         raise LabError("drawing surface: no image has a number. Give for each what it has.")
     counts = {
         kind: {name: _count(own.get(kind), kind, name) for name, own in variants.items()}
         for kind in kinds
     }
-    names = [fitted_middle(name, 110, TEXT) for name in variants]
+    names = [fitted(name, 110, TEXT, keep="ends") for name in variants]
     left = MARGIN + max(text_width(name, TEXT) for name in names) + 8
     columns = 2 if len(kinds) in (2, 4) else min(_COLUMNS, len(kinds))
     rows = math.ceil(len(kinds) / columns)
@@ -92,7 +92,7 @@ def _count(value: object, kind: str, name: str) -> float:
 def _finding(counts: Mapping[str, Mapping[str, float]]) -> str:
     """Say how far the images are apart in the first kind of thing that is known of all."""
     for kind, own in counts.items():
-        least, most = min(own, key=own.__getitem__), max(own, key=own.__getitem__)
+        least, most = extremes(own)
         if not any(map(math.isnan, own.values())) and own[least] < own[most]:
             return f"{most} has {_number(own[most])} {kind}, {least} {_number(own[least])}. "
     return ""
@@ -118,11 +118,8 @@ def _panel(
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors=DARK)
     axes.set_xticks([])
-    ground(axes)
-    if names:
-        label_rows(axes, places, names)
-    else:
-        axes.set_yticks([])
+    axes.axvline(0, color=GREY, linewidth=1, zorder=0)
+    axes.set_yticks(places if names else [], names, fontsize=TEXT, parse_math=False)
     head = fitted(kind[:1].upper() + kind[1:], width, TEXT, bold=True)
     axes.set_title(head, loc="left", fontsize=TEXT, weight="bold", color=DARK, pad=4,
                    parse_math=False)  # fmt: skip

@@ -1,51 +1,38 @@
-"""Rows as charts take them: checked before anything is drawn, and numbers as a person says them."""
+"""Rows as charts take them, checked before anything is drawn; and numbers as a person says them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import pandas as pd
 
 from labapp.errors import LabError
 
-Anything = TypeVar("Anything")
-
 ALIKE = 1.05
 """What is less than so many times as much counts as about the same."""
 
 
-_CLEAN_UP = re.compile(r"\s*&&\s*rm -.*$", re.DOTALL)
+def checked(chart: str, rows: object, *columns: str, name: str = "") -> pd.DataFrame:
+    """Return a table that has rows and some columns; those that end with ``#`` hold numbers.
 
-
-def checked(rows: pd.DataFrame, *columns: str, chart: str, name: str = "") -> pd.DataFrame:
-    """Return a table that has rows, and in some columns no number that is missing or negative.
-
-    Args:
-        rows: a table.
-        columns: what it must have; a name that ends with ``#`` stands for a column of numbers.
-        chart: what is drawn, for the message.
-        name: which of several tables it is, for the message.
-
-    Raises:
-        LabError: something is missing; the message says what.
+    ``chart`` and ``name``, which of several tables it is, are for the message. LabError if
+    something is missing, or a number is negative or endless.
     """
     drawing = f"drawing {chart}" + (f" of '{name}'" if name else "")
     if not isinstance(rows, pd.DataFrame):
         raise LabError(f"{drawing}: it takes a table, not '{type(rows).__name__}'.")
-    missing = [column.rstrip("#") for column in columns if column.rstrip("#") not in rows]
+    missing = [column for column in columns if column.rstrip("#") not in rows]
     if missing:
         raise LabError(
-            f"{drawing}: the table has no column '{missing[0]}', only "
-            f"{', '.join(map(repr, map(str, rows.columns))) or 'none'}. "
-            "Give the table as the lab returned it."
+            f"{drawing}: the table has no column '{missing[0].rstrip('#')}', only "
+            f"{quoted(rows.columns) or 'none'}. Give the table as the lab returned it."
         )
     if rows.empty:
         raise LabError(f"{drawing}: the table has no rows. Measure something first.")
     for column in (column.rstrip("#") for column in columns if column.endswith("#")):
-        numbers = pd.to_numeric(rows[column], errors="coerce")
-        bad = rows.loc[~(numbers >= 0) | (numbers == float("inf")), column]
+        values = pd.to_numeric(rows[column], errors="coerce")
+        bad = rows.loc[~(values >= 0) | (values == float("inf")), column]
         if len(bad):
             raise LabError(
                 f"{drawing}: '{bad.iloc[0]}' in the column '{column}' is not a number from 0 up. "
@@ -54,17 +41,10 @@ def checked(rows: pd.DataFrame, *columns: str, chart: str, name: str = "") -> pd
     return rows
 
 
-def named(variants: Mapping[str, Anything], *, chart: str, most: int = 0) -> Mapping[str, Anything]:
-    """Return what was given by name, if there is some of it.
-
-    Args:
-        variants: anything by name.
-        chart: what is drawn, for the message.
-        most: how many fit; 0 for any number.
-
-    Raises:
-        LabError: there are none, or too many.
-    """
+def checked_all(
+    chart: str, variants: object, *columns: str, most: int = 0
+) -> Mapping[str, pd.DataFrame]:
+    """Return tables by name, each as :func:`checked` has it; without columns, anything by name."""
     if not isinstance(variants, Mapping):
         raise LabError(
             f"drawing {chart}: it takes values by name, such as {{'slim': …}}, "
@@ -75,8 +55,11 @@ def named(variants: Mapping[str, Anything], *, chart: str, most: int = 0) -> Map
     if most and len(variants) > most:
         raise LabError(
             f"drawing {chart}: it shows at most {most} variants, and there are {len(variants)}: "
-            f"{quoted(list(variants))}. Choose {most}."
+            f"{quoted(variants)}. Choose {most}."
         )
+    for name, rows in variants.items():
+        if columns:
+            checked(chart, rows, *columns, name=name)
     return variants
 
 
@@ -99,14 +82,13 @@ def duration(seconds: float) -> str:
         return "0 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s" if seconds >= 0.05 else f"{seconds:.2f} s"
-    rounded = round(seconds)
-    if rounded < 60:
-        return f"{rounded} s"
-    minutes, rest = divmod(rounded, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
+    minutes, rest, units = *divmod(round(seconds), 60), "min s"
+    if minutes >= 60:
+        minutes, rest, units = *divmod(round(seconds / 60), 60), "h min"
+    one, other = units.split()
+    return f"{minutes} {one} {rest} {other}" if rest else f"{minutes} {one}"
 
 
 def counted(number: float, noun: str, plural: str = "") -> str:
@@ -120,9 +102,14 @@ def times(larger: float, smaller: float) -> str:
     return f"{ratio:,.0f} times" if ratio >= 9.5 else f"{ratio:.1f} times"
 
 
-def quoted(texts: Sequence[str]) -> str:
+def extremes(values: Mapping[str, float]) -> tuple[str, str]:
+    """Return the names of the least and of the most."""
+    return min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+
+
+def quoted(texts: object) -> str:
     """Return names in quotes, with commas."""
-    return ", ".join(f"'{text}'" for text in texts)
+    return ", ".join(f"'{text}'" for text in texts)  # type: ignore[attr-defined]
 
 
 def listed(texts: Sequence[str]) -> str:
@@ -133,4 +120,4 @@ def listed(texts: Sequence[str]) -> str:
 
 def telling(instruction: str) -> str:
     """Return an instruction without the tidying up at its end, which tells nothing."""
-    return _CLEAN_UP.sub("", " ".join(instruction.split()))
+    return re.sub(r" ?&& ?rm -.*$", "", " ".join(str(instruction).split()))
