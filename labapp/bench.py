@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from labapp import bases as base_images
-from labapp import engine as engines
-from labapp.bases import Base
-from labapp.bases.wheels import fetch
-from labapp.engine import Engine
-from labapp.errors import BaseError
-from labapp.feedback import Feedback
-from labapp.images.dockerfile import instructions
-from labapp.leftovers import remove_leftovers
+from labapp import feedback
+from labapp.errors import BaseError, ExerciseError
+from labapp.journey import bases as base_images
+from labapp.journey import wheels
+from labapp.journey.bases import Base
+from labapp.journey.dockerfile import instructions
+from labapp.machine import engine as engines
+from labapp.machine.engine import Engine, remove_leftovers
 from labapp.reference import Reference
-from labapp.registry import Registry
+from labapp.registry.client import Registry
 from labapp.registry.server import RegistryServer
-from labapp.state import State
-
-REPOSITORY = Path(__file__).parent.parent
-"""The clone that this package is part of."""
+from labapp.state import REPOSITORY, State
 
 
 @dataclass(frozen=True)
@@ -47,14 +44,7 @@ class Bench:
     work: Path
 
     def base(self, name: str) -> Reference:
-        """Return a base image pinned by digest.
-
-        Args:
-            name: its public name, ``python:3.13`` or ``python:3.13-slim``.
-
-        Raises:
-            BaseError: the lab has no such base image.
-        """
+        """Return a base image, by its public name, pinned by digest; BaseError if there is none."""
         for base in self.bases:
             if base.name == name:
                 return base.reference
@@ -66,31 +56,50 @@ class Bench:
         """The source of the application that every chapter builds."""
         return self.repository / "dockerfiles" / "app"
 
+    def copy_application(
+        self, *, dockerfile: str | None = None, folder: str = "app", fresh: bool = False
+    ) -> Path:
+        """Return a copy of the application in the work folder; see :meth:`Lab.application`."""
+        copy = self.work / folder
+        if fresh and copy.exists():
+            shutil.rmtree(copy)
+        if not copy.exists():
+            shutil.copytree(self.application, copy)
+        if dockerfile is not None and not (copy / "Dockerfile").exists():
+            self.copy_dockerfile(dockerfile, copy / "Dockerfile")
+        return copy
+
+    def copy_dockerfile(self, name: str, target: Path) -> Path:
+        """Copy one of the lab's Dockerfiles over a file; ExerciseError if there is none."""
+        known = {file.stem: file for file in self.application.parent.glob("*.Dockerfile")}
+        if name not in known:
+            raise ExerciseError(
+                f"looking for the Dockerfile '{name}': the lab has {', '.join(sorted(known))}."
+            )
+        return Path(shutil.copy(known[name], target))
+
     def build_arguments(self, dockerfile: Path) -> dict[str, str]:
         """Return the build arguments that make a Dockerfile build without the internet.
 
-        Args:
-            dockerfile: its ``ARG`` lines say which arguments it takes. Public Python images are
-                replaced by the lab's copies, and pip looks for wheels in the context only.
+        Where its ``ARG`` lines name public Python images, these are replaced by the lab's copies;
+        and pip looks for wheels in the context only.
         """
         arguments = {}
         known = {base.name: str(base.reference) for base in self.bases}
-        for name, default in declared_arguments(dockerfile).items():
+        for name, default in _declared_arguments(dockerfile).items():
             if default in known:
                 arguments[name] = known[default]
             elif name == "PIP_NO_INDEX":
                 arguments[name] = "1"
         return arguments
 
-    def stop(self, *, feedback: Feedback) -> None:
+    def stop(self) -> None:
         """Stop the registry, and the engine if it is the lab's own; nothing is removed."""
-        self.server.stop(feedback=feedback)
-        engines.stop(self.state, feedback=feedback)
+        self.server.stop()
+        engines.stop(self.state)
 
 
-def prepare(
-    state: State, *, source: str | None = None, clean: bool = False, feedback: Feedback
-) -> Bench:
+def prepare(state: State, *, source: str | None = None, clean: bool = False) -> Bench:
     """Make everything ready that a chapter needs; quick when it already is.
 
     Args:
@@ -98,29 +107,22 @@ def prepare(
         source: where base images come from: ``auto``, ``mirror``, ``hub`` or ``debian``; by
             default what LABAPP_BASES names, else ``auto``.
         clean: also remove what earlier, cut-off work left behind. Not while something builds.
-        feedback: where progress is told.
 
     Raises:
         EngineNotFound: no engine answers, and none can be started here.
         RegistryError: the registry does not start.
         BaseError: a base image or a wheel could not be had from any source.
     """
+    source = source or os.environ.get("LABAPP_BASES", "auto")
     with state.lock(
         "prepare", waiting=lambda: feedback.say("Another process prepares this lab; waiting.")
     ):
-        engine = engines.start(state, feedback=feedback)
-        if clean:
-            left = remove_leftovers(engine, state)
-            if left:
-                feedback.say(f"Removed what earlier work left behind ({len(left)}): {left[0]}")
+        engine = engines.start(state)
+        if clean and (left := remove_leftovers(engine)):
+            feedback.say(f"Removed what earlier work left behind ({len(left)}): {left[0]}")
         server = RegistryServer(engine=engine, state=state)
-        source = source or os.environ.get("LABAPP_BASES", "auto")
-        bases = base_images.prepare(engine, server, state, source=source, feedback=feedback)
-        fetch(
-            REPOSITORY / "dockerfiles" / "app" / "wheels",
-            platform=engine.platform,
-            feedback=feedback,
-        )
+        bases = base_images.prepare(engine, server, state, source=source)
+        wheels.fetch(REPOSITORY / "dockerfiles" / "app" / "wheels", platform=engine.platform)
     return Bench(
         state=state,
         engine=engine,
@@ -132,7 +134,7 @@ def prepare(
     )
 
 
-def declared_arguments(dockerfile: Path) -> dict[str, str]:
+def _declared_arguments(dockerfile: Path) -> dict[str, str]:
     """Return the ``ARG`` names of a Dockerfile with their defaults; empty when there is no file."""
     if not dockerfile.is_file():
         return {}

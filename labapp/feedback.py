@@ -15,7 +15,7 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -159,6 +159,8 @@ class QuietFeedback(Feedback):
         return self.shown[-1]
 
 
+F = TypeVar("F", bound=Feedback)
+
 _current: Feedback | None = None
 
 
@@ -171,7 +173,7 @@ def current() -> Feedback:
 
 
 @contextmanager
-def using(feedback: Feedback) -> Iterator[Feedback]:
+def using(feedback: F) -> Iterator[F]:
     """Send the lab's words to a feedback of one's own, in all of this process, for a while."""
     global _current
     before, _current = _current, feedback

@@ -2,46 +2,113 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from labapp import deployments, images, inspection, pins
-from labapp.bench import Bench
-from labapp.charts import Chart
-from labapp.deployments import Deployment
-from labapp.exercises.coach import Coach
-from labapp.exercises.exercise import Verdict
-from labapp.feedback import Feedback
-from labapp.images import Pull, Push, Running, builds
-from labapp.images.builds import Build
-from labapp.inspection import CACHE, Comparison, Inspection
-from labapp.lab_attacks import Attacks
-from labapp.manifests import ImageConfig, Manifest
-from labapp.progress.journey import JourneyMap, journey_map
-from labapp.progress.overview import Progress, overview
+from labapp import feedback
+from labapp.attacks import attacks, controls, forging
+from labapp.attacks import judge as judges
+from labapp.attacks.attacks import Happened
+from labapp.attacks.delivery import PipelineRun, run_pipeline
+from labapp.attacks.judge import Judgement
+from labapp.bench import Bench, prepare
+from labapp.course.coach import Coach, Submission, saboteur, submission, told
+from labapp.course.exercises import Verdict
+from labapp.course.progress import JourneyMap, Progress, journey_map, overview
+from labapp.errors import AttackError, ExerciseError
+from labapp.inside import inspection
+from labapp.inside.inspection import Comparison, Inspection
+from labapp.journey import build as builds
+from labapp.journey import deploy as deployments
+from labapp.journey import pin as pins
+from labapp.journey import run as runs
+from labapp.journey import transfer
+from labapp.private.registry import PrivateRegistry
 from labapp.reference import Reference
-from labapp.registry import Registry, request_log
-from labapp.registry.request_log import Wire
-from labapp.workspace import copy_application, copy_dockerfile
+from labapp.registry import log
+from labapp.registry.client import Registry
+from labapp.registry.log import Wire
+from labapp.registry.manifests import ImageConfig, Manifest
+from labapp.state import State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labapp.charts import Chart
+    from labapp.journey.build import Build
+    from labapp.journey.deploy import Deployment
+    from labapp.journey.run import Running
+    from labapp.journey.transfer import Pull, Push
+
+
+def open_lab(chapter: str) -> Lab | Submission:
+    """Open the lab for a chapter: find or start engine and registry, and say where they are.
+
+    Where the notebook is being graded, nothing is started: receipts stand in for the lab.
+
+    Args:
+        chapter: two digits; the chapter's files are in ``work/<chapter>`` beside the notebook.
+
+    Raises:
+        LabError: something is missing; the message says what, and what to do.
+    """
+    if not (chapter.isdigit() and len(chapter) == 2):
+        raise ExerciseError(f"opening chapter {chapter!r}: write two digits, such as '03'.")
+    graded = submission(Path.cwd())
+    if graded is not None:
+        feedback.say(f"This notebook is being graded, by the receipts in '{graded.file.name}'.")
+        return graded
+    work = Path.cwd() / "work" / chapter
+    work.mkdir(parents=True, exist_ok=True)
+    bench = replace(prepare(State.open()), work=work)
+    # So that `!docker` in a cell speaks to the same engine, wherever the kernel was started.
+    os.environ.update(bench.engine.variables)
+    # Not from a delivery script, which would undo what it has to survive.
+    if "LAB_SERVICE" not in os.environ:
+        try:
+            # What a kernel that died in mid-attack has left.
+            attacks.undo(bench)
+        except AttackError as error:
+            feedback.say(str(error))
+    lab = Lab(bench, Coach(bench))
+    engine = bench.engine
+    feedback.say(
+        f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "
+        f"registry {lab.address} · lab {lab.id}"
+    )
+    return lab
 
 
 @dataclass(frozen=True)
-class Lab(Attacks):
+class Lab:
     """Everything that a chapter does, with the command line that does the same.
 
     Attributes:
         bench: engine, registry, base images, and the folder for this chapter's files.
-        feedback: where progress and commands are shown.
         coach: judges the exercises.
     """
 
     bench: Bench
-    feedback: Feedback
     coach: Coach = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits that tell this lab from others."""
+        return self.bench.state.lab_id
+
+    @property
+    def platform(self) -> str:
+        """What the engine's containers run on by default, such as ``linux/amd64``."""
+        return self.bench.engine.platform
+
+    @property
+    def source(self) -> Path:
+        """The source of the application that every chapter builds; copy it before you change it."""
+        return self.bench.application
 
     @property
     def registry(self) -> Registry:
@@ -64,12 +131,22 @@ class Lab(Attacks):
     def application(
         self, *, dockerfile: str | None = None, folder: str = "app", fresh: bool = False
     ) -> Path:
-        """Return this chapter's own copy of the application; see :func:`copy_application`."""
-        return copy_application(self.bench, dockerfile=dockerfile, folder=folder, fresh=fresh)
+        """Return this chapter's own copy of the application's source; one that is there is kept.
+
+        Args:
+            dockerfile: which of the lab's Dockerfiles goes with it, as ``Dockerfile``; by default
+                none.
+            folder: the copy's name, for a chapter that needs more than one.
+            fresh: throw away the changes of an earlier visit and copy anew.
+
+        Raises:
+            ExerciseError: the lab has no such Dockerfile.
+        """
+        return self.bench.copy_application(dockerfile=dockerfile, folder=folder, fresh=fresh)
 
     def dockerfile(self, name: str) -> Path:
-        """Return this chapter's own copy of one of the lab's Dockerfiles."""
-        return copy_dockerfile(self.bench, name, self.work / f"{name}.Dockerfile")
+        """Return this chapter's own copy of one of the lab's Dockerfiles: ``first``, ``full``, …"""
+        return self.bench.copy_dockerfile(name, self.work / f"{name}.Dockerfile")
 
     def base(self, name: str) -> str:
         """Return the lab's copy of a public Python image, ``python:3.13`` say, by digest."""
@@ -111,21 +188,19 @@ class Lab(Attacks):
             args={**self.bench.build_arguments(file), **(args or {})},
             target=target,
             cache=cache,
-            labels=self.bench.state.labels,
-            feedback=self.feedback,
         )
 
     def tag(self, source: str, target: str) -> None:
         """Give an image on the engine one more name: ``docker tag``."""
-        images.tag(self.bench.engine, source, target, feedback=self.feedback)
+        transfer.tag(self.bench.engine, source, target)
 
     def push(self, reference: str) -> Push:
         """Send an image to its registry: ``docker push``; then check that it arrived whole."""
-        return images.push(self.bench.engine, self.bench.server, reference, feedback=self.feedback)
+        return transfer.push(self.bench.engine, self.bench.server, reference)
 
     def pull(self, reference: str) -> Pull:
         """Fetch an image from its registry: ``docker pull``."""
-        return images.pull(self.bench.engine, self.bench.server, reference, feedback=self.feedback)
+        return transfer.pull(self.bench.engine, self.bench.server, reference)
 
     def run(
         self,
@@ -143,14 +218,8 @@ class Lab(Attacks):
             environment: environment variables.
             wait_for: the path that answers once the service is ready.
         """
-        return images.run(
-            self.bench.engine,
-            reference,
-            name=name,
-            environment=environment,
-            labels=self.bench.state.labels,
-            wait_for=wait_for,
-            feedback=self.feedback,
+        return runs.run(
+            self.bench.engine, reference, name=name, environment=environment, wait_for=wait_for
         )
 
     def run_once(
@@ -163,45 +232,36 @@ class Lab(Attacks):
             command: the program and its arguments.
             beside: a running container whose processes and network the command is to see.
         """
-        return images.run_once(
-            self.bench.engine,
-            reference,
-            command,
-            beside=beside,
-            labels=self.bench.state.labels,
-            feedback=self.feedback,
-        )
+        return runs.run_once(self.bench.engine, reference, command, beside=beside)
 
     def remove(self, *references: str) -> None:
         """Take images off the engine, as if it had never seen them: ``docker image rm``."""
-        self.feedback.command(["docker", "image", "rm", *references])
+        feedback.command(["docker", "image", "rm", *references])
         for reference in references:
-            if images.remove(self.bench.engine, reference):
-                self.feedback.say(f"Removed {reference} from the engine.")
+            if transfer.remove(self.bench.engine, reference):
+                feedback.say(f"Removed {reference} from the engine.")
 
     def digest(self, reference: str) -> str:
         """Return the digest that the registry serves for a reference."""
-        return str(pins.pin(self.bench.registry, reference).digest)
+        return self.registry.digest(reference)
 
     def manifest(self, reference: str) -> Manifest:
         """Return an image's manifest, from the registry."""
-        return self.bench.registry.image(reference).manifest
+        return self.registry.image(reference).manifest
 
     def config(self, reference: str) -> ImageConfig:
         """Return an image's config, from the registry."""
-        return self.bench.registry.image(reference).config
+        return self.registry.image(reference).config
 
     def layers(self, reference: str) -> pd.DataFrame:
         """Return an image's layers, lowest first; see :func:`inspection.layers`."""
-        return inspection.layers(self.bench.registry.image(reference))
+        return inspection.layers(self.registry.image(reference))
 
     def inspect(self, reference: str) -> Inspection:
         """Read what is inside an image, in this registry or another; see :func:`inspect`."""
         name = Reference.parse(reference)
         registry = self.registry if name.registry == self.address else Registry(name.registry)
-        return inspection.inspect(
-            registry, name, cache=self.bench.state.path(CACHE), feedback=self.feedback
-        )
+        return inspection.inspect(registry, name, cache=self.bench.state.path(inspection.CACHE))
 
     def compare(self, **images: Inspection | str) -> Comparison:
         """Put images side by side, by short names: ``lab.compare(full=…, slim=…)``.
@@ -218,39 +278,33 @@ class Lab(Attacks):
 
     def listening(self) -> AbstractContextManager[Wire]:
         """Keep what is said to the registry inside the ``with`` block; the lab's own words not."""
-        return request_log.listening(self.bench.server)
+        return log.listening(self.bench.server)
 
     def pin(self, reference: str) -> Reference:
         """Return ``repository@sha256:…`` for what a tag names now."""
-        return pins.pin(self.bench.registry, reference)
+        return pins.pin(self.registry, reference)
 
     def pin_deployment(self, file: str | Path) -> None:
         """Rewrite a deployment file: each tag becomes the digest that the registry serves now."""
-        for change in pins.pin_deployment(Path(file), self.bench.registry):
-            self.feedback.say(f"line {change.line}: {change.before} → {change.after}")
+        for change in pins.pin_deployment(Path(file), self.registry):
+            feedback.say(f"line {change.line}: {change.before} → {change.after}")
 
     def pin_dockerfile(self, file: str | Path) -> None:
         """Rewrite a Dockerfile's ``FROM`` lines: each tag gets the digest that it names now."""
-        for change in pins.pin_dockerfile(Path(file), self.bench.registry):
-            self.feedback.say(f"line {change.line}: {change.before} → {change.after}")
+        for change in pins.pin_dockerfile(Path(file), self.registry):
+            feedback.say(f"line {change.line}: {change.before} → {change.after}")
 
     def deploy(self, file: str | Path) -> Deployment:
         """Run the services of a deployment file, as a server does: pull, then replace."""
-        return deployments.deploy(
-            self.bench.engine,
-            self.bench.server,
-            Path(file),
-            state=self.bench.state,
-            feedback=self.feedback,
-        )
+        return deployments.deploy(self.bench.engine, self.bench.server, Path(file))
 
     def stop_registry(self) -> None:
         """Take the registry down; what it stores stays."""
-        self.bench.server.stop(feedback=self.feedback)
+        self.bench.server.stop()
 
     def start_registry(self) -> None:
         """Bring the registry back at the same address."""
-        self.bench.server.start(feedback=self.feedback)
+        self.bench.server.start()
 
     def show(self, chart: Chart) -> None:
         """Show a chart below the cell."""
@@ -284,5 +338,111 @@ class Lab(Attacks):
 
     def clean_up(self) -> None:
         """Remove the containers that this lab started; images stay, so that a return is quick."""
-        for name in images.remove_running(self.bench.engine, self.bench.state.labels):
-            self.feedback.command(["docker", "rm", "--force", name])
+        for name in runs.remove_running(self.bench.engine):
+            feedback.command(["docker", "rm", "--force", name])
+
+    @property
+    def private(self) -> PrivateRegistry:
+        """A second registry of the lab, with accounts, tokens and TLS; ``start()`` starts it."""
+        return PrivateRegistry(engine=self.bench.engine, state=self.bench.state)
+
+    def attack(self, id: str, target: str | Path | None = None) -> Happened:
+        """Do one of the wrong things, for real, to this lab's own things; it says what it did.
+
+        Args:
+            id: ``secret``, ``base``, ``dependency``, ``push``, ``rest``, ``transit``, ``moved`` or
+                ``run``.
+            target: what to attack. ``secret`` and ``dependency``: a folder of this chapter, by
+                default ``leak`` (made for it) and ``app``. ``base``: a tag, by default
+                ``team/base:1`` (a copy of the slim base that is made for it). All others: a tag.
+
+        Raises:
+            AttackError: there is no such attack, or it is aimed at what is not this lab's.
+        """
+        return attacks.start(self.bench, id, target=target)
+
+    def undo(self) -> None:
+        """Put back whatever attacks have changed; what changed again since is left alone.
+
+        Raises:
+            AttackError: something could not be put back; it is tried again at the next undo.
+        """
+        attacks.undo(self.bench)
+
+    def deliver(self, script: str | Path, *, seed: int | None = None) -> PipelineRun:
+        """Run a delivery script step by step, with a saboteur between the steps if there is a seed.
+
+        Args:
+            script: ``deliver.py`` or ``deliver.sh``; the folder ``app`` beside it is built.
+            seed: of the sabotage; None for none.
+
+        Raises:
+            AttackError: the script can't be run, or is not in this chapter's folder.
+        """
+        faults = () if seed is None else saboteur(self.coach.receipts).choose(seed)
+        run = run_pipeline(self.bench, Path(script), seed=seed, faults=faults)
+        judges.note_delivery(self.bench, run)
+        return run
+
+    @property
+    def own_seed(self) -> int:
+        """The learner's own seed: it plants one fault before the build and one after the push."""
+        return saboteur(self.coach.receipts).own_seed
+
+    @property
+    def practice_seed(self) -> int:
+        """A seed to try first: it does the same with two other faults."""
+        return saboteur(self.coach.receipts).practice_seed
+
+    def judge(self, run: PipelineRun) -> Judgement:
+        """Say which faults a delivery survived, and what they left behind.
+
+        Of a delivery with the learner's own seed, it says only how it ended: the rest is to be
+        found out, until it has been.
+        """
+        tell = told(self.coach.receipts, run)
+        if not tell:
+            feedback.say("With your own seed, what happened is for you to find: exercise 08-find.")
+        return judges.judge(run, tell=tell)
+
+    def prove(self, script: str | Path, *faults: str) -> pd.DataFrame:
+        """Deliver without a fault, then with each alone.
+
+        Args:
+            script: ``deliver.py`` or ``deliver.sh``.
+            faults: by name; by default all of them.
+
+        Returns:
+            A row a run: ``fault`` (empty for none), ``passed``, ``stopped_at``, ``happened``,
+            ``last_line`` (of the step at which it stopped), ``seconds``. Where the script does not
+            deliver without a fault, that is the only row.
+        """
+        return judges.prove(self.bench, Path(script), *faults)
+
+    def gate(self, file: str | Path, *, allowed: Sequence[str] = ()) -> bool:
+        """Say whether a deployment file may pass, and list what it is refused for.
+
+        Args:
+            file: the deployment file.
+            allowed: patterns, such as ``localhost:41233/shop/*``, of which each image's registry
+                and repository must fit one.
+        """
+        return controls.gate(Path(file), allowed=allowed, registry=self.registry)
+
+    def exposure(self, reference: str, *, hardened: bool = False) -> pd.DataFrame:
+        """Start a container of an image that has Python, and try from inside what it lets one do.
+
+        Args:
+            reference: the image.
+            hardened: start it without root, with a read-only file system and without
+                capabilities, instead of as the image says.
+
+        Returns:
+            Columns ``question``, ``answer`` (in words) and ``open`` (whether it helps an attacker).
+        """
+        return controls.exposure(self.bench, reference, hardened=hardened)
+
+    def hashed_requirements(self, folder: str | Path) -> str:
+        """Return an application's requirements with the digests of the wheels beside them."""
+        folder = Path(folder)
+        return forging.hashed_requirements(folder / "requirements.txt", folder / "wheels")

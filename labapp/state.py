@@ -18,8 +18,14 @@ import platformdirs
 
 from labapp.errors import StateError
 
+REPOSITORY = Path(__file__).parent.parent
+"""The clone that this package is part of: notebooks, Dockerfiles, tests."""
+
 LABEL = "labapp.lab"
 """The label that everything the lab makes carries; its value is the lab's id."""
+
+SOURCE_LABEL = "labapp.base.source"
+"""Where a base image that the lab made comes from."""
 
 ROLE_LABEL = "labapp.role"
 """What a thing is for: ``registry``, ``private``, ``service``, ``run``, ``oneshot``, ``base``."""
@@ -77,7 +83,7 @@ class State:
 
         A damaged file is put aside as ``<name>.json.damaged``, and counts as empty.
         """
-        path = self.path(f"{name}.json")
+        path = self.folder / f"{name}.json"
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

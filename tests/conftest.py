@@ -13,14 +13,16 @@ import platformdirs
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
-from labapp.bases import Base
 from labapp.bench import Bench, prepare
-from labapp.engine import Engine, find
-from labapp.feedback import QuietFeedback
+from labapp.feedback import QuietFeedback, using
+from labapp.journey.bases import SLIM, Base
+from labapp.machine import own_engine
+from labapp.machine.engine import Engine, find
 from labapp.reference import Reference
-from labapp.registry import Registry
+from labapp.registry.client import Registry
 from labapp.registry.server import RegistryServer
 from labapp.state import State
+from labapp.suite import SECOND
 
 # `labapp test` names the folder; a bare pytest must not fall back on the learner's own lab.
 os.environ.setdefault("LABAPP_STATE", str(platformdirs.user_state_path("labapp-test")))
@@ -37,9 +39,6 @@ hypothesis.settings.load_profile("lab")
 
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 """Whether this process is one of two: `labapp test` lets the chapters run beside the rest."""
-
-SECOND = "-chapters"
-"""How the name of the second lab's folder ends."""
 
 
 class TwoGroups(LoadScopeScheduling):  # type: ignore[misc]
@@ -61,11 +60,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @functools.cache
 def second_lab() -> None:
-    """Give the chapters a lab of their own: on the same engine, with the same base images."""
+    """Give the chapters a lab of their own, with the first one's base images.
+
+    Where the first one's engine is its own, so is theirs: on one engine, images of equal base and
+    instructions share their cache, and who removes one disturbs who builds another.
+    """
     first = State.open()
     engine = find(first)
     address = RegistryServer(engine=engine, state=first).address
-    os.environ["DOCKER_HOST"] = engine.host
+    if own_engine.host(first) is None:
+        os.environ["DOCKER_HOST"] = engine.host
     os.environ["LABAPP_MIRROR"] = f"http://{address}"
     os.environ["LABAPP_BASES"] = "mirror"
     os.environ["LABAPP_STATE"] = f"{first.folder}{SECOND}"
@@ -83,21 +87,23 @@ def state() -> State:
 
 
 @pytest.fixture(scope="session")
-def feedback() -> QuietFeedback:
-    return QuietFeedback()
+def feedback() -> Iterator[QuietFeedback]:
+    """What the lab said; nothing of it is printed."""
+    with using(QuietFeedback()) as quiet:
+        yield quiet
 
 
 @pytest.fixture(scope="session")
 def bench(state: State, feedback: QuietFeedback) -> Iterator[Bench]:
     """Everything that `labapp start` makes ready; stopped, not removed, at the end."""
     source = os.environ.get("LABAPP_BASES", "auto")
-    bench = prepare(state, source=source, clean=PARALLEL, feedback=feedback)
+    bench = prepare(state, source=source, clean=PARALLEL)
     yield bench
     if not PARALLEL:
-        bench.stop(feedback=feedback)
+        bench.stop()
     elif bench.state.folder.name.endswith(SECOND):
         # The first lab's registry and engine serve both processes; `labapp test` stops them.
-        bench.server.stop(feedback=feedback)
+        bench.stop()
 
 
 @pytest.fixture(scope="session")
@@ -123,4 +129,4 @@ def bases(bench: Bench) -> tuple[Base, ...]:
 @pytest.fixture(scope="session")
 def slim(bench: Bench) -> Reference:
     """The slim base image, pinned by digest."""
-    return bench.base("python:3.13-slim")
+    return bench.base(SLIM)

@@ -15,8 +15,7 @@ from desk import empty
 from playwright.sync_api import Page, sync_playwright
 
 from labapp.bench import Bench
-from labapp.feedback import QuietFeedback
-from labapp.system import apt_packages
+from labapp.machine import root
 
 CHAPTER = "00_start_here"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -35,10 +34,8 @@ QUIET_BROWSER = (
 def browser_path() -> str:
     """The browser; installed where the lab may install packages."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None and apt_packages.why_not() is None:
-        quiet = QuietFeedback()
-        apt_packages.refresh(feedback=quiet)
-        apt_packages.install(["chromium", "fonts-dejavu-core"], feedback=quiet)
+    if found is None and root.why_no_packages() is None:
+        root.install_packages(["chromium", "fonts-dejavu-core"])
         found = shutil.which("chromium")
     assert found, f"no browser: install one of {', '.join(BROWSERS)}"
     return found

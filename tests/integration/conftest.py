@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from labapp import contents, images, removal
+from labapp import reset
 from labapp.bench import Bench
-from labapp.contents import Contents
-from labapp.engine import Engine
 from labapp.errors import NotInRegistry
 from labapp.feedback import QuietFeedback
-from labapp.images import builds
-from labapp.images.builds import Build
+from labapp.inside import image
+from labapp.inside.image import Contents
+from labapp.journey import build as builds
+from labapp.journey import transfer
+from labapp.journey.build import Build
+from labapp.machine.engine import Engine
 from labapp.state import State
 
 VARIANTS = ("full", "slim", "multistage", "minimal")
@@ -32,8 +34,6 @@ def build_variant(bench: Bench, feedback: QuietFeedback) -> Callable[..., Build]
             tag=f"{bench.registry.address}/test-app/{variant}:{arguments.get('VERSION', 'plain')}",
             dockerfile=dockerfile,
             args=bench.build_arguments(dockerfile) | arguments,
-            labels=bench.state.labels,
-            feedback=feedback,
         )
 
     return build
@@ -45,7 +45,7 @@ def variants(bench: Bench, build_variant: Callable[..., Build]) -> Iterator[dict
     made = {variant: build_variant(variant) for variant in VARIANTS}
     yield made
     for build in made.values():
-        images.remove(bench.engine, build.reference)
+        transfer.remove(bench.engine, build.reference)
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +59,9 @@ def inside(
     folder = tmp_path_factory.mktemp("inside")
     found: dict[str, Contents] = {}
     for variant, build in variants.items():
-        pushed = images.push(bench.engine, bench.server, build.reference, feedback=feedback)
+        pushed = transfer.push(bench.engine, bench.server, build.reference)
         reference = pushed.reference.pinned(pushed.digest)
-        found[variant] = contents.read(bench.registry, reference, folder=folder, feedback=feedback)
+        found[variant] = image.read(bench.registry, reference, folder=folder)
     yield found
     for each in found.values():
         # A test of `reset` may have emptied the registry since.
@@ -89,8 +89,6 @@ def another_lab(
     for state in made:
         # An image may be needed by one that comes later in the list.
         for _ in range(2):
-            left = removal.carry_out(
-                removal.plan(state, everything=True, feedback=feedback), feedback=feedback
-            )
+            left = reset.carry_out(reset.plan(state, everything=True))
             state.folder.mkdir(exist_ok=True)
         assert left == []

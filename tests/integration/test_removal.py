@@ -10,10 +10,9 @@ from pathlib import Path
 import docker.errors
 import pytest
 
-from labapp import removal
-from labapp.engine import Engine
-from labapp.feedback import QuietFeedback
-from labapp.removal import Thing
+from labapp import reset
+from labapp.machine.engine import Engine
+from labapp.reset import Thing
 from labapp.state import State
 
 ADDRESS = "localhost:59999"
@@ -27,12 +26,14 @@ def lab(tmp_path: Path) -> State:
     return state
 
 
-@pytest.fixture
-def stranger(engine: Engine) -> Iterator[str]:
-    """What somebody else has on the same engine: image, container, volume and network."""
+@pytest.fixture(params=[None, "0badcafe"])
+def stranger(engine: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
+    """What somebody else, or another lab, has on the engine: image, container, volume, network."""
     name = "labtest-stranger"
-    make(engine, name, label=None)
+    make(engine, name, label=request.param)
+    engine.client.api.tag(f"{name}/image:1", "labapp/registry", "0badcafe")
     yield name
+    engine.client.api.remove_image("labapp/registry:0badcafe")
     remove(engine, name)
 
 
@@ -88,32 +89,34 @@ def test_reset_removes_what_is_the_labs_and_nothing_else(
     monkeypatch.setenv("DOCKER_HOST", engine.host)
     name = f"labtest-{lab.lab_id}"
     make(engine, name, label=lab.lab_id)
-    # Somebody else's image under this lab's registry loses that name, and stays.
+    # Somebody else's image under names of this lab loses those, and stays.
     engine.client.api.tag(f"{stranger}/image:1", f"{ADDRESS}/shop/web", "1")
+    engine.client.api.tag(f"{stranger}/image:1", "labapp/registry", lab.lab_id)
     work = tmp_path / "work"
     (work / "app").mkdir(parents=True)
 
-    plan = removal.plan(lab, work=work, feedback=QuietFeedback())
+    plan = reset.plan(lab, work=work)
     assert set(plan.things) == {
         Thing("container", name),
         Thing("network", name),
         Thing("volume", name),
         Thing("image", f"{name}/image:1"),
         Thing("image", f"{ADDRESS}/shop/web:1"),
+        Thing("image", f"labapp/registry:{lab.lab_id}"),
     }
     assert plan.lines()[0] == f"container {name}"
     assert exists(engine, name) == [True] * 4, "a plan removes nothing"
 
-    assert removal.carry_out(plan, feedback=QuietFeedback()) == []
+    assert reset.carry_out(plan) == []
     assert exists(engine, name) == [False] * 4
     assert exists(engine, stranger) == [True] * 4
-    with pytest.raises(docker.errors.ImageNotFound):
-        engine.client.images.get(f"{ADDRESS}/shop/web:1")
+    assert engine.image(f"{ADDRESS}/shop/web:1") is None
+    assert engine.image("labapp/registry:0badcafe") is not None
     assert not work.exists()
     assert lab.read("registry") == {}
     assert State.open(lab.folder).lab_id == lab.lab_id
     # Once more over what is gone, as after an interrupted reset.
-    assert removal.carry_out(plan, feedback=QuietFeedback()) == []
+    assert reset.carry_out(plan) == []
 
 
 def test_what_is_still_used_by_somebody_else_is_told(
@@ -127,20 +130,35 @@ def test_what_is_still_used_by_somebody_else_is_told(
         f"{name}/image:1", ["/x"], name="labtest-guest", labels={"labapp.lab": "theirs"}
     )
     try:
-        plan = removal.plan(lab, feedback=QuietFeedback())
-        [left] = removal.carry_out(plan, feedback=QuietFeedback())
+        plan = reset.plan(lab)
+        [left] = reset.carry_out(plan)
         assert left.startswith(f"image {name}/image:1: ")
     finally:
         engine.client.api.remove_container(guest["Id"])
-    assert removal.carry_out(plan, feedback=QuietFeedback()) == []
+    assert reset.carry_out(plan) == []
     assert exists(engine, name) == [False] * 4
+
+
+def test_what_was_run_by_hand_from_the_labs_registry_goes_too(
+    engine: Engine, lab: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", engine.host)
+    name, image = f"labtest-{lab.lab_id}", f"{ADDRESS}/by/hand:1"
+    make(engine, name, label=None)
+    engine.client.api.tag(f"{name}/image:1", image)
+    engine.client.api.create_container(image, ["/x"], name=f"{name}-by-hand")
+    plan = reset.plan(lab)
+    assert plan.things == (Thing("container", f"{name}-by-hand"), Thing("image", image))
+    assert reset.carry_out(plan) == []
+    assert exists(engine, name) == [True] * 4
+    remove(engine, name)
 
 
 def test_everything_includes_the_state_folder(
     engine: Engine, lab: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", engine.host)
-    plan = removal.plan(lab, everything=True, feedback=QuietFeedback())
+    plan = reset.plan(lab, everything=True)
     assert plan.lines() == [f"'{lab.folder}'"]
-    assert removal.carry_out(plan, feedback=QuietFeedback()) == []
+    assert reset.carry_out(plan) == []
     assert not lab.folder.exists()

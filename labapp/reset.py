@@ -1,0 +1,168 @@
+"""What one lab made, on the engine and in its own folder: listed, then removed; nothing else is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker.errors
+
+from labapp import feedback
+from labapp.attacks.journal import Journal
+from labapp.errors import LabError
+from labapp.journey.bases import engine_name
+from labapp.machine import engine as engines
+from labapp.machine import own_engine
+from labapp.machine.engine import Engine
+from labapp.private import registry as private
+from labapp.private import service
+from labapp.registry.server import port_in
+from labapp.state import LABEL, State
+
+KEPT = {"id", "engine", "own_engine.json", "jupyter", "receipts.json"}
+"""What stays in the state folder: the lab's own engine, a JupyterLab that may be running, and what
+the learner has passed: who resets to get out of trouble must not lose that."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing on the engine that is the lab's: a container, network, image or volume."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a reset is about to remove; the engine is None when the whole of it goes."""
+
+    state: State
+    engine: Engine | None
+    things: tuple[Thing, ...]
+    files: tuple[Path, ...]
+
+    def lines(self) -> list[str]:
+        """Return the plan for a person to read, a line a thing."""
+        found = [str(thing) for thing in self.things]
+        found += [f"the engine's trust in '{file}'" for file in private.trusted(self.state)]
+        if self.engine is None:
+            found.append("the lab's own engine, with every image, container and volume in it")
+        return found + [f"'{file}'" for file in self.files]
+
+
+def plan(state: State, *, everything: bool = False, work: Path | None = None) -> Plan:
+    """Return what is to be removed for a lab to be as new; nothing is removed yet.
+
+    With ``everything``, that is also the lab's own engine and the whole state folder; ``work`` is
+    the folder of the chapters' files. EngineNotFound if nobody can tell what is on the engine.
+    """
+    own = own_engine.host(state) is not None
+    files = [work] if work is not None and work.exists() else []
+    if everything:
+        files.append(state.folder)
+    else:
+        files += [
+            entry
+            for entry in sorted(state.folder.iterdir())
+            if entry.name not in KEPT and entry.suffix != ".lock"
+        ]
+    if everything and own:
+        return Plan(state, None, (), tuple(files))
+    engine = engines.start(state) if own else engines.find(state)
+    return Plan(state, engine, tuple(things(engine, state)), tuple(files))
+
+
+def carry_out(plan: Plan) -> list[str]:
+    """Remove what a plan names; return a line for each thing that could not be removed.
+
+    What is gone already is no failure. EngineLost if the engine does not answer any more.
+    """
+    left = []
+    service.stop(plan.state)
+    for put_back in (
+        # Of what attacks changed, only files can be elsewhere than in what is removed here.
+        Journal(plan.state).restore_files,
+        # This needs the registry's image, so it comes before that goes.
+        lambda: private.distrust(plan.engine, plan.state),
+    ):
+        try:
+            put_back()
+        except LabError as error:
+            left.append(str(error))
+    if plan.engine is None:
+        own_engine.remove(plan.state)
+    else:
+        left += _remove(plan.engine, plan.things)
+    for file in plan.files:
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            file.unlink(missing_ok=True)
+        if file.exists():
+            left.append(f"'{file}': its files are not all yours to delete")
+    return left
+
+
+def things(engine: Engine, state: State) -> list[Thing]:
+    """Return everything on the engine that carries the lab's label or its registry's address.
+
+    Containers come first, then what they need, in the order of removal. What was built and run by
+    hand on the base images, which are the public ones byte for byte, is known by its address only.
+    """
+    api = engine.client.api
+    mine = {"label": f"{LABEL}={state.lab_id}"}
+    port = port_in(state)
+    starts = (engine_name(state), *([f"localhost:{port}/"] if port else []))
+    found: list[Thing] = []
+    with engine.doing("listing what the lab made"):
+        for one in api.containers(all=True):
+            owner = (one.get("Labels") or {}).get(LABEL)
+            if owner == state.lab_id or (owner is None and one["Image"].startswith(starts)):
+                found.append(Thing("container", one["Names"][0].lstrip("/")))
+        found += [Thing("network", one["Name"]) for one in api.networks(filters=mine)]
+        labelled = {image["Id"] for image in api.images(filters=mine)}
+        for image in api.images():
+            names = _names(image, image["Id"] in labelled, starts)
+            found += [Thing("image", name) for name in names]
+        volumes = api.volumes(filters=mine).get("Volumes") or ()
+        found += [Thing("volume", one["Name"]) for one in volumes]
+    return found
+
+
+def _names(image: dict[str, Any], labelled: bool, starts: tuple[str, ...]) -> list[str]:
+    """Return the names to take from an image: all, or those that begin as this lab's do."""
+    tags = [name for name in image.get("RepoTags") or () if "<none>" not in name]
+    if labelled:
+        return tags or [image["Id"]]
+    digests = [name for name in image.get("RepoDigests") or () if "<none>" not in name]
+    # A name by digest goes with the last tag; it counts where it is the only one.
+    return [name for name in tags or digests if name.startswith(starts)]
+
+
+def _remove(engine: Engine, found: tuple[Thing, ...]) -> list[str]:
+    api = engine.client.api
+    remove: dict[str, Callable[[str], object]] = {
+        "container": lambda name: api.remove_container(name, force=True, v=True),
+        "network": api.remove_network,
+        "image": api.remove_image,
+        "volume": lambda name: api.remove_volume(name, force=True),
+    }
+    left = []
+    with feedback.bars("Removing what the lab made", unit="steps") as bars:
+        for number, thing in enumerate(found):
+            bars.update("things", number, len(found), str(thing))
+            with engine.doing(f"removing the {thing}"):
+                try:
+                    remove[thing.kind](thing.name)
+                except docker.errors.NotFound:
+                    continue
+                except docker.errors.APIError as error:
+                    left.append(f"{thing}: {error.explanation or error}")
+        bars.finish("things")
+    return left
