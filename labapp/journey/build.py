@@ -155,10 +155,10 @@ def build(
         argv += ["--target", target]
     if not cache:
         argv += ["--no-cache"]
+    feedback.command([*argv, _shown(context)])
     if engine.builder == "classic":
         # Else the containers of a build that fails stay, and nothing marks them as the lab's.
         argv += ["--force-rm"]
-    feedback.command([*argv, _shown(context)])
     argv += [f"--label={name}={value}" for name, value in engine.labels.items()]
     doing = f"building '{tag}' from '{_shown(file)}'"
     began = time.monotonic()

@@ -117,10 +117,10 @@ def test_docker_is_told_which_builder_and_which_labels(tmp_path: Path) -> None:
                 cache=False,
             )
         shown = f"build -t {TAG} -f {file} --build-arg A=b --target first --no-cache"
-        # So that a build that fails leaves no container behind.
-        shown += " --force-rm" if engine == CLASSIC else ""
         assert told.commands == [f"docker {shown} {tmp_path}"]
-        ran = f"{shown} --label=labapp.lab=0123abcd {tmp_path}"
+        # So that a build that fails leaves no container behind.
+        ran = shown + (" --force-rm" if engine == CLASSIC else "")
+        ran += f" --label=labapp.lab=0123abcd {tmp_path}"
         assert (tmp_path / "arguments").read_text().strip() == ran
         assert wanted in (tmp_path / "environment").read_text().splitlines()
 
