@@ -24,7 +24,6 @@ DEFAULT_TAG = "latest"
 
 _READING = "reading the image reference"
 _OFFICIAL = "library/"
-_LONGEST_NAME = 255
 
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?")
@@ -47,14 +46,7 @@ _SLIPS = (
 
 @dataclass(frozen=True)
 class Reference:
-    """Which image is meant: by tag, by digest, by both, or by neither.
-
-    Attributes:
-        registry: host and port, such as ``localhost:41233``; ``docker.io`` is Docker Hub.
-        repository: the path in that registry, such as ``shop/web``.
-        tag: a label that can move, such as ``1.4``.
-        digest: ``sha256:`` and 64 hexadecimal digits, which can't.
-    """
+    """Which image is meant: by tag, which can move, by digest, which can't, by both, or neither."""
 
     registry: str
     repository: str
@@ -67,14 +59,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read a reference the way docker reads it.
-
-        Args:
-            text: such as ``python:3.13``, ``localhost:41233/shop/web`` or ``shop/web@sha256:…``.
-
-        Raises:
-            InvalidReference: it is not a reference; the message says what is wrong with it.
-        """
+        """Read a reference as docker does; InvalidReference says what is wrong with a text."""
         for pattern, words in _SLIPS:
             if found := re.fullmatch(pattern, text, re.DOTALL):
                 raise InvalidReference(f"{_READING} '{text}': {words.format(*found.groups())}.")
@@ -168,8 +153,8 @@ def _slip(registry: str, repository: str, tag: str | None, digest: str | None) -
             f"'{own}' is no repository; it has a-z and 0-9, and between them '/', '.', '_', '__' "
             "or '-'. A tag comes after the last slash"
         )
-    if (length := len(f"{registry}/{repository}")) > _LONGEST_NAME:
-        return f"its name has {length} characters; at most {_LONGEST_NAME} are allowed"
+    if (length := len(f"{registry}/{repository}")) > 255:
+        return f"its name has {length} characters; at most 255 are allowed"
     if tag is not None and not _TAG.fullmatch(tag):
         return (
             f"'{tag}' is no tag; that is one word of letters, digits, '_', '.' and '-', at most "

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import trustme
-
 from labapp.registry.client import Registry
 from labapp.registry.manifests import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, canonical_json
 
@@ -44,17 +42,22 @@ class Reply:
 
 @dataclass
 class Server:
-    """A server that says what a function says, and keeps what it was asked."""
+    """Where a server is, what it says, and what it was asked."""
 
     address: str
-    answer: Callable[[Seen], Reply]
+    answer: Reply | Callable[[Seen], Reply]
     seen: list[Seen] = field(default_factory=list)
 
 
 @contextmanager
 def serving(
-    answer: Callable[[Seen], Reply] | Reply, *, certificate: trustme.LeafCert | None = None
+    answer: Callable[[Seen], Reply] | Reply,
+    *,
+    host: str = "127.0.0.1",
+    certificate: Callable[[ssl.SSLContext], object] | None = None,
 ) -> Iterator[Server]:
+    """Serve one reply, or what a function says; with a certificate (put into a context), by TLS."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # else each answer waits 40 ms for an acknowledgement
@@ -63,7 +66,8 @@ def serving(
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             seen = Seen(self.command, self.path, dict(self.headers), body)
             served.seen.append(seen)
-            reply = served.answer(seen)
+            answer = served.answer
+            reply = answer if isinstance(answer, Reply) else answer(seen)
             self.send_response(reply.status)
             length = {"Content-Length": str(len(reply.body))}
             if reply.chunks is not None:
@@ -88,17 +92,14 @@ def serving(
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(tls)
+        certificate(tls)
         server.socket = tls.wrap_socket(server.socket, server_side=True)
-    fixed = answer if isinstance(answer, Reply) else None
-    served = Server(
-        f"localhost:{server.server_address[1]}",
-        (lambda _: fixed) if fixed is not None else answer,  # type: ignore[arg-type]
-    )
+    address = f"{host.replace('127.0.0.1', 'localhost')}:{server.server_address[1]}"
+    served = Server(address, answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -1,3 +1,1 @@
 """The protocol of a registry: what it stores, a client of it, and the container that serves it."""
-
-from labapp.registry.client import Registry as Registry

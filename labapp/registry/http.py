@@ -1,29 +1,33 @@
-"""One registry's HTTP door: bounded answers, and each failure in words that say what to do.
+"""One registry's HTTP door: logins, bounded answers, each failure in words that say what to do.
 
-Source: OCI Distribution Specification 1.1, "Error Codes".
+What answers may be a stranger: its texts are made fit to print, and its JSON is read by the shape
+that it should have. A password leaves for two places only, the registry and its token service,
+and over HTTPS, except on this machine.
+
+Sources: OCI Distribution Specification 1.1, "Error Codes"; CNCF Distribution, "Token Authentication
+Specification" and "OAuth2 Token Authentication".
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.metadata
 import ipaddress
+import json
 import re
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
 from labapp.errors import LabError, NotInRegistry, RegistryError, RegistryUnreachable
-from labapp.reference import DOCKER_HUB
-from labapp.registry.strangers import FieldError, printable, read_json
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
@@ -32,29 +36,66 @@ ANSWER_SECONDS = 60.0
 SLOWEST = 10_000
 """… and a second more for each of so many bytes: who drips is given up."""
 
-CHUNK_BYTES = 256 * 1024
 ANSWER_LIMIT = 4 * 1024 * 1024
 """The largest answer that is held in memory, in bytes; registries bound manifests the same."""
 
-REDIRECTS = 5
-LIST_PAGES = 200
-LIST_LIMIT = 16 * 1024 * 1024
-"""Bounds of a list of tags or repositories, in pages and bytes."""
-
-USER_AGENT = f"labapp/{importlib.metadata.version('labapp')}"
-"""How the lab names itself to a registry, so that its own requests can be told from docker's."""
+LIST_PAGES = 100
+"""The longest list of tags or repositories that is read, a thousand a page."""
 
 _ERRORS = {"errors": [{"message": str, "code": str}]}
+_TOKEN = {"token": str, "access_token": str}
+_IS_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_PARAMETER = re.compile(r'(\w+)\s*=\s*"?((?<=")[^"]*|[^\s,"]+)')
+_NEXT = re.compile(r"<(?:https?://[^/>]*)?(/[^/>][^>]*)>.*\bnext\b")  # never to another host
 _FULL = re.compile(rb'no space left|"Err":\s*(?:28|112|122)\b', re.IGNORECASE)
 # Control characters but tab and line feed, lone surrogates, and what turns the writing direction.
-_REPOSITORY = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+class FieldError(ValueError):
+    """A document is not JSON, or a field of it is missing or of the wrong type."""
+
+
+def read_json(raw: bytes, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a stranger's JSON object that a shape names, each of its type.
+
+    What is ``null`` is left out, as Go programs write it for what is missing. Texts can be printed.
+    A shape is a type, a list of one shape, or an object of them, where ``...`` is any name.
+    """
+    try:
+        found = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FieldError("it is not JSON") from error
+    return cast("dict[str, Any]", _shaped(found, shape, ""))
+
+
+def _shaped(value: Any, shape: Any, path: str) -> Any:
+    wanted: Any = shape if isinstance(shape, type) else type(shape)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        where = f"its field '{printable(path[1:])}'" if path else "it"
+        raise FieldError(f"{where} is not of the type '{wanted.__name__}'")
+    if isinstance(shape, list):
+        return [_shaped(item, shape[0], f"{path}[{n}]") for n, item in enumerate(value)]
+    if isinstance(shape, dict):
+        names = dict.fromkeys(value, shape[...]) if ... in shape else shape
+        return {
+            printable(name): _shaped(value[name], inner, f"{path}.{name}")
+            for name, inner in names.items()
+            if value.get(name) is not None
+        }
+    return printable(value) if isinstance(value, str) else value
+
+
+def printable(text: str) -> str:
+    """Return a stranger's text without what a terminal obeys or no file can hold."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def url_of(address: str, *, secure: bool | None = None) -> str:
     """Return the URL of a registry as references name it; HTTPS but on this machine, as docker."""
     host = (urlsplit(f"//{address}").hostname or "").lower()
     scheme = "https" if (not is_loopback(host) if secure is None else secure) else "http"
-    if address == DOCKER_HUB:  # that host serves web pages; this one speaks for it
+    if address == "docker.io":  # that host serves web pages; this one speaks for it
         return f"{scheme}://registry-1.docker.io"
     # Windows spends two seconds on [::1] before it tries 127.0.0.1, where the registry is.
     reach = address.replace("localhost", "127.0.0.1", 1) if host == "localhost" else address
@@ -63,12 +104,9 @@ def url_of(address: str, *, secure: bool | None = None) -> str:
 
 def is_loopback(host: str) -> bool:
     """Tell if a host name or address is this machine itself."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
+    with contextlib.suppress(ValueError):  # a name
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def is_local(url: str) -> bool:
@@ -97,9 +135,8 @@ def same_origin(one: str, other: str) -> bool:
 
 @dataclass
 class Answer:
-    """What a registry answered: status, headers (any case), and the body, read or on its way."""
+    """What a registry answered; the headers in any case, the body read or on its way."""
 
-    request: requests.PreparedRequest
     status: int
     headers: Mapping[str, str]
     chunks: Iterator[bytes]
@@ -108,12 +145,7 @@ class Answer:
     @property
     def media_type(self) -> str:
         """The ``Content-Type`` without its parameters; empty where there is none."""
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-
-    @property
-    def location(self) -> str:
-        """Where an upload goes on; empty where the registry does not tell."""
-        return self.headers.get("Location", "")
+        return printable(self.headers.get("Content-Type", "").partition(";")[0].strip().lower())
 
     @property
     def said(self) -> str:
@@ -125,33 +157,18 @@ class Answer:
         words = "; ".join(error.get("message") or error.get("code", "") for error in errors)
         return words or f"status {self.status}"
 
-    def read(self, limit: int) -> bytes:
-        """Take the rest of the body, at most a byte more than the limit."""
-        held = bytearray(self.body)
+    def read(self, limit: int) -> None:
+        """Take the body, at most a chunk more than the limit."""
+        held = bytearray()
         for chunk in self.chunks:
             held += chunk
             if len(held) > limit:
                 break
         self.body = bytes(held)
-        return self.body
 
 
-def wants_login(address: str) -> str:
-    """Say what to do where a registry wants to know who asks, and nobody is known."""
-    return (
-        f"'{address}' wants a login for it, or does not have it. Check the name, log in with "
-        f"'docker login {address}', then try again."
-    )
-
-
-class _Session(requests.Session):
-    def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:
-        """Leave redirects to :class:`Connection`: requests would read all of their bodies."""
-        return iter(())
-
-
-class Connection:
-    """A session with one host and those it sends on to; several threads may use it at once.
+class Connection(requests.Session):
+    """The door of one registry, or of its token service; several threads may use it at once.
 
     It follows redirects itself: of their bodies nothing is read, and no secret goes along.
     """
@@ -163,208 +180,110 @@ class Connection:
         auth: Callable[[requests.PreparedRequest], requests.PreparedRequest],
         certificates: Path | None,
     ) -> None:
+        super().__init__()
         self.address, self.url = address, url
-        self._session = _Session()
-        self._session.trust_env = not is_local(url)  # a proxy is not asked for this machine
-        self._session.auth = auth  # always one, else requests looks for a login in .netrc
-        self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
-        self._verify = str(certificates) if certificates else True
+        self.trust_env = not is_local(url)  # a proxy is not asked for this machine
+        self.auth = auth  # always one, else requests looks for a login in .netrc
+        # So that the lab's own requests can be told from docker's.
+        self.headers["User-Agent"] = f"labapp/{importlib.metadata.version('labapp')}"
+        self.headers["Accept-Encoding"] = "identity"
+        self.verify = str(certificates) if certificates else True
 
-    @contextlib.contextmanager
-    def send(
-        self, method: str, url: str, *, doing: str, follow: bool, **more: Any
-    ) -> Iterator[Answer]:
-        """Send a request, and hand out the answer with its body unread."""
-        host = self.address
-        for _ in range(REDIRECTS):
-            with _translated(doing, host):
-                response = self._session.request(
-                    method,
-                    url,
-                    # Else a bundle that the environment names would take the place of this one.
-                    verify=self._verify,
-                    stream=True,
-                    timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
-                    allow_redirects=False,
-                    **more,
-                )
-            if not (follow and response.is_redirect):
-                break
-            response.close()
-            place = printable(response.headers["Location"])
-            with _translated(doing, place):
-                url = urljoin(url, place)
-                host = self.address if same_origin(url, self.url) else urlsplit(url).netloc
-            more.pop("params", None)
-        else:
-            raise RegistryError(f"{doing}: '{self.address}' sends on and on, last to '{url}'.")
-        headers = requests.structures.CaseInsensitiveDict(
-            {name: printable(value) for name, value in response.headers.items()}
-        )
-        with response:
-            chunks = _chunks(response, doing, host)
-            yield Answer(response.request, response.status_code, headers, chunks)
-
-
-def _chunks(response: requests.Response, doing: str, host: str) -> Iterator[bytes]:
-    """Yield a body as it comes, and give up a host that is silent or drips."""
-    waited, count = 0.0, 0
-    while True:
-        began = time.monotonic()
-        with _translated(doing, host):
-            # Unlike 'read', this returns with what there is, so that the clock can be looked at.
-            chunk = response.raw.read1(CHUNK_BYTES)
-            waited, count = waited + time.monotonic() - began, count + len(chunk)
-            if waited > ANSWER_SECONDS + count / SLOWEST:
-                raise TimeoutError
-        if not chunk:
-            return
-        yield chunk
-
-
-@contextlib.contextmanager
-def _translated(doing: str, host: str) -> Iterator[None]:
-    """Turn a failure of the connection within the block into the lab's words."""
-    try:
-        yield
-    except LabError as error:  # of a login, on the way
-        raise type(error)(f"{doing}: {error}") from error
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        raise RegistryUnreachable(f"{doing}: {_unreachable(error, host)}") from error
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a registry lets in: a header, until when, and advice if it is refused all the same."""
-
-    header: str = ""
-    until: float = 0.0  # by time.monotonic()
-    advice: str = ""
-
-
-class RegistryHTTP:
-    """The door of one registry; several threads may use it at once.
-
-    A 401 is answered with a login, once; the password or token that was let in is kept.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        url: str,
-        login: Callable[[requests.Response], Held],
-        certificates: Path | None,
-    ) -> None:
-        self.address, self.url = address, url
-        self._login = login
-        self._held: dict[tuple[str, bool], Held] = {}
-        self._lock = threading.Lock()
-        self._connection = Connection(address, url, self._sign, certificates)
-
-    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Sign a request as far as is known before it is sent; :meth:`_again` sees the answer."""
-        held = self._held.get(_right(request), Held())
-        if time.monotonic() < held.until and same_origin(str(request.url), self.url):
-            request.headers["Authorization"] = held.header
-        request.register_hook("response", self._again)  # type: ignore[no-untyped-call]
-        return request
-
-    def _again(self, answer: requests.Response, **options: Any) -> requests.Response:
-        """Repeat a request that was refused, if there is something new to show."""
-        request = answer.request
-        # An answer from elsewhere, say a storage service after a redirect, is not the registry's.
-        if answer.status_code != 401 or not same_origin(answer.url, self.url):
-            return answer
-        shown, right = request.headers.get("Authorization", ""), _right(request)
-        with self._lock:
-            held = self._held.get(right, Held())
-            # Unless another thread was first.
-            if held.header in ("", shown) or time.monotonic() >= held.until:
-                held = self._held[right] = self._login(answer)
-        if held.header in ("", shown):
-            return answer
-        answer.close()
-        again = request.copy()
-        again.headers["Authorization"] = held.header
-        return answer.connection.send(again, **options)
+    def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:
+        """Follow none: requests would read all of their bodies."""
+        return iter(())
 
     @contextlib.contextmanager
     def open(
         self,
         method: str,
-        path: str,
+        place: str,
         *,
         doing: str,
-        expected: Iterable[int] = (200,),
-        missing: str = "the registry does not have it",
-        headers: Mapping[str, str] | None = None,
-        data: bytes | None = None,
+        expected: Container[int] = range(200, 300),
+        missing: str = "",
+        follow: bool = True,
+        **more: Any,
     ) -> Iterator[Answer]:
         """Send a request and hand out the answer with its body unread.
 
         ``doing`` begins an error, with the input in quotes; ``expected`` are the statuses that are
-        none; ``missing`` is what 404 means here. The path may be a whole address of the registry's.
+        none; ``missing`` is what 404 means here. The place is a path or a whole address.
         """
-        with _translated(doing, printable(path)):
-            url = urljoin(self.url, path)
-        follow = method in ("GET", "HEAD")
-        with self._connection.send(
-            method, url, doing=doing, follow=follow, headers=headers, data=data
-        ) as answer:
+        url = self.url
+        for _ in range(5):
+            with _translated(doing, printable(place)):
+                url = urljoin(url, place)
+                host = self.address if same_origin(url, self.url) else urlsplit(url).netloc
+            with _translated(doing, host):
+                response = self.request(
+                    method,
+                    url,
+                    # Else a bundle that the environment names would take the place of this one.
+                    verify=self.verify,
+                    stream=True,
+                    timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+                    allow_redirects=False,
+                    **more,
+                )
+            if not (follow and method in ("GET", "HEAD") and response.is_redirect):
+                break
+            response.close()
+            place = printable(response.headers["Location"])
+            more.pop("params", None)
+        else:
+            raise RegistryError(f"{doing}: '{self.address}' sends on and on, last to '{place}'.")
+        with response:
+            chunks = _chunks(response, doing, host)
+            answer = Answer(response.status_code, response.headers, chunks)
             if answer.status not in expected:
                 answer.read(64 * 1024)
-                held = self._held.get(_right(answer.request), Held())
-                raise self._refusal(doing, answer, missing, held.advice)
+                raise self._refusal(doing, answer, missing)
             yield answer
 
-    def ask(self, method: str, path: str, *, limit: int = ANSWER_LIMIT, **more: Any) -> Answer:
-        """Send a request and return the whole answer, of ``limit`` bytes at most."""
-        with self.open(method, path, **more) as answer:
-            if len(answer.read(limit)) > limit:
-                raise RegistryError(
-                    f"{more['doing']}: the answer is longer than {limit:,} bytes, which no honest "
-                    "one is. Check what is stored there."
-                )
-            return answer
-
-    def pages(self, path: str, field: str, *, doing: str, missing: str = "") -> Iterator[list[str]]:
-        """Yield a list of texts page by page, as the registry serves it (``Link`` headers)."""
-        left = LIST_LIMIT
-        for _ in range(LIST_PAGES):
-            answer = self.ask("GET", path, doing=doing, missing=missing, limit=left)
-            left -= len(answer.body)
-            try:
-                yield read_json(answer.body, {field: [str]}).get(field, [])
-            except FieldError as error:
-                raise self.not_a_registry(doing, f"its answer: {error}") from error
-            links = requests.utils.parse_header_links(answer.headers.get("Link", ""))
-            following = [link["url"] for link in links if link.get("rel") == "next"]
-            if not following:
-                return
-            with _translated(doing, following[0]):
-                target = urlsplit(urljoin(self.url + path, following[0]))
-            path = f"{target.path}?{target.query}"  # never to another host
-        raise RegistryError(
-            f"{doing}: the list has no end, after {LIST_PAGES} pages. Take another registry."
-        )
-
-    def not_a_registry(self, doing: str, seen: str) -> RegistryError:
-        """Return the error for an address where something answers that is not a registry."""
-        step = "Check the address."
-        if is_local(self.url):
-            step = (
-                "Another program has that port; on macOS, AirPlay takes 5000. "
-                "'python3 -m labapp start' finds a free one."
+    def ask(self, method: str, place: str, *, doing: str, **more: Any) -> Answer:
+        """Send a request and return the whole answer, of ``ANSWER_LIMIT`` bytes at most."""
+        with self.open(method, place, doing=doing, **more) as answer:
+            answer.read(ANSWER_LIMIT)
+        if len(answer.body) > ANSWER_LIMIT:
+            raise RegistryError(
+                f"{doing}: the answer is longer than {ANSWER_LIMIT:,} bytes, which no honest one "
+                "is. Check what is stored there."
             )
-        return RegistryError(
-            f"{doing}: what answers at '{self.address}' is not a registry ({seen}). {step}"
+        if answer.status == 200 and answer.media_type == "text/html":
+            raise self._not_a_registry(doing, "it serves pages for a browser")
+        return answer
+
+    def names(self, path: str, field: str, *, doing: str, missing: str = "") -> list[str]:
+        """Return a list of texts, sorted, which a registry serves by pages (``Link`` headers)."""
+        found: list[str] = []
+        for _ in range(LIST_PAGES):
+            answer = self.ask("GET", path, doing=doing, missing=missing)
+            try:
+                found += read_json(answer.body, {field: [str]}).get(field, [])
+            except FieldError as error:
+                raise self._not_a_registry(doing, f"its answer: {error}") from error
+            following = _NEXT.match(answer.headers.get("Link", ""))
+            if not following:
+                return sorted(found)
+            if len(found) > 1000 * LIST_PAGES:
+                break
+            path = following[1]
+        raise RegistryError(
+            f"{doing}: the list has no end, after {len(found)} names. Take another registry."
         )
 
-    def _refusal(self, doing: str, answer: Answer, missing: str, login: str) -> RegistryError:
-        """Return the error for an answer whose status was not expected."""
+    def _not_a_registry(self, doing: str, seen: str) -> RegistryError:
+        return RegistryError(
+            f"{doing}: what answers at '{self.address}' is not a registry ({seen}). Check the "
+            "address. On this machine, another program has that port (on macOS, AirPlay takes "
+            "5000): 'python3 -m labapp start' finds a free one."
+        )
+
+    def _refusal(self, doing: str, answer: Answer, missing: str) -> RegistryError:
         status, said, address = answer.status, answer.said, self.address
-        challenge = answer.headers.get("WWW-Authenticate")
-        is_registry = challenge is not None or "Docker-Distribution-Api-Version" in answer.headers
+        signs = ("WWW-Authenticate", "Docker-Distribution-Api-Version")
+        is_registry = any(sign in answer.headers for sign in signs)
         is_page = answer.media_type == "text/html" or status == 403
         if status == 507 or (status >= 500 and _FULL.search(answer.body)):
             cause = "the disk under the registry is full. Make room there, then try again"
@@ -375,66 +294,242 @@ class RegistryHTTP:
             )
         elif status >= 500:
             local = "'python3 -m labapp doctor' seeks the cause"
-            step = local if is_local(self.url) else "Try again later"
-            cause = f"the registry failed ({said}). {step}"
-        elif is_page and not is_registry and said == f"status {status}":
-            return self.not_a_registry(doing, said)
+            cause = f"the server failed ({said}). {local if is_local(self.url) else 'Try later'}"
+        elif (is_page and not is_registry and said == f"status {status}") or (
+            status == 404 and not missing
+        ):
+            return self._not_a_registry(doing, said)
         elif status == 404:
             return NotInRegistry(f"{doing}: {missing}.")
-        elif status == 401 and 'error="invalid_token"' in (challenge or ""):
-            cause = f"'{address}' does not take the token of its own service. Ask for a new one"
         elif status in (401, 403):
-            cause = (login or wants_login(address)).rstrip(".")
+            cause = _wants_login(address).rstrip(".")
         else:
             cause = f"the registry refuses it ({said})"
         return RegistryError(f"{doing}: {cause}.")
 
 
+def _chunks(response: requests.Response, doing: str, host: str) -> Iterator[bytes]:
+    """Yield a body as it comes, and give up a host that is silent or drips."""
+    waited, count = 0.0, 0
+    while True:
+        began = time.monotonic()
+        with _translated(doing, host):
+            # Unlike 'read', this returns with what there is, so that the clock can be looked at.
+            chunk = response.raw.read1(256 * 1024)
+            waited, count = waited + time.monotonic() - began, count + len(chunk)
+            if waited > ANSWER_SECONDS + count / SLOWEST:
+                raise TimeoutError("too slow")
+        if not chunk:
+            return
+        yield chunk
+
+
+@contextlib.contextmanager
+def _translated(doing: str, host: str) -> Iterator[None]:
+    try:
+        yield
+    except LabError as error:  # of a login, on the way
+        raise type(error)(f"{doing}: {error}") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        raise RegistryUnreachable(f"{doing}: {_unreachable(error, host)}") from error
+
+
 def _unreachable(error: BaseException, host: str) -> str:
-    """Say in words why there is no connection, from an error's chain of causes, and what to do."""
-    chain: list[BaseException] = []
+    """Say why there is no connection, by the innermost cause of an error, and what to do."""
     cause: object = error
-    while isinstance(cause, BaseException) and cause not in chain:
-        chain.append(cause)
+    while isinstance(cause, BaseException):
+        error = cause
         cause = getattr(cause, "reason", None) or cause.__cause__ or cause.__context__
-    for one in chain:
-        if isinstance(one, ssl.SSLCertVerificationError):
-            return (
-                f"the certificate of '{host}' is not to be trusted: {one.verify_message}. Look at "
-                "this machine's clock and the name; trust its authority first, if you know whose "
-                "it is. Else send no password there."
-            )
-    causes = (words for kinds, words in _CAUSES if any(isinstance(one, kinds) for one in chain))
-    words = next(causes, "the connection to '{host}' broke off").format(host=host)
-    step = "Check the name, and that this machine is on the network."
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of '{host}' is not to be trusted: {error.verify_message}. Look at "
+            "this machine's clock and the name; trust its authority first, if you know whose "
+            "it is. Else send no password there."
+        )
+    words = printable(str(getattr(error, "strerror", None) or error))
+    step = "Check the name, the network, and whether a proxy has to let it by."
     with contextlib.suppress(ValueError):  # not a host at all
         if is_local(f"//{host}"):
             step = (
                 "Is the registry running? 'python3 -m labapp status' tells, "
                 "'python3 -m labapp start' helps."
             )
-    return f"{words}. {step}"
+    return f"no connection to '{host}' ({words}). {step}"
 
 
-_CAUSES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    ((requests.exceptions.ProxyError,), "the proxy that is set here does not let '{host}' by"),
-    ((requests.exceptions.SSLError,), "'{host}' does not speak HTTPS"),
-    ((urllib3.exceptions.NameResolutionError,), "the name in '{host}' is not known here"),
-    ((ConnectionRefusedError,), "connection refused, nothing listens at '{host}'"),
-    (
-        (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError),
-        "'{host}' does not answer, or too slowly",
-    ),
-    ((ValueError,), "'{host}' is not an address"),
-)
+@dataclass(frozen=True)
+class Credentials:
+    """Who the learner is at one registry: a name and a password, or a token in their place."""
+
+    username: str
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+
+    @property
+    def basic(self) -> str:
+        """The value of an ``Authorization`` header (RFC 7617)."""
+        pair = f"{self.username}:{self.password}".encode()
+        return "Basic " + base64.b64encode(pair).decode("ascii")
+
+
+def docker_credentials(address: str, *, file: Path | None = None) -> Credentials | None:
+    """Return what ``docker login`` has kept for a registry; None if nothing is.
+
+    It is read by the Docker SDK from docker's own configuration (by default the user's), or from
+    the system's keychain, and never stored. RegistryError if that fails.
+    """
+    import docker.auth  # slow, and most registries never ask
+    import docker.errors
+
+    if file is not None and not file.exists():
+        return None  # the SDK would look at the user's own
+    try:
+        found = docker.auth.load_config(file and str(file)).resolve_authconfig(address)
+    # The SDK trusts the file to be an object of objects; where it is not, it stumbles anywhere.
+    except (docker.errors.DockerException, ValueError, OSError, AttributeError, TypeError) as error:
+        raise RegistryError(
+            f"looking up the login for '{address}': docker's configuration can't be read ({error})."
+            f" 'docker logout {address}' and 'docker login {address}' write it anew."
+        ) from error
+    if not isinstance(found, dict):
+        return None
+    # A helper program's answer has its fields in capitals, the file's in small letters.
+    fields = {str(name).lower(): str(value or "") for name, value in found.items()}
+    kept = [fields.get(name, "") for name in ("username", "password", "identitytoken")]
+    known = Credentials(*kept)
+    return known if known.identity_token or known.username else None
+
+
+@dataclass
+class Login:
+    """Answers a registry's 401, once a request, and keeps the password or token that was let in.
+
+    To ``Basic``, name and password are sent. To ``Bearer``, the token service that it names is
+    asked for a token, with what ``docker login`` keeps (``find`` tells), or else anonymously:
+    public images want a token, but no login. How long a token lasts is left to the registry: to
+    one of the past it says 401 again.
+    """
+
+    address: str
+    url: str
+    find: Callable[[str], Credentials | None]
+    certificates: Path | None
+    _held: dict[tuple[str, bool], str] = field(default_factory=dict)
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Sign a request as far as is known before it is sent."""
+        header = self._held.get(_right(request))
+        if header and same_origin(str(request.url), self.url):
+            request.headers["Authorization"] = header
+        request.register_hook("response", self._again)  # type: ignore[no-untyped-call]
+        return request
+
+    def _again(self, answer: requests.Response, **options: Any) -> requests.Response:
+        """Repeat a refused request with what is asked for; RegistryError if that is refused too."""
+        asked = {
+            scheme.lower(): dict(_PARAMETER.findall(rest))
+            for value in answer.raw.headers.getlist("WWW-Authenticate")
+            for scheme, _, rest in [value.strip().partition(" ")]
+        }
+        # An answer from elsewhere, say a storage service after a redirect, is not the registry's.
+        if answer.status_code != 401 or not asked or not same_origin(answer.url, self.url):
+            return answer
+        header, advice = "", _wants_login(self.address)
+        if "bearer" in asked:
+            header, advice = self._token(asked["bearer"])
+        elif "basic" in asked:
+            known, advice = self._known(self.url)
+            header = known.basic if known and known.password else ""
+        if header not in ("", answer.request.headers.get("Authorization")):
+            self._held[_right(answer.request)] = header
+            answer.close()
+            again = answer.request.copy()
+            again.headers["Authorization"] = header
+            answer = answer.connection.send(again, **options)
+        if answer.status_code == 401:
+            answer.close()
+            if 'error="invalid_token"' in answer.headers.get("WWW-Authenticate", ""):
+                advice = f"'{self.address}' does not take the token of its own service. Try again."
+            raise RegistryError(advice)
+        return answer
+
+    def _known(self, *places: str) -> tuple[Credentials | None, str]:
+        """Return the credentials where they may be sent, and advice should they not do."""
+        try:
+            known = self.find(self.address)
+        except RegistryError as error:
+            return None, f"it wants a login. {str(error)[:1].upper()}{str(error)[1:]}"
+        at_home = is_local(self.url)
+        for place in places:
+            if place.startswith("http:") and not (at_home and is_local(place)):
+                return None, (
+                    f"it wants a login over plain HTTP ('{place}'), where everybody on the way can "
+                    "read a password; the lab sends none. Ask for a registry with HTTPS."
+                )
+        if known is None:
+            return None, _wants_login(self.address)
+        return known, (
+            f"'{self.address}' does not take the login of '{known.username}': it knows no such "
+            "account, or its password is another. Log in anew with "
+            f"'docker login {self.address}'."
+        )
+
+    def _token(self, asked: Mapping[str, str]) -> tuple[str, str]:
+        """Return a header with the token service's token, and advice should it not do."""
+        realm, host = asked.get("realm", ""), ""
+        with contextlib.suppress(ValueError):  # not an address at all
+            realm = printable(urljoin(self.url, realm)) if realm else ""
+            host = urlsplit(realm).netloc
+        if not host or not realm.startswith(("https://", "http://")):
+            raise RegistryError(
+                f"'{self.address}' wants a token, but does not name a token service. "
+                "Take another registry."
+            )
+        known, advice = self._known(self.url, realm)
+        form = {"service": asked.get("service", ""), "client_id": "labapp"}
+        scope = asked.get("scope", "")
+        request: dict[str, Any] = {"method": "GET", "params": {**form, "scope": scope.split()}}
+        if known and known.identity_token:
+            # OAuth2: the token of the login is exchanged for one of this scope.
+            form |= {"grant_type": "refresh_token", "refresh_token": known.identity_token}
+            request = {"method": "POST", "data": {**form, "scope": scope}}
+        elif known:
+            request["params"]["account"] = known.username
+            request["headers"] = {"Authorization": known.basic}
+        answer = Connection(host, realm, lambda unsigned: unsigned, self.certificates).ask(
+            place=realm,
+            doing=f"asking the token service of '{self.address}'",
+            expected=(200, 401, 403),
+            follow=known is None,  # who has a password is not sent on with it
+            **request,
+        )
+        if answer.status != 200:
+            raise RegistryError(advice)
+        try:
+            told = read_json(answer.body, _TOKEN)
+            token = told.get("token") or told.get("access_token", "")
+            if not _IS_TOKEN.fullmatch(token):
+                raise FieldError("what it gives is no token")
+        except FieldError as error:
+            raise RegistryError(
+                f"what answers at '{host}' is no token service: {error}. Take another registry."
+            ) from error
+        if known:
+            advice = (
+                f"'{known.username or 'this login'}' may not do that at '{self.address}', or it "
+                "does not have it. Check the name, or ask the repository's owner for the right."
+            )
+        return f"Bearer {token}", advice
 
 
 def _right(request: requests.PreparedRequest) -> tuple[str, bool]:
-    """Return what a request needs a right for: the repository, and whether it only reads.
+    """Return what requests that can share a token have in common: a repository, and the verb."""
+    about = urlsplit(str(request.url)).path.rsplit("/", 2)[0]
+    return about, request.method in ("GET", "HEAD")
 
-    A registry names the scope itself, but only once it has refused; requests of the same kind are
-    given the same scope, and so can share a token.
-    """
-    path = urlsplit(str(request.url)).path
-    found = _REPOSITORY.match(path)
-    return (found[1] if found else path, request.method in ("GET", "HEAD"))
+
+def _wants_login(address: str) -> str:
+    return (
+        f"'{address}' wants a login for it, or does not have it. Check the name, log in with "
+        f"'docker login {address}', then try again."
+    )

@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 from labapp.errors import LabError
 from labapp.reference import is_digest
+from labapp.registry.http import printable
 from labapp.registry.server import RegistryServer
-from labapp.registry.strangers import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ COLUMNS = {
 
 _DURATION = re.compile(r"([0-9.]+)(h|ms|m|s|µs|us|ns)")
 _MILLISECONDS = {"h": 3.6e6, "m": 6e4, "s": 1e3, "ms": 1.0, "µs": 1e-3, "us": 1e-3, "ns": 1e-6}
-_PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|tags|referrers)/(?P<rest>.*)")
+_UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/[^/]+")
 _CLIENTS = {
     "docker": "docker",
     "labapp": "lab",
@@ -47,28 +47,29 @@ _CLIENTS = {
 }
 
 _MEANINGS = {
-    ("GET", "/v2/"): "are you a registry?",
-    ("GET", "/v2/_catalog"): "which repositories do you have?",
-    ("GET", "tags"): "which tags has {name}?",
-    ("HEAD", "tag"): "which digest has the tag {tag}?",
-    ("GET", "tag"): "give me the manifest of tag {tag}",
-    ("PUT", "tag"): "store the manifest under tag {tag}",
-    ("DELETE", "tag"): "delete the tag {tag}",
-    ("HEAD", "digest"): "do you have this manifest?",
-    ("GET", "digest"): "give me this manifest",
-    ("PUT", "digest"): "store this manifest",
-    ("DELETE", "digest"): "delete this manifest",
-    ("HEAD", "blobs"): "do you have this blob?",
-    ("GET", "blobs"): "give me this blob",
-    ("DELETE", "blobs"): "delete this blob",
-    ("POST", "start"): "start an upload",
-    ("POST", "mount"): "take this blob over from {source}",
-    ("GET", "upload"): "how far is the upload?",
-    ("PATCH", "upload"): "take these bytes",
-    ("PUT", "upload"): "finish the upload",
-    ("DELETE", "upload"): "cancel the upload",
-    ("GET", "referrers"): "what refers to this manifest?",
+    r"GET /v2/": "are you a registry?",
+    r"GET /v2/_catalog": "which repositories do you have?",
+    r"GET /v2/(.+)/tags/list": r"which tags has \1?",
+    r"HEAD /v2/.+/manifests/\w+:\w+": "do you have this manifest?",
+    r"GET /v2/.+/manifests/\w+:\w+": "give me this manifest",
+    r"PUT /v2/.+/manifests/\w+:\w+": "store this manifest",
+    r"DELETE /v2/.+/manifests/\w+:\w+": "delete this manifest",
+    r"HEAD /v2/.+/manifests/(.+)": r"which digest has the tag \1?",
+    r"GET /v2/.+/manifests/(.+)": r"give me the manifest of tag \1",
+    r"PUT /v2/.+/manifests/(.+)": r"store the manifest under tag \1",
+    r"DELETE /v2/.+/manifests/(.+)": r"delete the tag \1",
+    r"POST /v2/.+/blobs/uploads/.*[?&]from=([^&]+).*": r"take this blob over from \1",
+    r"POST /v2/.+/blobs/uploads/": "start an upload",
+    r"GET /v2/.+/blobs/uploads/.+": "how far is the upload?",
+    r"PATCH /v2/.+/blobs/uploads/.+": "take these bytes",
+    r"PUT /v2/.+/blobs/uploads/.+": "finish the upload",
+    r"DELETE /v2/.+/blobs/uploads/.+": "cancel the upload",
+    r"HEAD /v2/.+/blobs/.+": "do you have this blob?",
+    r"GET /v2/.+/blobs/.+": "give me this blob",
+    r"DELETE /v2/.+/blobs/.+": "delete this blob",
+    r"GET /v2/.+/referrers/.+": "what refers to this manifest?",
 }
+"""What a request says; a query is looked at only where one is written here."""
 
 
 @dataclass(frozen=True)
@@ -91,36 +92,25 @@ class Request:
     @property
     def meaning(self) -> str:
         """What the request says, in plain words."""
-        name, what, rest = self._about()
-        source = self._query("from")
-        if what == "manifests":
-            what = "digest" if ":" in rest else "tag"
-        elif what == "blobs" and rest.startswith("uploads"):
-            what = "upload" if rest.strip("/") != "uploads" else "mount" if source else "start"
-        words = _MEANINGS.get((self.method, what), "a request outside the protocol")
-        return words.format(tag=rest, name=name, source=source)
+        for pattern, words in _MEANINGS.items():
+            uri = self.uri if "?" in pattern else self.path
+            if found := re.fullmatch(pattern, f"{self.method} {unquote(uri)}"):
+                return found.expand(words)
+        return "a request outside the protocol"
 
     @property
     def digest(self) -> str:
         """The digest that the request names; empty when it names none."""
         named = self.path.rpartition("/")[2]
-        return named if is_digest(named) else self._query("digest")
+        query = parse_qs(self.uri.partition("?")[2])
+        return named if is_digest(named) else query.get("digest", [""])[0]
 
     @property
-    def uploaded(self) -> tuple[str, str] | None:
-        """The repository and the digest of the blob whose upload this request finished."""
-        name, what, _ = self._about()
-        digest = self._query("digest")
-        whole = self.method == "PUT" and self.status == 201 and is_digest(digest)
-        return (name, digest) if whole and what == "blobs" else None
-
-    def _about(self) -> tuple[str, str, str]:
-        """The repository, what of it, and which one; what is about no repository has no name."""
-        found = _PATH.fullmatch(self.path)
-        return (found["name"], found["kind"], found["rest"]) if found else ("", self.path, "")
-
-    def _query(self, name: str) -> str:
-        return parse_qs(self.uri.partition("?")[2]).get(name, [""])[0]
+    def uploaded_to(self) -> str:
+        """The repository, if the request finished the upload of the blob that it names."""
+        found = _UPLOAD.fullmatch(self.path)
+        whole = self.method == "PUT" and self.status == 201 and is_digest(self.digest)
+        return found[1] if found and whole else ""
 
 
 @dataclass
@@ -139,25 +129,28 @@ def listening(server: RegistryServer) -> Iterator[Wire]:
     query, ``status``, ``bytes`` (of the answer's body, or of the blob for a finished upload;
     missing where the registry no longer tells) and ``milliseconds``.
     """
+    import pandas as pd  # slow, and a registry that is only started needs none
+
     began = datetime.now(UTC)
-    wire = Wire(_table([]))
+    wire = Wire(pd.DataFrame(columns=list(COLUMNS)))
     yield wire
-    wire.rows = _table(_rows(server, began))
+    wire.rows = pd.DataFrame(_rows(server, began), columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def _rows(server: RegistryServer, began: datetime) -> Iterator[tuple[object, ...]]:
     heard = parse_log(server.logs(since=began))
     found = [one for one in heard if one.time >= began and one.client != "lab"]
-    sizes = _upload_sizes(found, server)
     # Only the request that finishes an upload says which digest its bytes have.
-    finished = {one.path: one.digest for one in found if one.uploaded}
+    finished = {one.path: one.digest for one in found if one.uploaded_to}
     for one in found:
-        digest = one.digest or finished.get(one.path, "")
-        size = sizes.get(one.uploaded) if one.uploaded else one.response_bytes
-        yield (
-            *(one.time, one.client, one.method, one.meaning, digest.rpartition(":")[2][:8]),
-            *(one.path, one.status, size, one.milliseconds),
-        )
+        size: int | None = one.response_bytes
+        if one.uploaded_to:  # the log tells the answer's length only
+            size = None
+            with contextlib.suppress(LabError):  # the registry is down; its log can be read
+                size = server.registry().blob_size(one.uploaded_to, one.digest)
+        digest = (one.digest or finished.get(one.path, "")).rpartition(":")[2][:8]
+        said = (one.time, one.client, one.method, one.meaning, digest, one.path, one.status)
+        yield (*said, size, one.milliseconds)
 
 
 def parse_log(log: bytes) -> list[Request]:
@@ -187,21 +180,3 @@ def _request(line: dict[str, Any]) -> Request:
         response_bytes=line["http.response.written"] if method != "HEAD" else 0,
         milliseconds=milliseconds,
     )
-
-
-def _upload_sizes(
-    found: Iterable[Request], server: RegistryServer
-) -> dict[tuple[str, str] | None, int | None]:
-    """Return the lengths of uploaded blobs, which the log does not tell, as they are stored."""
-    wanted = {request.uploaded for request in found if request.uploaded}
-    try:
-        registry = server.registry() if wanted else None
-        return {blob: registry.blob_size(*blob) for blob in wanted} if registry else {}
-    except LabError:
-        return {}  # the registry is down: the log can be read all the same
-
-
-def _table(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
-    import pandas as pd  # slow, and a registry that is only started needs none
-
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)

@@ -19,7 +19,7 @@ from typing import Any
 
 from labapp.errors import DamagedContent, NotInRegistry
 from labapp.reference import is_digest
-from labapp.registry.strangers import FieldError, read_json
+from labapp.registry.http import FieldError, read_json
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -34,33 +34,25 @@ MANIFEST_TYPES = (OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX)
 
 _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _EMPTY = "application/vnd.oci.empty.v1+json"
-
 _DESCRIPTOR = {
     "mediaType": str,
     "digest": str,
     "size": int,
     "platform": {"os": str, "architecture": str, "variant": str},
-    "annotations": {...: str},
 }
 _MANIFEST = {
-    "schemaVersion": int,
     "mediaType": str,
     "artifactType": str,
     "config": _DESCRIPTOR,
     "layers": [_DESCRIPTOR],
     "manifests": [_DESCRIPTOR],
 }
+_RUN = {"Env": [str], "Entrypoint": [str], "Cmd": [str], "User": str, "Labels": {...: str}}
 _CONFIG = {
     "os": str,
     "architecture": str,
     "variant": str,
-    "config": {
-        "Env": [str],
-        "Entrypoint": [str],
-        "Cmd": [str],
-        "User": str,
-        "Labels": {...: str},
-    },
+    "config": _RUN,
     "rootfs": {"diff_ids": [str]},
     "history": [{"created_by": str, "empty_layer": bool}],
 }
@@ -109,7 +101,6 @@ class Descriptor:
     digest: str
     size: int
     platform: Platform | None = None
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -139,14 +130,12 @@ class Manifest:
 
         Source: OCI manifest.md, "Guidelines for Artifact Usage".
         """
-        layers = [layer.media_type for layer in self.layers]
+        layers, config = [layer.media_type for layer in self.layers], self.config.media_type
         files = not layers or any(kind.startswith(_LAYERS) for kind in layers)
-        if self.config.media_type in (OCI_CONFIG, DOCKER_CONFIG) and files:
+        if config in (OCI_CONFIG, DOCKER_CONFIG) and files:
             return ""
-        config = self.config.media_type
-        if config in (OCI_CONFIG, DOCKER_CONFIG, _EMPTY) and layers:
-            config = layers[0]
-        return self.artifact_type or config
+        says_little = config in (OCI_CONFIG, DOCKER_CONFIG, _EMPTY) and layers
+        return self.artifact_type or (layers[0] if says_little else config)
 
 
 @dataclass(frozen=True)
@@ -162,13 +151,12 @@ class Index:
         """Return the entry that a machine of this platform would take: the same variant first."""
         fitting = [e for e in self.manifests if e.platform and platform.can_run(e.platform)]
         if not fitting:
-            found = [str(e.platform) for e in self.manifests if e.platform]
+            found = [e.platform for e in self.manifests if e.platform]
             # Attestations are for 'unknown/unknown'.
-            known = [name for name in found if not name.startswith("unknown/")]
-            offered = ", ".join(known) or "no platform at all"
+            known = ", ".join(str(one) for one in found if one.os != "unknown")
             raise NotInRegistry(
-                f"choosing the image for '{platform}': the index {self.digest} offers {offered}. "
-                "Name one of those platforms, or take another image."
+                f"choosing the image for '{platform}': the index {self.digest} offers "
+                f"{known or 'none'}. Name one of those platforms, or take another image."
             )
         return next((entry for entry in fitting if entry.platform == platform), fitting[0])
 
@@ -210,7 +198,6 @@ class ImageConfig:
     diff_ids: tuple[str, ...]
     history: tuple[History, ...]
     raw: bytes = field(repr=False)
-    digest: str
 
 
 def canonical_json(content: Any) -> bytes:
@@ -218,9 +205,9 @@ def canonical_json(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
-def digest_of(data: bytes) -> str:
-    """Return the digest of some bytes: ``sha256:`` and 64 hexadecimal digits."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    """Return the digest of some bytes: the algorithm, ``:`` and hexadecimal digits."""
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 def parse_manifest(raw: bytes, media_type: str | None = None) -> Manifest | Index:
@@ -228,7 +215,13 @@ def parse_manifest(raw: bytes, media_type: str | None = None) -> Manifest | Inde
     digest = digest_of(raw)
     with _damaged(f"reading the manifest '{digest}'"):
         found = read_json(raw, _MANIFEST)
-        media_type = _media_type(found, media_type)
+        says = found.get("mediaType")
+        if media_type and says and says != media_type:
+            raise FieldError(f"it was served as '{media_type}', but says that it is '{says}'")
+        # OCI 1.0 allowed to leave it out.
+        media_type = media_type or says or (OCI_INDEX if "manifests" in found else OCI_MANIFEST)
+        if media_type not in MANIFEST_TYPES:
+            raise FieldError(f"its media type '{media_type}' is not one of an image")
         if media_type in (OCI_INDEX, DOCKER_INDEX):
             return Index(media_type, tuple(map(_descriptor, found["manifests"])), raw, digest)
         config, layers = _descriptor(found["config"]), tuple(map(_descriptor, found["layers"]))
@@ -238,8 +231,7 @@ def parse_manifest(raw: bytes, media_type: str | None = None) -> Manifest | Inde
 
 def parse_config(raw: bytes) -> ImageConfig:
     """Read an image's config (OCI config.md, "Properties"); DamagedContent if it is none."""
-    digest = digest_of(raw)
-    with _damaged(f"reading the image config '{digest}'"):
+    with _damaged(f"reading the image config '{digest_of(raw)}'"):
         found = read_json(raw, _CONFIG)
         run = found.get("config", {})
         return ImageConfig(
@@ -255,7 +247,6 @@ def parse_config(raw: bytes) -> ImageConfig:
                 for step in found.get("history", ())
             ),
             raw=raw,
-            digest=digest,
         )
 
 
@@ -264,37 +255,21 @@ def layer_history(
 ) -> list[tuple[Descriptor, History | None]]:
     """Pair each layer with the step that made it, lowest first.
 
-    Steps that made no layer are left out. Where the numbers of layers and steps differ, nothing
-    tells which belongs to which, and every step is ``None``.
+    Where the numbers of layers and of steps that made one differ, nothing tells which belongs to
+    which, and every step is ``None``.
     """
     steps = [step for step in config.history if not step.empty_layer]
-    if len(steps) != len(manifest.layers):
-        return [(layer, None) for layer in manifest.layers]
-    return list(zip(manifest.layers, steps, strict=True))
+    known = len(steps) == len(manifest.layers)
+    return [(layer, steps[n] if known else None) for n, layer in enumerate(manifest.layers)]
 
 
 @contextmanager
 def _damaged(doing: str) -> Iterator[None]:
-    """Turn what a document lacks into the lab's error."""
     try:
         yield
     except (FieldError, KeyError) as error:
         cause = error if isinstance(error, FieldError) else f"its field {error} is missing"
         raise DamagedContent(f"{doing}: {cause}. Push the image again.") from error
-
-
-def _media_type(found: Mapping[str, Any], served_as: str | None) -> str:
-    """Settle what a document is: by the registry's word, its own, or else its fields."""
-    if found.get("schemaVersion") == 1:
-        raise FieldError("it is of the old schema 1, which registries and engines have given up")
-    says = found.get("mediaType")
-    if served_as and says and says != served_as:
-        raise FieldError(f"it was served as '{served_as}', but says that it is '{says}'")
-    # OCI 1.0 allowed to leave it out.
-    media_type = served_as or says or (OCI_INDEX if "manifests" in found else OCI_MANIFEST)
-    if media_type not in MANIFEST_TYPES:
-        raise FieldError(f"its media type '{media_type}' is not one of an image")
-    return media_type
 
 
 def _descriptor(found: Mapping[str, Any]) -> Descriptor:
@@ -306,5 +281,4 @@ def _descriptor(found: Mapping[str, Any]) -> Descriptor:
     platform = None  # and half of one is none, too: for no machine, and in no one's way
     if told.get("os") and told.get("architecture"):
         platform = Platform(told["os"], told["architecture"], told.get("variant") or None)
-    annotations = found.get("annotations", {})
-    return Descriptor(found["mediaType"], found["digest"], found["size"], platform, annotations)
+    return Descriptor(found["mediaType"], found["digest"], found["size"], platform)

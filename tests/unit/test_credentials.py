@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
-import trustme
 import urllib3
-from registries import Reply, Seen, serving, told
+from registries import Reply, Seen, Server, serving, told
 from requests.adapters import HTTPAdapter
 
 from labapp.errors import RegistryError, RegistryUnreachable
 from labapp.machine.ports import free_port
 from labapp.registry.client import Registry
-from labapp.registry.login import Credentials, docker_credentials
+from labapp.registry.http import Credentials, docker_credentials
 from labapp.registry.manifests import digest_of
 
 LEARNER = Credentials("learner", "correct horse")
@@ -30,9 +28,12 @@ TAGS = told({"tags": ["1"]})
 BASIC = 'Basic realm="a registry"'
 
 
+def client(served: Server, known: Credentials | None = LEARNER) -> Registry:
+    return Registry(served.address, credentials=lambda _: known)
+
+
 def challenge(header: str) -> Reply:
-    reply = told({"errors": [{"code": "UNAUTHORIZED", "message": "who are you?"}]}, 401)
-    return Reply(401, reply.body, {**reply.headers, "WWW-Authenticate": header})
+    return Reply(401, b"", {"WWW-Authenticate": header})
 
 
 def sent_on(place: str) -> Reply:
@@ -41,14 +42,6 @@ def sent_on(place: str) -> Reply:
 
 def bearer(address: str, scope: str = "repository:shop/web:pull") -> str:
     return f'Bearer realm="http://{address}/token",service="a, b",scope="{scope}"'
-
-
-def learner(address: str) -> Credentials:
-    return LEARNER
-
-
-def nobody(address: str) -> None:
-    return None
 
 
 def guarded(seen: Seen, header: str, wanted: str) -> Reply:
@@ -147,20 +140,19 @@ def test_a_broken_helper_keeps_nobody_from_public_images() -> None:
             registry.tags("shop/private")
 
 
-def test_nothing_is_sent_or_looked_up_before_it_is_asked_for() -> None:
-    def unasked(address: str) -> Credentials:
-        raise AssertionError("looked up")
+def test_a_password_is_looked_up_and_sent_once_it_is_asked_for_and_then_at_once() -> None:
+    asked = []
 
-    with serving(TAGS) as registry:
-        assert Registry(registry.address, credentials=unasked).tags("shop/web") == ["1"]
-    assert registry.seen[0].authorization is None
+    def answer(seen: Seen) -> Reply:
+        return TAGS if "public" in seen.path else guarded(seen, BASIC, LEARNER.basic)
 
-
-def test_a_password_is_sent_once_it_is_asked_for_and_then_at_once() -> None:
-    with serving(lambda seen: guarded(seen, BASIC, LEARNER.basic)) as served:
-        registry = Registry(served.address, credentials=learner)
+    with serving(answer) as served:
+        registry = Registry(served.address, credentials=lambda _: asked.append(1) or LEARNER)
+        registry.tags("shop/public")
+        assert asked == []
         assert [registry.tags("shop/web"), registry.tags("shop/web")] == [["1"], ["1"]]
-    assert [seen.authorization for seen in served.seen] == [None, LEARNER.basic, LEARNER.basic]
+    shown = [seen.authorization for seen in served.seen]
+    assert shown == [None, None, LEARNER.basic, LEARNER.basic]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +180,7 @@ def test_the_token_service_is_asked_as_the_specification_says(
         serving(told({"access_token": "abc"})) as service,
         serving(lambda seen: guarded(seen, bearer(service.address, scope), "Bearer abc")) as served,
     ):
-        Registry(served.address, credentials=lambda _: known).tags("shop/web")
+        client(served, known).tags("shop/web")
     (asked,) = service.seen
     fields = parse_qs(urlsplit(asked.path).query or asked.body.decode())
     assert fields == {"service": ["a, b"], "client_id": ["labapp"], "scope": scopes, **further}
@@ -196,26 +188,20 @@ def test_the_token_service_is_asked_as_the_specification_says(
 
 
 def test_tokens_where_a_registry_offers_both() -> None:
-    with serving(told({"token": "abc"})) as service:
-        both = f"{BASIC}\n{bearer(service.address)}"
-        with serving(lambda seen: guarded(seen, both, "Bearer abc")) as registry:
-            assert Registry(registry.address, credentials=learner).tags("shop/web") == ["1"]
-            assert LEARNER.basic not in {seen.authorization for seen in registry.seen}
-
-
-def test_a_token_lasts_for_one_repository_one_right_and_its_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
     def answer(seen: Seen) -> Reply:
-        if not seen.authorization:
-            return challenge(bearer(service.address))
-        return Reply(201) if seen.method == "PUT" else TAGS
+        return guarded(seen, f"{BASIC}\n{bearer(service.address)}", "Bearer abc")
 
-    with (
-        serving(told({"token": "abc", "expires_in": 300})) as service,
-        serving(answer) as served,
-    ):
-        registry = Registry(served.address, credentials=nobody)
+    with serving(told({"token": "abc"})) as service, serving(answer) as registry:
+        assert client(registry).tags("shop/web") == ["1"]
+    assert [seen.authorization for seen in registry.seen] == [None, "Bearer abc"]
+
+
+def test_a_token_lasts_for_one_repository_and_one_right() -> None:
+    def answer(seen: Seen) -> Reply:
+        return TAGS if seen.authorization else challenge(bearer(service.address))
+
+    with serving(told({"token": "abc"})) as service, serving(answer) as served:
+        registry = client(served, None)
         for _ in range(2):
             registry.tags("shop/web")
             registry.blob_size("shop/web", digest_of(BLOB))
@@ -223,25 +209,6 @@ def test_a_token_lasts_for_one_repository_one_right_and_its_time(
         registry.put_manifest("shop/web", "1", b"{}", "text/plain")
         registry.tags("shop/other")
         assert len(service.seen) == 3
-        now = time.monotonic
-        monkeypatch.setattr(time, "monotonic", lambda: now() + 299)
-        registry.tags("shop/web")
-        assert len(service.seen) == 4
-
-
-def test_several_threads_share_one_token() -> None:
-    def slow(seen: Seen) -> Reply:
-        time.sleep(0.05)
-        return told({"token": "abc"})
-
-    with (
-        serving(slow) as service,
-        serving(lambda seen: guarded(seen, bearer(service.address), "Bearer abc")) as served,
-        ThreadPoolExecutor(4) as threads,
-    ):
-        registry = Registry(served.address, credentials=nobody)
-        assert list(threads.map(registry.tags, ["shop/web"] * 4)) == [["1"]] * 4
-    assert len(service.seen) == 1
 
 
 def test_a_request_is_repeated_once_only() -> None:
@@ -250,7 +217,7 @@ def test_a_request_is_repeated_once_only() -> None:
         serving(lambda seen: challenge(bearer(service.address))) as registry,
     ):
         with pytest.raises(RegistryError, match="docker login"):
-            Registry(registry.address, credentials=nobody).tags("shop/web")
+            client(registry, None).tags("shop/web")
         assert (len(registry.seen), len(service.seen)) == (2, 1)
 
 
@@ -268,7 +235,7 @@ def test_an_upload_is_sent_again_with_its_body() -> None:
         serving(lambda seen: told({"token": f"t{len(service.seen)}"})) as service,
         serving(answer) as registry,
     ):
-        Registry(registry.address, credentials=learner).upload_blob("shop/web", [BLOB])
+        client(registry).upload_blob("shop/web", [BLOB])
     sent = [(seen.method, seen.body) for seen in registry.seen if seen.authorization]
     assert sent == [("POST", b""), ("PATCH", BLOB), ("PATCH", BLOB), ("PUT", b"")]
 
@@ -282,30 +249,23 @@ def test_an_upload_is_sent_again_with_its_body() -> None:
         (told({}), "no token service"),
         (told([]), "no token service"),
         (Reply(200, b"<html>"), "no token service"),
-        (Reply(chunks=iter([b"x" * 1_000_000] * 40)), "no token service"),
+        (Reply(chunks=iter([b"x" * 1_000_000] * 40)), "token service.* 4,194,304 bytes"),
         (told({"token": "a\r\nHost: elsewhere"}), "no token service"),
-        (told({"token": "a", "expires_in": "soon"}), "'learner' may not"),
-        (told({"token": "a", "expires_in": -5}), "'learner' may not"),
+        (told({"token": "a"}), "'learner' may not"),
+        (None, "127.0.0.1"),
     ],
 )
-def test_a_token_service_that_fails(reply: Reply, fact: str) -> None:
-    with (
-        serving(reply) as service,
-        serving(lambda seen: challenge(bearer(service.address))) as registry,
-        pytest.raises(RegistryError, match=fact) as caught,
-    ):
-        Registry(registry.address, credentials=learner).tags("shop/web")
+def test_a_token_service_that_fails_or_is_down(reply: Reply | None, fact: str) -> None:
+    with serving(reply or Reply()) as service:
+        place = service.address if reply else f"127.0.0.1:{free_port()}"
+        with (
+            serving(challenge(bearer(place))) as registry,
+            pytest.raises(RegistryError, match=fact) as caught,
+        ):
+            client(registry).tags("shop/web")
     assert f"'{registry.address}/shop/web': " in str(caught.value)
     assert "horse" not in str(caught.value)
-
-
-def test_a_token_service_that_is_down() -> None:
-    down = f"127.0.0.1:{free_port()}"
-    with (
-        serving(challenge(bearer(down))) as registry,
-        pytest.raises(RegistryUnreachable, match=down),
-    ):
-        Registry(registry.address, credentials=learner).tags("shop/web")
+    assert isinstance(caught.value, RegistryUnreachable) is (reply is None)
 
 
 @pytest.mark.parametrize(
@@ -321,77 +281,39 @@ def test_a_token_service_that_is_down() -> None:
     ],
 )
 def test_a_challenge_that_can_not_be_met(header: str) -> None:
-    with (
-        serving(challenge(header)) as registry,
-        pytest.raises(RegistryError) as caught,
-    ):
-        Registry(registry.address, credentials=learner).tags("shop/web")
+    with serving(challenge(header)) as registry, pytest.raises(RegistryError) as caught:
+        client(registry).tags("shop/web")
     assert not isinstance(caught.value, RegistryUnreachable)
     assert f"'{registry.address}'" in str(caught.value)
-
-
-def test_a_registry_and_a_token_service_with_certificates_of_their_own(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    roots = tmp_path / "roots.pem"
-    authority.cert_pem.write_to_path(str(roots))
-
-    def answer(seen: Seen) -> Reply:
-        host = service.address.replace("localhost", "127.0.0.1")
-        return guarded(seen, bearer(host).replace("http:", "https:"), "Bearer abc")
-
-    with (
-        serving(told({"token": "abc"}), certificate=certificate) as service,
-        serving(answer, certificate=certificate) as served,
-    ):
-        registry = Registry(served.address, secure=True, credentials=learner, certificates=roots)
-        assert registry.tags("shop/web") == ["1"]
-        assert service.seen[0].authorization == LEARNER.basic
-        with pytest.raises(RegistryUnreachable, match="authority"):
-            Registry(served.address, secure=True, credentials=learner).tags("shop/web")
 
 
 # --- where a password never goes
 
 
-def test_a_storage_host_does_not_see_it() -> None:
-    with serving(Reply(200, BLOB)) as storage:
+@pytest.mark.parametrize("kind", ["serves", "asks"])
+def test_a_storage_host_does_not_see_it_even_if_it_asks(kind: str) -> None:
+    def answer(seen: Seen) -> Reply:
+        place = f"http://{storage.address}/v2/shop/web/blobs/x"
+        return sent_on(place) if seen.authorization == LEARNER.basic else challenge(BASIC)
 
-        def answer(seen: Seen) -> Reply:
-            if seen.authorization != LEARNER.basic:
-                return challenge(BASIC)
-            return sent_on(f"http://{storage.address}/v2/shop/web/blobs/x")
-
-        with serving(answer) as served:
-            registry = Registry(served.address, credentials=learner)
-            assert registry.read_blob("shop/web", digest_of(BLOB)) == BLOB
-    assert [(seen.path, seen.authorization) for seen in storage.seen] == [
-        ("/v2/shop/web/blobs/x", None)
-    ]
-
-
-def test_a_storage_host_that_asks_for_it_does_not_get_it() -> None:
     with (
-        serving(challenge(BASIC)) as storage,
-        serving(sent_on(f"http://{storage.address}/v2/shop/web/blobs/x")) as served,
-        pytest.raises(RegistryError),
+        serving(Reply(200, BLOB) if kind == "serves" else challenge(BASIC)) as storage,
+        serving(answer) as served,
+        contextlib.nullcontext() if kind == "serves" else pytest.raises(RegistryError),
     ):
-        Registry(served.address, credentials=learner).read_blob("shop/web", digest_of(BLOB))
-    assert [seen.authorization for seen in storage.seen] == [None]
+        registry = client(served)
+        assert registry.read_blob("shop/web", digest_of(BLOB)) == BLOB
+    seen = [(seen.path, seen.authorization) for seen in storage.seen]
+    assert seen == [("/v2/shop/web/blobs/x", None)]
 
 
 def test_an_upload_to_another_host_does_not_carry_it() -> None:
-    with serving(Reply(202, b"", {"Location": "/x"})) as other:
+    def answer(seen: Seen) -> Reply:
+        place = {"Location": f"http://{other.address}/v2/shop/web/blobs/uploads/1"}
+        return Reply(202, b"", place) if seen.authorization else challenge(BASIC)
 
-        def answer(seen: Seen) -> Reply:
-            if seen.authorization is None:
-                return challenge(BASIC)
-            return Reply(
-                202, b"", {"Location": f"http://{other.address}/v2/shop/web/blobs/uploads/1"}
-            )
-
-        with serving(answer) as registry, pytest.raises(RegistryError):
-            Registry(registry.address, credentials=learner).upload_blob("shop/web", [BLOB])
+    with serving(Reply(202, b"", {"Location": "/x"})) as other, serving(answer) as registry:
+        client(registry).upload_blob("shop/web", [BLOB])
     assert {seen.authorization for seen in other.seen} == {None}
 
 
@@ -402,20 +324,19 @@ def test_a_token_service_that_sends_on_does_not_pass_it_on() -> None:
         serving(lambda seen: guarded(seen, bearer(service.address), "Bearer abc")) as registry,
     ):
         with pytest.raises(RegistryError, match="307"):
-            Registry(registry.address, credentials=learner).tags("shop/web")
+            client(registry).tags("shop/web")
         assert elsewhere.seen == []
-        assert Registry(registry.address, credentials=nobody).tags("shop/web") == ["1"]
+        assert client(registry, None).tags("shop/web") == ["1"]
 
 
-@pytest.fixture
-def internet(monkeypatch: pytest.MonkeyPatch) -> list[requests.PreparedRequest]:
-    """Hosts that don't exist: each wants a login, but for those with tokens; what came to them."""
+def internet(monkeypatch: pytest.MonkeyPatch, header: str) -> list[requests.PreparedRequest]:
+    """Make up hosts that want a login, but for those with tokens; return what comes to them."""
     sent: list[requests.PreparedRequest] = []
 
     def send(adapter: HTTPAdapter, request: requests.PreparedRequest, **_: object) -> object:
         sent.append(request)
         path = urlsplit(str(request.url)).path
-        reply = told({"token": "abc"}) if path == "/token" else challenge(CHALLENGE[0])
+        reply = told({"token": "abc"}) if path == "/token" else challenge(header)
         raw = urllib3.HTTPResponse(
             io.BytesIO(reply.body), reply.headers, reply.status, preload_content=False
         )
@@ -423,9 +344,6 @@ def internet(monkeypatch: pytest.MonkeyPatch) -> list[requests.PreparedRequest]:
 
     monkeypatch.setattr(HTTPAdapter, "send", send)
     return sent
-
-
-CHALLENGE = [""]
 
 
 @pytest.mark.parametrize(
@@ -444,29 +362,27 @@ CHALLENGE = [""]
 )
 @pytest.mark.parametrize("known", [LEARNER, Credentials("", identity_token="correct horse")])
 def test_no_password_over_plain_http_but_on_this_machine(
-    internet: list[requests.PreparedRequest],
+    monkeypatch: pytest.MonkeyPatch,
     address: str,
     secure: bool,
     header: str,
     sends: bool,
     known: Credentials,
 ) -> None:
-    CHALLENGE[0] = header
+    sent = internet(monkeypatch, header)
     with pytest.raises(RegistryError):
         Registry(address, secure=secure, credentials=lambda _: known).ping()
     secrets = (LEARNER.basic, "correct+horse")
-    seen = [f"{one.headers.get('Authorization')} {one.url} {one.body}" for one in internet]
+    seen = [f"{one.headers.get('Authorization')} {one.url} {one.body}" for one in sent]
     shown = [text for text in seen if any(secret in text for secret in secrets)]
     assert bool(shown) is (sends and not (known.identity_token and "Basic" in header))
 
 
-def test_netrc_is_not_read(
-    internet: list[requests.PreparedRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_netrc_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine r.test login other password one\n", encoding="utf-8")
     monkeypatch.setenv("NETRC", str(netrc))
-    CHALLENGE[0] = BASIC
+    sent = internet(monkeypatch, BASIC)
     with pytest.raises(RegistryError):
-        Registry("r.test", credentials=nobody).ping()
-    assert [one.headers.get("Authorization") for one in internet] == [None]
+        Registry("r.test", credentials=lambda _: None).ping()
+    assert [one.headers.get("Authorization") for one in sent] == [None]

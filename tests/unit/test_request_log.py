@@ -29,15 +29,10 @@ def line(**changes: Any) -> bytes:
         "http.response.duration": "1.5ms",
         "http.response.status": 200,
         "http.response.written": 2,
-        "level": "info",
-        "msg": "response completed",
         "time": "2026-11-23T06:12:20.060316855Z",
     }
-    for name, value in changes.items():
-        short = {"status": "http.response.status", "duration": "http.response.duration"}
-        short |= {"agent": "http.request.useragent"}
-        short |= {"method": "http.request.method", "uri": "http.request.uri"}
-        fields[short.get(name, name)] = value
+    for name in fields:
+        fields[name] = changes.get(name.rpartition(".")[2], fields[name])
     return json.dumps(fields).encode() + b"\n"
 
 
@@ -53,19 +48,15 @@ def test_a_request_is_timed_by_its_beginning() -> None:
     assert (request.client, request.status, request.response_bytes) == ("docker", 200, 2)
 
 
-def test_lines_of_other_kinds_are_passed_over() -> None:
+def test_requests_come_in_the_order_of_their_beginnings_without_other_lines() -> None:
     log = (
         b'{"level":"info","msg":"listening on [::]:5000","time":"2026-11-23T06:12:18Z"}\n'
         b'172.31.250.1 - - [23/Nov/2026:06:12:20 +0000] "GET /v2/ HTTP/1.1" 200 2 "" "curl/7"\n'
-        + line(uri="/v2/_catalog")
+        + line(uri="/v2/late")
+        + line(uri="/v2/early", duration="2s")
         + b'{"http.response.status": 200, "cut off\n'
         + line()[:-30]
     )
-    assert only(log).uri == "/v2/_catalog"
-
-
-def test_requests_come_in_the_order_of_their_beginnings() -> None:
-    log = line(uri="/v2/late") + line(uri="/v2/early", duration="2s")
     assert [request.path for request in parse_log(log)] == ["/v2/early", "/v2/late"]
 
 
@@ -93,10 +84,7 @@ def test_durations_as_go_prints_them(duration: str, milliseconds: float) -> None
         ("GET", "/v2/shop/web/manifests/1.0", "give me the manifest of tag 1.0"),
         ("PUT", "/v2/shop/web/manifests/1.0", "store the manifest under tag 1.0"),
         ("GET", f"/v2/shop/web/manifests/{DIGEST}", "give me this manifest"),
-        ("PUT", f"/v2/shop/web/manifests/{DIGEST}", "store this manifest"),
-        ("DELETE", f"/v2/shop/web/manifests/{DIGEST}", "delete this manifest"),
         ("HEAD", f"/v2/shop/web/blobs/{DIGEST}", "do you have this blob?"),
-        ("GET", f"/v2/shop/web/blobs/{DIGEST}", "give me this blob"),
         ("POST", "/v2/shop/web/blobs/uploads/", "start an upload"),
         (
             "POST",
@@ -106,8 +94,6 @@ def test_durations_as_go_prints_them(duration: str, milliseconds: float) -> None
         ("PATCH", f"{UPLOAD}?_state=abc", "take these bytes"),
         ("PUT", f"{UPLOAD}?_state=abc&digest={DIGEST}", "finish the upload"),
         ("GET", UPLOAD, "how far is the upload?"),
-        ("DELETE", UPLOAD, "cancel the upload"),
-        ("GET", f"/v2/shop/web/referrers/{DIGEST}", "what refers to this manifest?"),
         ("GET", "/v2/tags/blobs/manifests/tags/list", "which tags has tags/blobs/manifests?"),
         ("GET", "/v2/a/manifests/\x1b[2J", "give me the manifest of tag \ufffd[2J"),
         ("GET", "/v2/a/manifests/{tag}", "give me the manifest of tag {tag}"),
@@ -132,24 +118,21 @@ def test_the_meaning_of_a_request(method: str, uri: str, meaning: str) -> None:
     ],
 )
 def test_who_asked(agent: str, client: str) -> None:
-    assert only(line(agent=agent)).client == client
+    assert only(line(useragent=agent)).client == client
 
 
 @pytest.mark.parametrize(
-    ("method", "uri", "status", "uploaded"),
+    ("method", "uri", "status", "repository"),
     [
-        ("PUT", f"{UPLOAD}?_state=a&digest=sha256%3A{'ab' * 32}", 201, ("shop/web", DIGEST)),
-        ("PUT", f"{UPLOAD}?_state=a&digest={DIGEST}", 400, None),
-        ("PATCH", f"{UPLOAD}?_state=a&digest={DIGEST}", 201, None),
-        ("PUT", f"{UPLOAD}?_state=a&digest=sha256:12", 201, None),
-        ("PUT", f"/v2/shop/web/manifests/1?digest={DIGEST}", 201, None),
+        ("PUT", f"{UPLOAD}?_state=a&digest=sha256%3A{'ab' * 32}", 201, "shop/web"),
+        ("PUT", f"{UPLOAD}?_state=a&digest={DIGEST}", 400, ""),
+        ("PATCH", f"{UPLOAD}?_state=a&digest={DIGEST}", 201, ""),
+        ("PUT", f"{UPLOAD}?_state=a&digest=sha256:12", 201, ""),
+        ("PUT", f"/v2/shop/web/manifests/1?digest={DIGEST}", 201, ""),
     ],
 )
-def test_which_blob_an_upload_was(
-    method: str, uri: str, status: int, uploaded: tuple[str, str] | None
-) -> None:
-    assert only(line(method=method, uri=uri, status=status)).uploaded == uploaded
-
-
-def test_the_path_leaves_out_the_upload_token() -> None:
-    assert only(line(method="PATCH", uri=f"{UPLOAD}?_state=abc")).path == UPLOAD
+def test_which_blob_an_upload_was(method: str, uri: str, status: int, repository: str) -> None:
+    request = only(line(method=method, uri=uri, status=status))
+    assert request.uploaded_to == repository
+    assert not repository or request.digest == DIGEST
+    assert "?" not in request.path
