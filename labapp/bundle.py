@@ -1,22 +1,16 @@
 """Bundles: base images, the registry's image, wheels and known fixes, for machines offline.
 
-A bundle is an OCI image layout in a tar: images byte for byte as the registry has them. Wheels and
-fixes are blobs of it too, whose digests the index has by their names, as annotations.
-
-Source: OCI Image Specification 1.1, image-layout.md and image-index.md.
+A bundle is a zip file, nothing in it compressed once more: manifests by the names of their images,
+blobs by their digests, as the registry has them byte for byte, and files by their names.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
-import tarfile
-import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
-from typing import IO
 
 from labapp import feedback
 from labapp.bench import Bench
@@ -24,30 +18,20 @@ from labapp.errors import BaseError, DamagedContent, VulnerabilityError
 from labapp.inside import image as contents
 from labapp.inside import known as vulnerabilities
 from labapp.inside.debian_mirror import keep_snapshot, parse_snapshot
+from labapp.inside.inspection import CACHE
 from labapp.journey import bases, wheels
 from labapp.journey.bases import NAMES, REGISTRY, Base, Place, Shelf
 from labapp.machine import engine as engines
 from labapp.reference import Reference
 from labapp.registry.client import RegistryImage
-from labapp.registry.manifests import (
-    OCI_INDEX,
-    Index,
-    Manifest,
-    Platform,
-    canonical_json,
-    digest_of,
-    parse_config,
-    parse_manifest,
-)
+from labapp.registry.manifests import Manifest, Platform, parse_config, parse_manifest
 from labapp.registry.server import RegistryServer
 from labapp.state import REPOSITORY, State
 
 FIXES = "snapshot.json.gz"
 """What Debian had fixed in the base images' packages when the bundle was saved."""
 
-_NAME = "org.opencontainers.image.ref.name"
-_FILE = "labapp.file/"
-_CHUNK_BYTES = 1024 * 1024
+_IMAGES, _BLOBS, _FILES = "images/", "blobs/", "files/"
 
 
 def save(bench: Bench, path: Path) -> None:
@@ -98,7 +82,7 @@ def load(state: State, path: Path, *, wheel_folder: Path | None = None) -> tuple
         for failure in shelf.copy(places, came_from=path.name).values():
             raise failure
         wheels.unpack(wheel_folder or REPOSITORY / "dockerfiles" / "app" / "wheels", files)
-        keep_snapshot(known, folder=_fixes_folder(state))
+        keep_snapshot(known, folder=state.path(CACHE, "vulnerabilities"))
     return bases.recorded(server, state)
 
 
@@ -109,20 +93,33 @@ def write(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write images and files, by name, to a bundle: all of it, or none of it; tell how far."""
+    members: dict[str, tuple[int, Iterable[bytes]]] = {}
+    for name, (source, reference) in images.items():
+        manifest = source.image(reference).manifest
+        members[_IMAGES + name] = len(manifest.raw), [manifest.raw]
+        for blob in manifest.blobs:
+            stored = source.open_blob(reference.repository, blob.digest, size=blob.size)
+            members[_BLOBS + blob.digest] = blob.size, stored
+    members |= {_FILES + name: (len(data), [data]) for name, data in files.items()}
+    done, total = 0, sum(size for size, _ in members.values())
+    draft = path.with_name(f"{path.name}.part")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as draft:
-            try:
-                _write(draft, images, files, progress)
-            except BaseException:
-                Path(draft.name).unlink()
-                raise
-        Path(draft.name).chmod(0o644)
-        Path(draft.name).replace(path)
+        with zipfile.ZipFile(draft, "w") as archive:
+            for name, (_, chunks) in members.items():
+                # An entry without a time: equal content gives equal bytes.
+                with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member:
+                    for chunk in chunks:
+                        member.write(chunk)
+                        done += len(chunk)
+                        progress(done, total)
+        draft.replace(path)
     except OSError as error:
         raise BaseError(
             f"saving the bundle '{path}': {error.strerror or error}. Name a file in a folder that "
             "exists, is writable and has a gigabyte to spare."
         ) from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 class Bundle:
@@ -135,58 +132,52 @@ class Bundle:
         """Read the list of what it holds, or raise ``DamagedContent``."""
         self.path = path
         try:
-            # Nothing is ever unpacked under a member's name, so any name will do.
-            with tarfile.open(path, "r:") as tar:
-                self._members = {member.name: member for member in tar if member.isreg()}
-            index = parse_manifest(b"".join(self._read("index.json")), OCI_INDEX)
-        except (tarfile.TarError, DamagedContent) as error:
+            self._archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
             raise self.damaged("it is cut off, or no bundle") from error
         except OSError as error:
             raise DamagedContent(
                 f"loading the bundle '{path}': {error.strerror or error}. Check the file's name."
             ) from error
-        assert isinstance(index, Index)
-        self._entries = {entry.annotations.get(_NAME, ""): entry for entry in index.manifests}
-        self._files = {
-            name.removeprefix(_FILE): digest
-            for name, digest in json.loads(index.raw).get("annotations", {}).items()
-            if name.startswith(_FILE)
-        }
+        self._names = frozenset(self._archive.namelist())
 
     def verify(self, progress: Callable[[int, int], None]) -> None:
-        """Compare every blob of every image, and every file, with its digest; tell how far."""
-        wanted = {blob.digest for name in self._entries for blob in self._named(name).blobs}
-        wanted.update(self._files.values())
-        sizes = {name: member.size for name, member in self._members.items()}
-        done, total = 0, sum(sizes.get(_path(digest), 0) for digest in wanted)
-        for digest in sorted(wanted):
-            for chunk in self.open_blob("", digest):
+        """Compare blobs with their digests and the rest with its checksums; tell how far."""
+        members = self._archive.infolist()
+        done, total = 0, sum(member.file_size for member in members)
+        for member in members:
+            hasher = hashlib.sha256()
+            for chunk in self._read(member.filename):
+                hasher.update(chunk)
                 done += len(chunk)
                 progress(done, total)
+            is_blob = member.filename.startswith(_BLOBS)
+            if is_blob and member.filename != f"{_BLOBS}sha256:{hasher.hexdigest()}":
+                raise self.damaged(f"its '{member.filename}' has another digest")
+        for name in self._names:
+            blobs = self._manifest(name).blobs if name.startswith(_IMAGES) else ()
+            for blob in blobs:
+                if _BLOBS + blob.digest not in self._names:
+                    raise self.damaged(f"the blob {blob.digest} is missing")
 
     def image(
         self, reference: Reference | str, *, platform: Platform | None = None
     ) -> RegistryImage:
         """Return an image's manifest and config; a bundle is for one platform."""
-        manifest = self._named(str(reference))
+        manifest = self._manifest(f"{_IMAGES}{reference}")
         config = b"".join(self.open_blob("", manifest.config.digest))
         return RegistryImage(Reference.parse(str(reference)), manifest, parse_config(config))
 
     def files(self) -> dict[str, bytes]:
         """Return the wheels and fixes, by name."""
-        return {name: b"".join(self.open_blob("", d)) for name, d in self._files.items()}
+        names = [name for name in self._names if name.startswith(_FILES)]
+        return {name.removeprefix(_FILES): b"".join(self._read(name)) for name in names}
 
     def open_blob(
         self, repository: str, digest: str, *, size: int | None = None
     ) -> Generator[bytes]:
-        """Yield a blob's bytes; the last word, on their digest, is at the end."""
-        hasher, count = hashlib.sha256(), 0
-        for chunk in self._read(_path(digest)):
-            hasher.update(chunk)
-            count += len(chunk)
-            yield chunk
-        if digest != f"sha256:{hasher.hexdigest()}" or size not in (None, count):
-            raise self.damaged(f"the blob {digest} does not match its digest")
+        """Yield a blob's bytes."""
+        return self._read(_BLOBS + digest)
 
     def damaged(self, cause: str) -> DamagedContent:
         """Return the error for a bundle that can't be used."""
@@ -195,98 +186,32 @@ class Bundle:
             "that 'labapp bundle save' wrote; nothing was changed."
         )
 
-    def _named(self, name: str) -> Manifest:
-        if name not in self._entries:
-            raise self.damaged(f"it has no '{name}'")
-        entry = self._entries[name]
-        found = parse_manifest(b"".join(self.open_blob("", entry.digest)), entry.media_type)
+    def _manifest(self, name: str) -> Manifest:
+        found = parse_manifest(b"".join(self._read(name)))
         if not isinstance(found, Manifest):
             raise self.damaged(f"its '{name}' is no image")
         return found
 
     def _read(self, name: str) -> Generator[bytes]:
-        if name not in self._members:
+        if name not in self._names:
             raise self.damaged(f"it has no '{name}'")
-        left = self._members[name].size
-        # A handle of its own each time, so that threads can read side by side.
-        with self.path.open("rb") as file:
-            file.seek(self._members[name].offset_data)
-            while chunk := file.read(min(_CHUNK_BYTES, left)):
-                left -= len(chunk)
-                yield chunk
+        try:
+            with self._archive.open(name) as member:
+                while chunk := member.read(1024 * 1024):
+                    yield chunk
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise self.damaged(f"its '{name}' can't be read") from error
 
 
 def _known_fixes(bench: Bench) -> dict[str, bytes]:
-    """Return a snapshot of Debian's fixes for the Python base images, if there is one."""
-    cache = bench.state.path("cache", "layers")
+    cache = bench.state.path(CACHE, "layers")
     pythons = [base.reference for base in bench.bases if base.name != REGISTRY]
-    images = [contents.read(bench.registry, each, folder=cache) for each in pythons]
+    images = [
+        contents.read(bench.registry, bench.registry.image(each), folder=cache) for each in pythons
+    ]
     try:
-        return {FIXES: vulnerabilities.snapshot(images, folder=_fixes_folder(bench.state))}
+        folder = bench.state.path(CACHE, "vulnerabilities")
+        return {FIXES: vulnerabilities.snapshot(images, folder=folder)}
     except VulnerabilityError as error:
         feedback.say(f"The bundle goes without known vulnerabilities. {error}")
         return {}
-
-
-def _fixes_folder(state: State) -> Path:
-    return state.path("cache", "vulnerabilities")
-
-
-def _write(
-    file: IO[bytes],
-    images: Mapping[str, Place],
-    files: Mapping[str, bytes],
-    progress: Callable[[int, int], None],
-) -> None:
-    entries: list[dict[str, object]] = []
-    blobs: dict[str, tuple[int, Iterable[bytes]]] = {}
-    for name, (source, reference) in images.items():
-        manifest = source.image(reference).manifest
-        for blob in manifest.blobs:
-            chunks: Iterable[bytes] = source.open_blob(
-                reference.repository, blob.digest, size=blob.size
-            )
-            blobs[blob.digest] = blob.size, chunks
-        blobs[manifest.digest] = len(manifest.raw), [manifest.raw]
-        entries.append(
-            {
-                "mediaType": manifest.media_type,
-                "digest": manifest.digest,
-                "size": len(manifest.raw),
-                "annotations": {_NAME: name},
-            }
-        )
-    blobs |= {digest_of(data): (len(data), [data]) for data in files.values()}
-    done, total = 0, sum(size for size, _ in blobs.values())
-    for digest, (size, chunks) in blobs.items():
-        with _member(file, _path(digest), size):
-            for chunk in chunks:
-                file.write(chunk)
-                done += len(chunk)
-                progress(done, total)
-    index = {
-        "schemaVersion": 2,
-        "mediaType": OCI_INDEX,
-        "manifests": entries,
-        "annotations": {f"{_FILE}{name}": digest_of(data) for name, data in files.items()},
-    }
-    # The index comes last, so that a file that was cut off lacks it.
-    for name, content in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
-        data = canonical_json(content)
-        with _member(file, name, len(data)):
-            file.write(data)
-    file.write(bytes(2 * tarfile.BLOCKSIZE))
-
-
-@contextlib.contextmanager
-def _member(file: IO[bytes], name: str, size: int) -> Iterator[None]:
-    """Begin and end a member whose bytes come one by one; ``TarFile`` would want a file."""
-    member = tarfile.TarInfo(name)  # without times and owners: equal content gives equal bytes
-    member.size = size
-    file.write(member.tobuf(tarfile.USTAR_FORMAT))
-    yield
-    file.write(bytes(-size % tarfile.BLOCKSIZE))
-
-
-def _path(digest: str) -> str:
-    return f"blobs/{digest.replace(':', '/', 1)}"

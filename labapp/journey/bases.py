@@ -40,16 +40,10 @@ NAMES = (REGISTRY, FULL, SLIM)
 SOURCES = ("mirror", "hub", "debian")
 """An instructor's registry, Docker Hub, Debian packages: tried in this order."""
 
-SOURCE_VARIABLE = "LABAPP_BASES"
 MIRROR_VARIABLE = "LABAPP_MIRROR"
-HUB_VARIABLE = "LABAPP_HUB"
-HUB = "docker.io/library"
 
 RECORD = "bases"
-"""The name under which the state folder keeps the digests and sources of the base images."""
-
-QUIET_SECONDS = 120.0
-"""An upload that has had no byte for so long is one that nobody works on any more."""
+"""What the state folder keeps of them: digests and sources."""
 
 Place = tuple[ImageSource, Reference]
 """Where an image is copied from."""
@@ -57,14 +51,9 @@ Place = tuple[ImageSource, Reference]
 
 @dataclass(frozen=True)
 class Base:
-    """A base image in the lab's registry.
+    """A base image in the lab's registry, by its public name; ``registry`` is the registry's own.
 
-    Attributes:
-        name: its public name, ``python:3.13`` say; ``registry`` is the registry's own.
-        reference: where it is in the lab's registry, pinned by digest.
-        digest: of its manifest, as the lab recorded it; a public image keeps its own.
-        source: ``debian-packages``, or the way it came: ``hub``, ``mirror``, or the name of a
-            bundle.
+    ``source`` is ``debian-packages``, or the way it came: ``hub``, ``mirror``, a bundle's name.
     """
 
     name: str
@@ -78,8 +67,7 @@ def prepare(
 ) -> tuple[Base, ...]:
     """Start the registry and put the base images into it, unless they are there and whole.
 
-    Each base is recorded as soon as it is complete, so an interrupted run goes on where it was.
-    Whoever calls this holds the lab's lock.
+    An interrupted run goes on where it was. Whoever calls this holds the lab's lock.
     """
     sources = order(source)
     debian.clear(state.path("roots"))
@@ -88,7 +76,6 @@ def prepare(
         _first_that_serves([REGISTRY], sources, shelf.load_from)
     server.start(image=engine_name(state))
     if missing := [name for name in NAMES if not shelf.has(name)]:
-        server.purge_uploads(older_than=QUIET_SECONDS)
         _first_that_serves(missing, sources, shelf.get)
     return recorded(server, state)
 
@@ -106,7 +93,7 @@ def recorded(server: RegistryServer, state: State) -> tuple[Base, ...]:
 def order(source: str) -> list[str]:
     """Return the sources to try: all there are for ``auto``, unless LABAPP_BASES names one."""
     if source == "auto":
-        source = os.environ.get(SOURCE_VARIABLE) or "auto"
+        source = os.environ.get("LABAPP_BASES") or "auto"
     there = [name for name in SOURCES if name != "mirror" or os.environ.get(MIRROR_VARIABLE)]
     if source == "auto":
         return there
@@ -125,16 +112,12 @@ def at(address: str, name: str) -> Reference:
 
 
 def place_of(source: str, name: str) -> tuple[Registry, Reference]:
-    """Return where a source has a base image.
-
-    That is the mirror of LABAPP_MIRROR, where ``http://`` in front asks for plain HTTP; or Docker
-    Hub, in whose place LABAPP_HUB can name another prefix.
-    """
+    """Return where the mirror or the hub has a base image; ``http://`` asks for plain HTTP."""
     if source == "mirror":
         scheme, separator, address = os.environ[MIRROR_VARIABLE].rstrip("/").rpartition("://")
         secure = scheme == "https" if separator else None
         return Registry(address, secure=secure), at(address, name)
-    prefix = (os.environ.get(HUB_VARIABLE) or HUB).rstrip("/")
+    prefix = (os.environ.get("LABAPP_HUB") or "docker.io/library").rstrip("/")
     reference = Reference.parse(f"{prefix}/{'registry:3' if name == REGISTRY else name}")
     return Registry(reference.registry), reference
 
@@ -150,7 +133,7 @@ class Shelf:
     def __init__(self, engine: Engine, server: RegistryServer, state: State) -> None:
         self._engine, self._server, self._state = engine, server, state
         self._platform = Platform.parse(engine.platform)
-        self._own: tuple[Manifest, dict[str, bytes]] | None = None
+        self._loaded: tuple[Manifest, Mapping[str, bytes]] | None = None
         self._writing = threading.Lock()
 
     @functools.cached_property
@@ -162,29 +145,29 @@ class Shelf:
         with self._engine.doing("looking for the registry's image"):
             return self._engine.image(engine_name(self._state)) is not None
 
-    def load_from(self, source: str, _: Collection[str]) -> dict[str, LabError]:
+    def load_from(self, source: str, names: Collection[str]) -> dict[str, LabError]:
         """Give the engine the registry's image from one of :data:`SOURCES`; failures are raised."""
-        if source == "debian":
-            blobs: dict[str, bytes] = {}
-
-            def keep(chunks: Iterable[bytes]) -> tuple[str, int]:
-                data = b"".join(chunks)
-                blobs[digest_of(data)] = data
-                return digest_of(data), len(data)
-
-            with debian.making([REGISTRY], self._platform, self._state.path("roots")) as roots:
-                made = debian.image(debian.recipe(REGISTRY), roots[REGISTRY], keep, self._platform)
-            self._load(made, blobs)
+        if source != "debian":
+            place = place_of(source, REGISTRY)
+            try:
+                self.load(place)
+            except RegistryError as error:
+                self._pull(place[1], engine_name(self._state), error)
             return {}
-        place = place_of(source, REGISTRY)
-        try:
-            self.load(place)
-        except RegistryError as error:
-            self._pull(place[1], engine_name(self._state), error)
+        blobs: dict[str, bytes] = {}
+
+        def keep(chunks: Iterable[bytes]) -> tuple[str, int]:
+            data = b"".join(chunks)
+            blobs[digest_of(data)] = data
+            return digest_of(data), len(data)
+
+        with debian.making(names, self._platform, self._state.path("roots")) as roots:
+            made = debian.image(debian.recipe(REGISTRY), roots[REGISTRY], keep, self._platform)
+        self._load(made, blobs)
         return {}
 
     def load(self, place: Place) -> None:
-        """Give the engine the registry's image out of a registry or a bundle."""
+        """Give the engine the registry's image from a place that has it."""
         source, reference = place
         manifest = source.image(reference, platform=self._platform).manifest
         blobs = {
@@ -195,19 +178,20 @@ class Shelf:
         }
         self._load(manifest, blobs)
 
-    def _load(self, manifest: Manifest, blobs: dict[str, bytes]) -> None:
-        """Hand the engine an archive of the form that ``docker save`` writes."""
+    def _load(self, manifest: Manifest, blobs: Mapping[str, bytes]) -> None:
+        """Give the engine an image as an archive of the form of ``docker save``."""
         name = engine_name(self._state)
-        files = {digest.partition(":")[2]: data for digest, data in blobs.items()}
         listing = {
             "Config": manifest.config.digest.partition(":")[2],
             "RepoTags": [f"docker.io/{name}"],  # a full name, as containerd wants
             "Layers": [layer.digest.partition(":")[2] for layer in manifest.layers],
         }
+        files = {digest.partition(":")[2]: data for digest, data in blobs.items()}
         archive = tar_of(files | {"manifest.json": canonical_json([listing])})
         with self._engine.doing(f"loading the registry's image '{name}'", BaseError):
             self._engine.client.images.load(archive)
-        self._own = manifest, blobs
+        # It is wanted once more, as soon as the registry runs.
+        self._loaded = manifest, blobs
 
     def has(self, name: str) -> bool:
         """Tell if a base is there and whole; what is damaged is discarded, to be stored anew."""
@@ -233,62 +217,50 @@ class Shelf:
 
     def get(self, source: str, names: Collection[str]) -> dict[str, LabError]:
         """Take bases from one of :data:`SOURCES`; return what failed."""
-        if self._own is not None and REGISTRY in names:
-            # The engine only just got it; it is here still.
-            (manifest, blobs), self._own = self._own, None
+        if self._loaded is not None and REGISTRY in names:
+            manifest, blobs = self._loaded
             for data in blobs.values():
                 self._registry.upload_blob(self._at(REGISTRY).repository, [data])
-            self._put(REGISTRY, manifest, source)
+            self._store(REGISTRY, manifest, came_from=source)
             names = [name for name in names if name != REGISTRY]
-        if not names:
-            return {}
         if source == "debian":
-            return self._make(names)
+            return self._make(names) if names else {}
         places = {name: place_of(source, name) for name in names}
         failed = self.copy(places, came_from=source)
-        for name, error in tuple(failed.items()):
+        for name, why in list(failed.items()):
             try:
-                self._pull(places[name][1], self._at(name), error)
+                self._pull(places[name][1], self._at(name), why)
                 self._push(name, came_from=source)
                 del failed[name]
             except EngineLost:
                 raise
-            except LabError as later:
-                failed[name] = later
+            except LabError as error:
+                failed[name] = error
         return failed
 
     def copy(self, places: Mapping[str, Place], *, came_from: str) -> dict[str, LabError]:
-        """Copy bases from registries or a bundle; return what failed."""
+        """Copy bases from registries or a bundle; return what failed.
 
-        def copy(name: str) -> None:
-            (source, reference), target = places[name], self._at(name)
-            image = source.image(reference, platform=self._platform)
-            # The registry never writes over a blob that it has, however damaged.
-            damage = self._registry.damaged_blobs(target.repository, image.manifest)
-            self._server.discard_blobs([b.digest for b in damage if b.found_bytes is not None])
-            show = functools.partial(bars.update, name)
-            self._registry.copy(source, image, to=target, progress=show)
-            self._record(name, image, came_from)
-
+        One by one: CNCF Distribution can't take the same blob twice at once into one repository.
+        """
+        failed: dict[str, LabError] = {}
         with feedback.bars("Copying the base images") as bars:
-            return _side_by_side(copy, places)
-
-    def _make(self, names: Collection[str]) -> dict[str, LabError]:
-        """Make bases from Debian's packages; each is stored while it comes."""
-
-        def make(name: str) -> None:
-            store = functools.partial(self._registry.upload_blob, self._at(name).repository)
-            made = debian.image(debian.recipe(name), roots[name], store, self._platform)
-            self._put(name, made, debian.SOURCE)
-
-        with debian.making(names, self._platform, self._state.path("roots")) as roots:
-            return _side_by_side(make, names, running=roots.values())
+            for name, (source, reference) in places.items():
+                show, target = functools.partial(bars.update, name), self._at(name)
+                try:
+                    image = source.image(reference, platform=self._platform)
+                    # The registry never writes over a blob that it has, however damaged.
+                    damage = self._registry.damaged_blobs(target.repository, image.manifest)
+                    there = [each.digest for each in damage if each.found_bytes is not None]
+                    self._server.discard_blobs(there)
+                    self._registry.copy(source, image, to=target, progress=show)
+                    self._record(name, image, came_from)
+                except LabError as error:
+                    failed[name] = error
+        return failed
 
     def _pull(self, public: Reference, name: Reference | str, why: LabError) -> None:
-        """Have the engine pull an image and name it: it may have a way that the lab has not.
-
-        Where it has none either, the lab's own failure tells why.
-        """
+        """Have the engine pull what the lab can't reach, and name it; else the lab tells why."""
         from labapp.journey import transfer  # slow, and rarely needed
 
         with self._engine.doing(f"looking for '{public}'"):
@@ -309,12 +281,34 @@ class Shelf:
         # Some engines push an index.
         self._record(name, self._registry.image(pinned, platform=self._platform), came_from)
 
-    def _put(self, name: str, manifest: Manifest, came_from: str) -> None:
+    def _store(self, name: str, manifest: Manifest, *, came_from: str) -> None:
         """Store the manifest of an image whose blobs are there."""
-        target = self._at(name)
+        at = self._at(name)
         raw, kind = manifest.raw, manifest.media_type
-        self._registry.put_manifest(target.repository, target.identifier, raw, kind)
-        self._record(name, self._registry.image(target), came_from)
+        self._registry.put_manifest(at.repository, at.identifier, raw, kind)
+        self._record(name, self._registry.image(at), came_from)
+
+    def _make(self, names: Collection[str]) -> dict[str, LabError]:
+        """Make bases from Debian's packages; each is stored while it comes."""
+
+        def make(name: str) -> None:
+            keep = functools.partial(self._registry.upload_blob, self._at(name).repository)
+            made = debian.image(debian.recipe(name), roots[name], keep, self._platform)
+            self._store(name, made, came_from=debian.SOURCE)
+
+        # When this is interrupted, the roots are stopped first, and the threads end by that.
+        with (
+            ThreadPoolExecutor(len(NAMES)) as threads,
+            debian.making(names, self._platform, self._state.path("roots")) as roots,
+        ):
+            started = {name: threads.submit(make, name) for name in names}
+            failed: dict[str, LabError] = {}
+            for name, each in started.items():
+                try:
+                    each.result()
+                except LabError as error:
+                    failed[name] = error
+            return failed
 
     def _at(self, name: str) -> Reference:
         return at(self._registry.address, name)
@@ -355,28 +349,3 @@ def _first_that_serves(
             "Mend one of them, or take a file from a machine that has them: "
             "'labapp bundle save' there, 'labapp bundle load' here."
         )
-
-
-def _side_by_side(
-    work: Callable[[str], None], names: Collection[str], *, running: Iterable[debian.Root] = ()
-) -> dict[str, LabError]:
-    """Do the work for several bases at once, and return what failed.
-
-    What is running for it is stopped when this is interrupted, so that it ends soon.
-    """
-
-    def attempt(name: str) -> tuple[str, LabError | None]:
-        try:
-            work(name)
-        except LabError as error:
-            return name, error
-        return name, None
-
-    with ThreadPoolExecutor(len(NAMES)) as threads:
-        try:
-            ended = list(threads.map(attempt, names))
-        except BaseException:
-            for root in running:
-                root.stop()
-            raise
-    return {name: error for name, error in ended if error is not None}

@@ -25,7 +25,7 @@ from labapp.reference import Reference
 if TYPE_CHECKING:
     import pandas as pd
 
-LOG_LINES = 12
+_LOG_LINES = 12
 """How many lines of a failed step's log, and of its instruction, a message shows."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -44,21 +44,13 @@ _CLASSIC_NOISE = re.compile(
 _VERTEX = re.compile(r"#(\d+) (.*)")
 _VERTEX_STEP = re.compile(r"\[(?:(\S+) +)?(\d+)/(\d+)\] (.*)")
 _VERTEX_LOG = re.compile(r"\d+\.\d+ (.*)")
+_VERTEX_END = re.compile(r"CACHED$|DONE ([\d.]+)s|ERROR: ")
 _PLACE = re.compile(r"[^\s#>].*:(\d+)")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a build.
-
-    Attributes:
-        number: from 1, in the order of the Dockerfile.
-        instruction: as the builder prints it.
-        cached: whether its result came from the build cache.
-        seconds: how long it took.
-        stage: the name of its stage, where the Dockerfile gives it one.
-        log: the lines that it printed.
-    """
+    """One step of a build, from number 1; its instruction is as the builder prints it."""
 
     number: int
     instruction: str
@@ -70,18 +62,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Build:
-    """What a build made, and how.
-
-    Attributes:
-        reference: the image's name.
-        image_id: what this engine calls the image; another engine calls it something else.
-        steps: in the order of the Dockerfile.
-        seconds: how long it took in all.
-        context_bytes: how much of the folder was sent to the builder, as exactly as it says.
-    """
+    """What a build made, and how; ``context_bytes`` of the folder were sent to the builder."""
 
     reference: Reference
-    image_id: str
     steps: tuple[Step, ...]
     seconds: float
     context_bytes: int
@@ -95,30 +78,23 @@ class Build:
         """
         import pandas as pd  # A second that quick commands need not pay.
 
-        bases = choosing(self.steps)
-        rows = [
+        table = pd.DataFrame(
             {
-                "step": step.number,
-                "stage": step.stage or "",
-                "instruction": step.instruction,
-                "cached": "" if step.number in bases else step.cached,
-                "seconds": round(step.seconds, 2),
+                "step": [step.number for step in self.steps],
+                "stage": [step.stage or "" for step in self.steps],
+                "instruction": [step.instruction for step in self.steps],
+                "cached": pd.Series([step.cached for step in self.steps], dtype=object),
+                "seconds": [round(step.seconds, 2) for step in self.steps],
             }
-            for step in self.steps
-        ]
-        table = pd.DataFrame(rows, columns=["step", "stage", "instruction", "cached", "seconds"])
+        )
+        table.loc[table["step"].isin(choosing(self.steps)), "cached"] = ""
         return table if table["stage"].any() else table.drop(columns="stage")
 
 
 def choosing(steps: Sequence[Step]) -> set[int]:
     """Return the numbers of the steps that only choose a base image: nothing to cache there."""
-    keywords = [step.instruction.split(" ", 1)[0].upper() for step in steps]
-    first = keywords.index("FROM") if "FROM" in keywords else 0
-    return {
-        step.number
-        for place, (step, keyword) in enumerate(zip(steps, keywords, strict=True))
-        if keyword == "FROM" or place < first
-    }
+    froms = {step.number for step in steps if step.instruction.upper().startswith("FROM ")}
+    return froms | {step.number for step in steps if froms and step.number < min(froms)}
 
 
 def build(
@@ -165,10 +141,7 @@ def build(
     with feedback.bars(f"building {tag}", unit="steps") as bars:
         told = _run(engine, [*argv, _shown(context)], text, bars, doing)
         bars.finish("steps", f"{sum(step.cached for step in told.steps)} from the cache")
-    with engine.doing(doing, BuildError):
-        # What BuildKit calls it is the digest of the config, whatever the engine's store.
-        image_id = str(engine.client.images.get(tag).id)
-    return Build(reference, image_id, tuple(told.steps), time.monotonic() - began, told.sent)
+    return Build(reference, tuple(told.steps), time.monotonic() - began, told.sent)
 
 
 def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> _Steps:
@@ -183,7 +156,6 @@ def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> 
             stdout=subprocess.PIPE,
             # BuildKit's progress goes there; of the classic builder, a line or two of complaint.
             stderr=subprocess.PIPE if classic else subprocess.STDOUT,
-            text=True,
             encoding="utf-8",
             errors="replace",
         )
@@ -230,25 +202,13 @@ def _settings(engine: Engine) -> dict[str, str]:
 
 
 class _Steps:
-    """Reads what a builder prints, line by line.
-
-    Attributes:
-        written: the Dockerfile's instructions.
-        stages: the names of its stages in order; None for one without a name.
-        sent: bytes of the build context that were sent.
-        steps: that have ended; in the order of the Dockerfile once all is read.
-        running: a step that has begun and not ended yet.
-        total: how many steps there are, as far as it is known.
-        failed: the step that ended the build.
-        error: what the builder said when it gave up.
-        line: of the Dockerfile that failed, from 1, where the builder names it.
-    """
+    """What a builder tells, line by line; the steps are in order once it has ended."""
 
     def __init__(self, text: str) -> None:
         self.written = instructions(text)
         froms = ([w.text for w in each.words] for each in self.written if each.keyword == "FROM")
         self.stages = [w[-1] if len(w) > 2 and w[-2].upper() == "AS" else None for w in froms]
-        self.sent = self.total = 0
+        self.sent = self.total = 0  # bytes of the context; steps
         self.steps: list[Step] = []
         self.running: Step | None = None
         self.failed: Step | None = None
@@ -257,13 +217,9 @@ class _Steps:
 
 
 class _ClassicSteps(_Steps):
-    """Reads what the classic builder prints to its standard output.
+    """Reads the classic builder; the step that labels add is not shown, since nobody wrote it."""
 
-    Labels given to a build come as one step more, which is not shown, since nobody wrote it.
-    """
-
-    _log: list[str]
-    _began: float
+    _began = 0.0
 
     def read(self, line: str) -> None:
         step = _CLASSIC_STEP.match(line)
@@ -276,30 +232,25 @@ class _ClassicSteps(_Steps):
                 froms = [each.keyword for each in self.written[:number]].count("FROM")
                 stage = self.stages[froms - 1] if froms else None
                 self.running = Step(number, step[3].strip(), stage=stage)
-                self._log, self._began = [], time.monotonic()
+                self._began = time.monotonic()
         elif self.running is None:
             self.sent = _sent(line) or self.sent
         elif line.startswith(" ---> Using cache"):
             self.running = replace(self.running, cached=True)
         # What a program printed last may have no line end.
         elif line := _CLASSIC_NOISE.sub("", line):
-            self._log.append(line)
+            self.running = replace(self.running, log=(*self.running.log, line))
 
     def end(self) -> None:
         if self.running is not None:
-            seconds = time.monotonic() - self._began
             # Should the build have failed, then in the step that was the last to begin.
-            self.failed = replace(self.running, seconds=seconds, log=tuple(self._log))
+            self.failed = replace(self.running, seconds=time.monotonic() - self._began)
             self.steps.append(self.failed)
         self.running = None
 
 
 class _BuildKitSteps(_Steps):
-    """Reads what BuildKit prints as plain progress.
-
-    It counts the steps of each stage apart, runs stages side by side, and shows no step for an
-    instruction that changes no file.
-    """
+    """Reads BuildKit, which runs stages side by side, and counts each one's steps that act."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -337,19 +288,13 @@ class _BuildKitSteps(_Steps):
             self.sent = max(self.sent, sent)
         elif step is None or header:
             return
-        elif text == "CACHED":
-            self._end(key, replace(step, cached=True))
-        elif text.startswith("DONE "):
-            self._end(key, replace(step, seconds=float(text[5:].rstrip("s"))))
-        elif text.startswith("ERROR: "):
-            self.failed = step
-            self._end(key, step)
         elif printed := _VERTEX_LOG.fullmatch(text):
             self._open[key] = replace(step, log=(*step.log, printed[1]))
-
-    def _end(self, key: str, step: Step) -> None:
-        del self._open[key]
-        self.steps.append(step)
+        elif ended := _VERTEX_END.match(text):
+            seconds, failed = float(ended[1] or 0), text.startswith("ERROR")
+            self.steps.append(replace(step, cached=text == "CACHED", seconds=seconds))
+            self.failed = self.steps[-1] if failed else self.failed
+            del self._open[key]
 
 
 def _sent(line: str) -> int:
@@ -361,20 +306,19 @@ def _sent(line: str) -> int:
 def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -> BuildError:
     """Return the error of a failed build, which quotes the Dockerfile and the log."""
     cause = _WRAPPINGS.sub("", cause, count=1).rstrip(".")
-    step, line = told.failed, told.line
-    unread = _PARSE_LINE.search(cause)
-    if unread:
+    line, log = told.line, told.failed.log[-_LOG_LINES:] if told.failed else ()
+    if unread := _PARSE_LINE.search(cause):
         line = int(unread[1])
-    elif line is None and step is not None and step.number <= len(told.written):
-        line = told.written[step.number - 1].line
-    log = step.log[-LOG_LINES:] if step is not None else ()
+    elif line is None and told.failed and told.failed.number <= len(told.written):
+        line = told.written[told.failed.number - 1].line
     parts = [f"{doing}: {f'line {line}: ' if line else ''}{cause}."]
     keyword, heredoc = "", False
     for guilty in told.written:
         if line is not None and guilty.line <= line <= guilty.last_line:
             keyword, heredoc = guilty.keyword, guilty.line < line and "<<" in guilty.text
-            quoted = text.split("\n")[guilty.line - 1 : guilty.last_line][:LOG_LINES]
-            parts += [f"  {guilty.line + n:>3} | {each}".rstrip() for n, each in enumerate(quoted)]
+            quoted = text.split("\n")[guilty.line - 1 : guilty.last_line][:_LOG_LINES]
+            numbered = enumerate(quoted, start=guilty.line)
+            parts += [f"  {number:>3} | {each}".rstrip() for number, each in numbered]
     if log:
         parts += ["Its log ends:", *(f"      {each}" for each in log)]
     if "requires BuildKit" in cause or (unread and heredoc):

@@ -20,8 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from isal import isal_zlib
-
 from labapp import feedback
 from labapp.errors import BaseError
 from labapp.feedback import Bars
@@ -36,28 +34,19 @@ from labapp.registry.manifests import (
     canonical_json,
     parse_manifest,
 )
-from labapp.state import SOURCE_LABEL
+from labapp.state import REPOSITORY, SOURCE_LABEL
 
 SUITE, PYTHON = "trixie", "3.13"
 """The Debian of the images that are made here, and its Python, the one of the whole course."""
 
-TOOLS = ("mmdebstrap", "debian-archive-keyring")
 MIRROR_VARIABLE = "LABAPP_DEBIAN_MIRROR"
-FOLDER = Path(__file__).parents[2] / "dockerfiles" / "bases"
-"""The folder with the package lists and the settings of apt and dpkg."""
+FOLDER = REPOSITORY / "dockerfiles" / "bases"
 
 SOURCE = "debian-packages"
 """What the images that are made here say of their source."""
 
 EPOCH = 1754697600
-"""Debian 13's release, in seconds since 1970.
-
-Later file times become this one, so that the digest is the same on every machine.
-"""
-
-_GZIP_LEVEL = 1  # the next two take 1.5 and 2.5 times as long, for 1 and 3 % of the size
-_CHUNK_BYTES = 1024 * 1024
-_GZIP_WINDOW = 31  # of zlib: with a gzip header, in which isal writes no time
+"""Debian 13's release, in seconds since 1970: later file times become this one, on any machine."""
 
 # Engines put their own over the first two; this machine's have no place in an image.
 _TIDY = (
@@ -74,17 +63,15 @@ def making(names: Iterable[str], platform: Platform, folder: Path) -> Iterator[d
         reason = f"this machine is {Platform.here()}, and the engine's containers are {platform}."
     if reason:
         raise BaseError(f"making the images {', '.join(names)} from Debian packages: {reason}")
-    root.install_packages(TOOLS)
+    root.install_packages(("mmdebstrap", "debian-archive-keyring"))
     roots: dict[str, Root] = {}
-    with feedback.bars("Making base images from Debian packages", unit="steps") as bars:
-        try:
-            for name in names:
-                roots[name] = Root(recipe(name), folder=folder, bars=bars)
-            yield roots
-        finally:
-            for each in roots.values():
-                each.stop()
-            clear(folder)
+    title = "Making base images from Debian packages"
+    with feedback.bars(title, unit="steps") as bars, contextlib.ExitStack() as ending:
+        ending.callback(clear, folder)
+        for name in names:
+            roots[name] = Root(recipe(name), folder=folder, bars=bars)
+            ending.callback(roots[name].stop)
+        yield roots
 
 
 def clear(folder: Path) -> None:
@@ -106,27 +93,22 @@ class Recipe:
     def config(self, diff_id: str, platform: Platform) -> bytes:
         """Return the config of the image whose only layer this root is."""
         # Podman's build cache passes over a base whose history has no times.
-        created = datetime.fromtimestamp(EPOCH, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        step = {
-            "created": created,
-            "created_by": f"base image {self.name}",
-            "comment": f"made from Debian packages by mmdebstrap: {' '.join(self.packages)}",
+        created = {"created": datetime.fromtimestamp(EPOCH, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+        comment = f"made from Debian packages by mmdebstrap: {' '.join(self.packages)}"
+        labels = {
+            SOURCE_LABEL: SOURCE,
+            "org.opencontainers.image.title": f"{self.name}, from Debian packages",
         }
-        run = {
-            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-            "Labels": {
-                SOURCE_LABEL: SOURCE,
-                "org.opencontainers.image.title": f"{self.name}, from Debian packages",
-            },
-        }
+        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        step = {"created_by": f"base image {self.name}", "comment": comment}
         return canonical_json(
             {
                 "architecture": platform.architecture,
                 "os": platform.os,
-                "created": created,
-                "config": run | self.runs,
+                "config": {"Env": [path], "Labels": labels, **self.runs},
                 "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-                "history": [step],
+                "history": [created | step],
+                **created,
             }
         )
 
@@ -134,31 +116,24 @@ class Recipe:
 def recipe(name: str) -> Recipe:
     """Return the recipe of ``registry``, or of a Python by its public name."""
     if name == "registry":
-        return Recipe(
-            name,
-            _listed("registry.packages"),
-            (
-                "--variant=extract",
-                f'--extract-hook=sh {shlex.quote(str(FOLDER / "registry.tidy.sh"))} "$1"',
-            ),
-            {
-                "Entrypoint": ["/usr/bin/docker-registry"],
-                "Cmd": ["serve", "/etc/docker/registry/config.yml"],
-            },
-        )
+        tidy = shlex.quote(str(FOLDER / "registry.tidy.sh"))
+        extract = ("--variant=extract", f'--extract-hook=sh {tidy} "$1"')
+        serve = ["serve", "/etc/docker/registry/config.yml"]
+        runs = {"Entrypoint": ["/usr/bin/docker-registry"], "Cmd": serve}
+        return Recipe(name, lines_of(FOLDER / "registry.packages"), extract, runs)
     settings_file = shlex.quote(str(FOLDER / "apt.conf"))
     kind = "slim" if name.endswith("-slim") else "full"
     settings = ["dpkg.conf"] + ["slim.dpkg.conf"] * (kind == "slim")
     options = (
         "--variant=apt",
         # One by one: mmdebstrap heeds them for the essential packages only outside of a file.
-        *(f"--dpkgopt={line}" for file in settings for line in _listed(file)),
+        *(f"--dpkgopt={line}" for file in settings for line in lines_of(FOLDER / file)),
         "--dpkgopt=force-unsafe-io",
         # Only at the end: mmdebstrap itself needs the packages that this has apt throw away.
         f"--customize-hook=upload {settings_file} /etc/apt/apt.conf.d/90-as-in-public-images",
         f"--customize-hook={_TIDY}",
     )
-    return Recipe(name, _listed(f"{kind}.packages"), options, {"Cmd": ["python3"]})
+    return Recipe(name, lines_of(FOLDER / f"{kind}.packages"), options, {"Cmd": ["python3"]})
 
 
 class Root:
@@ -191,15 +166,11 @@ class Root:
     def __iter__(self) -> Generator[bytes]:
         """Yield the tar as it comes; a failure has the end of mmdebstrap's log."""
         assert self._process.stdout is not None
-        with self._process:
-            try:
-                while chunk := self._process.stdout.read(_CHUNK_BYTES):
-                    yield chunk
-            except BaseException:
-                self.stop()
-                raise
-            status = self._process.wait()
-            self._watcher.join()
+        with self._process.stdout as tar:
+            while chunk := tar.read(1024 * 1024):
+                yield chunk
+        status = self._process.wait()
+        self._watcher.join()
         # A tar that was cut off must not look like a whole one.
         if status != 0:
             skipped = ("Get:", "Selecting", "(Read")
@@ -224,20 +195,18 @@ class Root:
         assert self._process.stderr is not None
         steps_a_package = 1 if "--variant=extract" in self._recipe.options else 3
         total = done = 0
-        for raw in self._process.stderr:
-            line = raw.decode("utf-8", "replace").strip()
-            self._log.append(line)
-            if match := re.search(r"(\d+) newly installed", line):
-                total += int(match[1]) * steps_a_package
-                continue
-            if total and line.startswith(("Get:", "Unpacking ", "Setting up ")):
-                done += 1
-                note = "fetching" if line.startswith("Get:") else line.partition("(")[0]
-            elif line.startswith("I: "):
-                note = line.removeprefix("I: ")
-            else:
-                continue
-            self._bars.update(self._recipe.name, done, total or None, note.rstrip(" .")[:40])
+        with self._process.stderr as words:
+            for raw in words:
+                line = raw.decode("utf-8", "replace").strip()
+                self._log.append(line)
+                if match := re.search(r"(\d+) newly installed", line):
+                    total += int(match[1]) * steps_a_package
+                elif line.startswith(("I: ", "Get:", "Unpacking ", "Setting up ")):
+                    if total and not line.startswith("I: "):
+                        done += 1
+                    note = "fetching" if line.startswith("Get:") else line.removeprefix("I: ")
+                    note = note.partition("(")[0].rstrip(" .")[:40]
+                    self._bars.update(self._recipe.name, done, total or None, note)
 
 
 def image(
@@ -246,14 +215,15 @@ def image(
     store: Callable[[Iterable[bytes]], tuple[str, int]],
     platform: Platform,
 ) -> Manifest:
-    """Store an image of one layer as its tar comes, and return its manifest.
-
-    ``store`` takes the chunks of a blob, and returns its digest and its length in bytes.
-    """
+    """Store an image of one layer as its tar comes; ``store`` returns a blob's digest and size."""
     hasher = hashlib.sha256()
 
     def packed() -> Iterator[bytes]:
-        packer = isal_zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW)
+        from isal import isal_zlib
+
+        # The next two levels take 1.5 and 2.5 times as long, for 1 and 3 % of the size; 31 asks for
+        # a gzip header, in which isal writes no time.
+        packer = isal_zlib.compressobj(1, wbits=31)
         for chunk in tar:
             hasher.update(chunk)
             yield packer.compress(chunk)
@@ -272,8 +242,7 @@ def image(
     return parsed
 
 
-def _listed(file: str) -> tuple[str, ...]:
+def lines_of(file: Path) -> tuple[str, ...]:
     """Return the lines of a list, without its comments."""
-    text = (FOLDER / file).read_text(encoding="utf-8")
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return tuple(line for line in lines if line)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return tuple(filter(None, (line.partition("#")[0].strip() for line in lines)))

@@ -25,14 +25,9 @@ class Word:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction.
+    """One instruction: its keyword in upper case, and what follows it, split at spaces.
 
-    Attributes:
-        keyword: in upper case, such as ``FROM``.
-        words: what follows the keyword, split at spaces; lines continued with ``\\`` are joined.
-        text: keyword and words as one line; a here-document is left out.
-        line: the first line's number, from 1.
-        last_line: the last line's number, here-documents included.
+    ``text`` is all of it as one line, without here-documents, which ``last_line`` does count.
     """
 
     keyword: str

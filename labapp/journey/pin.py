@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,7 @@ def pin_dockerfile(path: Path, registry: Registry) -> list[Change]:
     takes its image from an ``ARG``, the default of that ``ARG`` is pinned. If one of the
     references can't be pinned, nothing is changed.
     """
-    text = _read(path)
-    return _rewrite(
-        path,
-        text,
-        _image_spans(text, path),
-        lambda each: each.with_digest(registry.digest(each)),
-    )
+    return _rewrite(path, _image_spans, lambda each: each.with_digest(registry.digest(each)))
 
 
 def pin_deployment(path: Path, registry: Registry) -> list[Change]:
@@ -64,8 +58,7 @@ def pin_deployment(path: Path, registry: Registry) -> list[Change]:
 
     If one of them can't be pinned, nothing is changed. What else the file says is all the same.
     """
-    text = _read(path)
-    return _rewrite(path, text, image_spans(text, path), lambda each: pin(registry, each))
+    return _rewrite(path, image_spans, lambda each: pin(registry, each))
 
 
 def dockerfile_images(path: Path) -> list[str]:
@@ -146,11 +139,14 @@ def _read(path: Path) -> str:
 
 
 def _rewrite(
-    path: Path, text: str, spans: Iterable[Span], pinned: Callable[[Reference], Reference]
+    path: Path,
+    spans_in: Callable[[str, Path], list[Span]],
+    pinned: Callable[[Reference], Reference],
 ) -> list[Change]:
     """Replace the references at some places of a file by pinned ones, from top to bottom."""
+    text = _read(path)
     changes, parts, end = [], [], 0
-    for start, stop in sorted(set(spans)):
+    for start, stop in sorted(set(spans_in(text, path))):
         line = _line(text, start)
         try:
             reference = Reference.parse(text[start:stop])

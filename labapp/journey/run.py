@@ -15,7 +15,7 @@ from labapp import feedback
 from labapp.errors import RunError
 from labapp.journey.transfer import pull, with_tag
 from labapp.machine.engine import OWNER_LABEL, Engine, owner
-from labapp.machine.waiting import wait_until
+from labapp.machine.ports import wait_until
 from labapp.reference import Reference
 from labapp.state import ROLE_LABEL
 
@@ -23,37 +23,11 @@ PORT = 8000
 """The port that a container of ``run`` publishes."""
 
 _READY_SECONDS = 30.0
-_SETTLE_SECONDS = 0.5
-"""How long a container without a port must run to count as started."""
-_ONCE_SECONDS = 120.0
-_LOG_LINES = 15
-"""How many of the last lines of a container's log a message shows."""
-
-
-@dataclass(frozen=True)
-class Port:
-    """A port of a container, and where this machine publishes it.
-
-    Attributes:
-        inside: the port in the container.
-        outside: the port of this machine; 0 for any free one.
-        host: the address of this machine that somebody asked for; the lab uses 127.0.0.1 always.
-    """
-
-    inside: int
-    outside: int = 0
-    host: str = ""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A running container.
-
-    Attributes:
-        name: of the container.
-        reference: of the image, as it was given.
-        url: where the first of its published ports is reached; None if it publishes none.
-    """
+    """A running container of an image; ``url`` leads to the first port that it publishes."""
 
     name: str
     reference: str
@@ -113,9 +87,9 @@ def run(
         running = start(
             engine,
             str(reference),
-            role="run",
+            labels={ROLE_LABEL: "run"},
             name=name,
-            ports=[Port(PORT)],
+            ports={PORT: 0},
             environment=environment or {},
             path=wait_for,
         )
@@ -154,15 +128,10 @@ def run_once(
         )
         try:
             container.start()
-            try:
-                status = container.wait(timeout=_ONCE_SECONDS)["StatusCode"]
-                ended = f"it ended with status {status}"
-            except requests.RequestException:
-                if not engine.is_alive():
-                    raise
-                status, ended = None, f"it did not end within {_ONCE_SECONDS:.0f} s"
+            status = container.wait(timeout=120)["StatusCode"]
             if status != 0:
-                raise RunError(f"{doing}: {ended}. Its log ends:\n{_log_end(container)}")
+                log = _log_end(container)
+                raise RunError(f"{doing}: it ended with status {status}. Its log ends:\n{log}")
             return container.logs(stdout=True, stderr=False).decode("utf-8", "replace")
         finally:
             _try_to_discard(container)
@@ -192,21 +161,20 @@ def start(
     engine: Engine,
     image: str,
     *,
-    role: str,
+    labels: Mapping[str, str],
     name: str | None,
-    ports: Sequence[Port],
+    ports: Mapping[int, int],
     environment: Mapping[str, str],
     path: str | None,
-    labels: Mapping[str, str] | None = None,
     seconds: float = _READY_SECONDS,
 ) -> Running:
-    """Start a container, tell the command line that does the same, and wait for its first port.
+    """Start a container, tell the same command line, and wait for the first of its ``ports``.
 
-    See :func:`wait_until_ready`; a container that came to nothing is removed.
+    A port of 0 on this machine is any free one. A container that came to nothing is removed.
     """
     words = ["docker", "run", "-d", *(["--name", name] if name else [])]
-    for port in ports:
-        words += ["-p", f"127.0.0.1:{port.outside or ''}:{port.inside}"]
+    for inside, outside in ports.items():
+        words += ["-p", f"127.0.0.1:{outside or ''}:{inside}"]
     for pair in environment.items():
         words += ["-e", "=".join(pair)]
     feedback.command([*words, image])
@@ -214,13 +182,12 @@ def start(
         image,
         name=name,
         environment=dict(environment),
-        ports={f"{port.inside}/tcp": ("127.0.0.1", port.outside) for port in ports},
-        labels={**engine.labels, **(labels or {}), ROLE_LABEL: role},
+        ports={f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in ports.items()},
+        labels={**engine.labels, **labels},
     )
     try:
         container.start()
-        first = ports[0].inside if ports else None
-        doing = f"running '{image}'"
+        doing, first = f"running '{image}'", next(iter(ports), None)
         url = wait_until_ready(container, first, path, doing=doing, seconds=seconds)
     except BaseException:
         _try_to_discard(container)
@@ -239,12 +206,10 @@ def wait_until_ready(
     """Wait until a container's service answers, and return the address of its port.
 
     ``path`` has to answer with success; None means that any answer will do, and that none at all
-    is no error. Without ``port`` the container only has to go on running.
+    is no error. Without ``port`` the container only has to run for half a second.
     """
-    url = None
 
     def answers() -> bool:
-        nonlocal url
         container.reload()
         if container.status in {"exited", "dead"}:
             status = container.attrs["State"].get("ExitCode")
@@ -252,16 +217,16 @@ def wait_until_ready(
                 f"{doing}: the container ended with status {status}. Its log ends:\n"
                 f"{_log_end(container)}"
             )
-        url = None if port is None else published_url(container, port)
+        url = published_url(container, port) if port else None
         return url is not None and _answers(url, path)
 
-    seconds = _SETTLE_SECONDS if port is None else seconds
+    seconds = 0.5 if port is None else seconds
     if not wait_until(answers, seconds=seconds, every=0.05) and path is not None:
         raise RunError(
             f"{doing}: it has not answered on port {port}{path} for {seconds:.0f} s. "
             f"Does its program listen there, on 0.0.0.0? Its log ends:\n{_log_end(container)}"
         )
-    return url
+    return published_url(container, port) if port else None
 
 
 def published_url(container: Container, port: int | None = None) -> str | None:
@@ -286,7 +251,7 @@ def _try_to_discard(container: Container) -> None:
 
 
 def _log_end(container: Container) -> str:
-    lines = container.logs(tail=_LOG_LINES).decode("utf-8", "replace").rstrip()
+    lines = container.logs(tail=15).decode("utf-8", "replace").rstrip()
     return lines or "(it printed nothing)"
 
 

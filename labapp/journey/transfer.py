@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import docker.errors
 
@@ -28,25 +27,23 @@ from labapp.errors import (
     RegistryError,
     RegistryUnreachable,
 )
-from labapp.feedback import Bars, amount
+from labapp.feedback import amount
 from labapp.machine.engine import Engine
 from labapp.reference import DEFAULT_TAG, Reference
 from labapp.registry.client import BlobDamage, Registry
-from labapp.registry.http import is_loopback, same_address
-from labapp.registry.login import Credentials
+from labapp.registry.http import Credentials, is_loopback, same_address
 from labapp.registry.manifests import Index, Manifest, Platform
 from labapp.registry.server import RegistryServer
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SENT, MOUNTED, THERE = "sent", "mounted", "already there"
-FETCHED, HERE = "fetched", "already here"
+SENT, THERE, FETCHED, HERE = "sent", "already there", "fetched", "already here"
 
 _OUTCOMES = {
     "Pushed": SENT,
     "Layer already exists": THERE,
-    "Mounted from": MOUNTED,
+    "Mounted from": "mounted",
     "Download complete": FETCHED,
     "Pull complete": FETCHED,
     "Already exists": HERE,
@@ -68,10 +65,10 @@ _ADVICE = {
     r"certificate signed by unknown authority|certificate is not trusted": "The engine does not "
     "trust the authority that signed the registry's certificate. If you know whose it is, put its "
     "certificate into the engine's folder 'certs.d', then try again.",
-    r"certificate has expired or is not yet valid": "Look at the clock of the engine's machine; "
-    "if it is right, whoever runs the registry has to renew its certificate.",
-    r"certificate is (?:not )?valid for|doesn't contain any IP SANs|not valid for any names": "The "
-    "certificate is for another host. Use the name that it was made for.",
+    r"certificate has expired|certificate is (?:not )?valid|IP SANs|not valid for any names": (
+        "Look at the clock of the engine's machine and at the registry's name; if both are right, "
+        "whoever runs the registry has to renew its certificate."
+    ),
     r"access to the resource is denied|insufficient_scope|no basic auth|nauthorized": "The account "
     "that is logged in has no right to that, or nobody is logged in. Log in with 'docker login' as "
     "one that has it, or ask the repository's owner for the right.",
@@ -82,23 +79,17 @@ _ADVICE = {
 }
 """What to do about what engines say."""
 
-T = TypeVar("T", bound="Transfer")
-
 _refused_blobs: set[str] = set()
-"""Blobs that an engine refused though their length is right: the next push reads them, for they
-are the only ones that there is a reason to doubt."""
+"""Blobs that an engine refused though their length is right: only of these there is a reason to
+doubt the bytes, so they are read the next time."""
 
 
 @dataclass(frozen=True)
 class Transfer:
     """What a push or a pull did.
 
-    Attributes:
-        reference: the image's name in the registry.
-        digest: of the manifest (or index) that the registry has for it.
-        layers: a row a layer, lowest first: ``digest``, ``bytes`` (compressed), ``outcome``. For a
-            registry that is not on this machine, only what the engine tells.
-        seconds: how long it took, checks included.
+    ``layers`` has a row a layer, lowest first: ``digest``, ``bytes`` (compressed), ``outcome``; for
+    a registry that is not on this machine, only what the engine tells.
     """
 
     reference: Reference
@@ -113,24 +104,8 @@ class Transfer:
 
 
 @dataclass(frozen=True)
-class Push(Transfer):
-    """What a push did; outcomes are ``sent``, ``mounted`` (from elsewhere), ``already there``."""
-
-
-@dataclass(frozen=True)
-class Pull(Transfer):
-    """What a pull did; outcomes are ``fetched`` and ``already here``."""
-
-
-@dataclass(frozen=True)
 class Login:
-    """An account at a registry, for the engine to push and pull with.
-
-    Attributes:
-        registry: the client that is logged in with the same account.
-        config: the folder of docker's configuration that keeps the login.
-        credentials: name and password; None for nobody.
-    """
+    """An account at a registry, or nobody; ``config`` is the folder that keeps the login."""
 
     registry: Registry
     config: Path
@@ -150,11 +125,8 @@ class Login:
 
 def with_tag(reference: Reference | str) -> Reference:
     """Read a reference; one without tag and digest means ``latest``, as for docker."""
-    if isinstance(reference, str):
-        reference = Reference.parse(reference)
-    if reference.tag is None and reference.digest is None:
-        return reference.with_tag(DEFAULT_TAG)
-    return reference
+    found = Reference.parse(reference) if isinstance(reference, str) else reference
+    return found if found.tag or found.digest else found.with_tag(DEFAULT_TAG)
 
 
 def tag(engine: Engine, source: Reference | str, target: Reference | str) -> None:
@@ -174,23 +146,22 @@ def push(
     reference: Reference | str,
     *,
     login: Login | None = None,
-) -> Push:
+) -> Transfer:
     """Send an image to its registry; in the lab's own, ``server``, in place of what is damaged."""
     way = _Way("push", engine, server, reference, login)
     if way.reference.digest is not None:
         raise way.error("a digest can't be pushed, it comes out of the push. Push a tag instead.")
-    way.look()
-    way.replace_damaged()
-    way.go()
-    if way.own is not None and way.digest:
+    way.make_room(way.look())
+    digest, outcomes = way.go()
+    if way.own is not None and digest:
         try:
-            way.arrived()
+            way.read(digest)
         except RegistryUnreachable:
             pass
         except RegistryError:  # A registry that can't read its own manifest says so in many ways.
-            way.discard([way.digest], f"manifest {way.digest} can't be read")
-            way.go()
-    return way.done(Push)
+            way.discard([digest], f"manifest {digest} can't be read")
+            digest, outcomes = way.go()
+    return way.done(digest, outcomes)
 
 
 def pull(
@@ -199,27 +170,23 @@ def pull(
     reference: Reference | str,
     *,
     login: Login | None = None,
-) -> Pull:
+) -> Transfer:
     """Fetch an image from its registry; what is damaged there is named before the engine tries."""
     way = _Way("pull", engine, server, reference, login)
-    way.look()
-    if way.fault is not None:
-        raise way.error(str(way.fault)) from way.fault
-    if damage := way.damage():
+    seen = way.look()
+    if isinstance(seen, RegistryError):
+        raise way.error(str(seen)) from seen
+    if damage := way.damage(seen):
         raise way.not_whole(damage)
-    way.go()
-    return way.done(Pull)
+    return way.done(*way.go())
 
 
 def remove(engine: Engine, reference: Reference | str) -> bool:
-    """Take a name from an image on the engine; with the last one the image goes, wherever it is.
+    """Take a name off an image, and tell if there was one; with the last one the image goes.
 
     BuildKit keeps the layers that it built or built on in a cache of its own, out of which a pull
     would take them. What no image shares any more goes from there too, with what was built on it.
     (Its history may keep the config on the containerd store; nothing in the API takes that away.)
-
-    Returns:
-        Whether there was such a name.
     """
     with engine.doing(f"removing the image '{reference}'", ImageError):
         before = _build_cache(engine)
@@ -255,16 +222,7 @@ def _build_cache(engine: Engine) -> dict[str, dict[str, Any]]:
 
 
 class _Way:
-    """One push or pull: look at the registry, let the engine go, see what arrived.
-
-    Attributes:
-        own: the lab's registry, if the image is in it.
-        registry: None where the lab may not ask it.
-        seen: the manifest that the registry had before, for the engine's platform.
-        fault: why there was none.
-        digest: that the name stands for: before, and later as the engine tells.
-        outcomes: by the short names that the engine gives to layers.
-    """
+    """One push or pull; ``registry`` is None where the lab may not ask it itself."""
 
     def __init__(
         self,
@@ -279,13 +237,12 @@ class _Way:
         self.doing = f"{verb}ing '{self.reference}'"
         self.failure = PushError if verb == "push" else PullError
         self.began = time.monotonic()
-        is_own = server is not None and same_address(server.address, self.reference.registry)
+        address = self.reference.registry
+        is_own = server is not None and same_address(server.address, address)
         self.own = server if is_own else None
-        self.registry: Registry | None = None
-        self.seen: Manifest | None = None
-        self.fault: RegistryError | None = None
-        self.digest = self._seen_digest = ""
-        self.outcomes: dict[str, str] = {}
+        here = is_loopback((address.rpartition(":")[0] or address).strip("[]"))
+        self.registry = login.registry if login else Registry(address) if here else None
+        self._manifests: dict[str, Manifest] = {}
 
     def error(self, cause: str) -> ImageError:
         return self.failure(f"{self.doing}: {cause}")
@@ -294,68 +251,89 @@ class _Way:
         mend = "Delete that from its storage, then push again: it never writes over what it has."
         if self.own:
             mend = "Push it again from where it was built: the lab then replaces what is damaged."
-        return self.error(f"the registry has not got the image whole: {_listed(damage)}. {mend}")
+        what = ", ".join(map(str, damage))
+        return self.error(f"the registry has not got the image whole: {what}. {mend}")
 
-    def look(self) -> None:
+    def look(self) -> Manifest | RegistryError | None:
+        """Return what the registry has under the name, or why it has nothing that can be read."""
         words = (self.verb, str(self.reference))
         feedback.command(self.login.command(*words) if self.login else ["docker", *words])
-        address = self.reference.registry
-        if self.login is not None:
-            self.registry = self.login.registry
-        elif is_loopback((address.rpartition(":")[0] or address).strip("[]")):
-            self.registry = Registry(address)
-        else:
-            return
+        if self.registry is None:
+            return None
         try:
-            self._seen_digest, self.seen = self._read(self.reference.identifier)
+            return self.read(self.reference.identifier)[1]
         except RegistryUnreachable as error:
+            address = self.reference.registry
             raise self.error(f"nothing answers at the registry '{address}'. {_START}") from error
         except RegistryError as error:
             if self.own or self.login or isinstance(error, (NotInRegistry, DamagedContent)):
-                self.fault = error
-            else:
-                self.registry = None  # It wants a login that only the engine may have.
+                return error
+            self.registry = None  # It wants a login that only the engine may have.
+            return None
 
-    def damage(self) -> list[BlobDamage]:
+    def read(self, identifier: str) -> tuple[str, Manifest]:
+        """Return the digest that an identifier leads to, and the engine's platform's manifest."""
+        assert self.registry is not None
+        if identifier in self._manifests:
+            return identifier, self._manifests[identifier]
+        found = self.registry.manifest(self.reference.repository, identifier)
+        digest = found.digest
+        if isinstance(found, Index):
+            entry = found.for_platform(Platform.parse(self.engine.platform))
+            found = self.registry.manifest(self.reference.repository, entry.digest)
+        if isinstance(found, Index):
+            raise DamagedContent(f"the index {digest} leads to another index, not to an image")
+        self._manifests[digest] = found
+        return digest, found
+
+    def damage(self, seen: Manifest | None) -> list[BlobDamage]:
         """Return the blobs that are missing, or not as the manifest says."""
-        if self.registry is None or self.seen is None:
+        if self.registry is None or seen is None:
             return []
-        doubted = any(blob.digest in _refused_blobs for blob in self.seen.blobs)
-        contents = doubted and self.verb == "push"
-        return self.registry.damaged_blobs(self.reference.repository, self.seen, contents=contents)
+        doubted = any(blob.digest in _refused_blobs for blob in seen.blobs)
+        damage = self.registry.damaged_blobs(self.reference.repository, seen, contents=doubted)
+        _refused_blobs.difference_update(
+            {blob.digest for blob in seen.blobs} - {blob.digest for blob in damage}
+        )
+        return damage
 
-    def replace_damaged(self) -> None:
-        """Make room for what a push has to send anew."""
-        unreadable = self.fault is not None and not isinstance(self.fault, NotInRegistry)
-        if self.own is not None and unreadable and self.engine.store == "containerd":
-            # This store asks for the manifest first, and goes no further; it knows the digest.
-            held = self.engine.image(str(self.reference))
-            if held is not None:
-                self.discard([str(held.id)], f"manifest {held.id} can't be read")
+    def make_room(self, seen: Manifest | RegistryError | None) -> None:
+        """Discard what is damaged, or a push would not send it anew."""
+        if isinstance(seen, RegistryError):
+            if self.engine.store == "containerd" and not isinstance(seen, NotInRegistry):
+                # This store asks for the manifest first, and goes no further; it knows the digest.
+                held = self.engine.image(str(self.reference))
+                if held is not None:
+                    self.discard([str(held.id)], f"manifest {held.id} can't be read")
+            return
         # What is missing as a whole, the engine sends by itself.
-        damage = [blob for blob in self.damage() if blob.what != "missing"]
+        damage = [blob for blob in self.damage(seen) if blob.what != "missing"]
         if damage and self.own is None:
             raise self.not_whole(damage)
         if damage:
-            self.discard([blob.digest for blob in damage], _listed(damage))
+            self.discard([blob.digest for blob in damage], ", ".join(map(str, damage)))
 
     def discard(self, digests: list[str], what: str) -> None:
-        assert self.own is not None
+        if self.own is None:
+            return
         feedback.say(
             f"The registry's copy is damaged: {what}. The lab discards it, to push it anew."
         )
         self.own.discard_blobs(digests)
         _refused_blobs.difference_update(digests)
 
-    def go(self) -> None:
-        api, self.outcomes = self.engine.client.api, {}
+    def go(self) -> tuple[str, dict[str, str]]:
+        """Let the engine do it; return the image's digest, and outcomes by its names of layers."""
+        api = self.engine.client.api
+        act = api.push if self.verb == "push" else api.pull
         title = self.doing.replace("'", "")
         if self.verb == "push":
             # The engine counts the bytes of a layer before it compresses them.
             title += ", layers before compression"
+        digest, outcomes = "", dict[str, str]()
         with self.engine.doing(self.doing, self.failure), feedback.bars(title) as bars:
             try:
-                events = (api.push if self.verb == "push" else api.pull)(
+                events = act(
                     self.reference.name,
                     tag=self.reference.identifier,
                     stream=True,
@@ -366,38 +344,50 @@ class _Way:
                 raise self._refused(error.explanation or error) from error
             with closing(events):
                 for event in events:
-                    self._take(event, bars)
-            if not self.outcomes:
+                    if "error" in event:
+                        detail = event.get("errorDetail") or {}
+                        raise self._refused(detail.get("message") or event["error"])
+                    key, status = event.get("id", ""), str(event.get("status", ""))
+                    if status.startswith("Retrying in") and self._is_gone():
+                        raise self._refused(status)  # The engine would try for most of a minute.
+                    outcome = next((_OUTCOMES[o] for o in _OUTCOMES if status.startswith(o)), None)
+                    if outcome:
+                        # What "already exists" can be told to be "complete" later.
+                        bars.finish(key, outcomes.setdefault(key, outcome))
+                    elif "progressDetail" in event and key:
+                        progress = event["progressDetail"] or {}
+                        now, total = progress.get("current") or 0, progress.get("total") or None
+                        bars.update(key, now, total, status.lower())
+                    elif found := _DIGEST.search(status):
+                        digest = found[0]
+                    if isinstance(event.get("aux"), dict):
+                        digest = event["aux"].get("Digest", digest)
+            if not outcomes:
                 bars.finish("all layers", HERE if self.verb == "pull" else THERE)
+        return digest, outcomes
 
-    def arrived(self) -> Manifest:
-        """Return the manifest of what was sent or fetched, even if the tag has moved since."""
-        if self.seen is None or self.digest != self._seen_digest:
-            self.digest, self.seen = self._read(self.digest or self.reference.identifier)
-            self._seen_digest = self.digest
-        return self.seen
-
-    def done(self, kind: type[T]) -> T:
-        """Return what came of it, and tell it."""
+    def done(self, digest: str, outcomes: dict[str, str]) -> Transfer:
+        """Return what came of it, and tell it; of what arrived, even if the tag moved since."""
         import pandas as pd  # A second that quick commands need not pay.
 
-        rows: list[tuple[str, int | None, str]]
-        if self.registry is None:
-            rows = [(key, None, outcome) for key, outcome in self.outcomes.items()]
-        else:
+        rows: list[tuple[str, int | None, str]] = [(k, None, o) for k, o in outcomes.items()]
+        if self.registry is not None:
             try:
-                layers = self.arrived().layers
+                digest, manifest = self.read(digest or self.reference.identifier)
             except RegistryError as error:
                 raise self.error(str(error)) from error
-            # The classic store names a layer that it pushes by its diff ID, which no manifest has.
-            held = self.engine.image(str(self.reference)) if self.verb == "push" else None
-            diff_ids = held.attrs["RootFS"].get("Layers") or [] if held else []
-            rows = [
-                (layer.digest, layer.size, self._outcome(layer.digest, *diff_ids[place:][:1]))
-                for place, layer in enumerate(layers)
-            ]
+            rows, otherwise = [], THERE if self.verb == "push" else HERE
+            diff_ids: list[str] = []
+            if self.verb == "push" and {THERE, *outcomes.values()} != {THERE}:
+                # The classic store names layers that it pushes by diff IDs, which no manifest has.
+                held = self.engine.image(str(self.reference))
+                diff_ids = held.attrs["RootFS"].get("Layers") or [] if held else []
+            for at, layer in enumerate(manifest.layers):
+                names = [each.partition(":")[2][:12] for each in (layer.digest, *diff_ids[at:][:1])]
+                outcome = next((outcomes[name] for name in names if name in outcomes), otherwise)
+                rows.append((layer.digest, layer.size, outcome))
         table = pd.DataFrame(rows, columns=["digest", "bytes", "outcome"])
-        done = kind(self.reference, self.digest, table, time.monotonic() - self.began)
+        done = Transfer(self.reference, digest, table, time.monotonic() - self.began)
         if self.registry is not None:
             moved = f"{amount(done.moved_bytes)} {SENT if self.verb == 'push' else FETCHED}"
             feedback.say(
@@ -406,51 +396,12 @@ class _Way:
             )
         return done
 
-    def _outcome(self, *digests: str) -> str:
-        keys = [digest.partition(":")[2][:12] for digest in digests]
-        otherwise = THERE if self.verb == "push" else HERE
-        return next((self.outcomes[key] for key in keys if key in self.outcomes), otherwise)
-
-    def _read(self, identifier: str) -> tuple[str, Manifest]:
-        """Return the digest that an identifier leads to, and the engine's platform's manifest."""
-        assert self.registry is not None
-        found = self.registry.manifest(self.reference.repository, identifier)
-        digest = found.digest
-        if isinstance(found, Index):
-            entry = found.for_platform(Platform.parse(self.engine.platform))
-            found = self.registry.manifest(self.reference.repository, entry.digest)
-        if isinstance(found, Index):
-            raise DamagedContent(f"the index {digest} leads to another index, not to an image")
-        return digest, found
-
-    def _take(self, event: dict[str, Any], bars: Bars) -> None:
-        """Take the next event of the engine's answer."""
-        if "error" in event:
-            detail = event.get("errorDetail") or {}
-            raise self._refused(detail.get("message") or event["error"])
-        key, status = event.get("id", ""), str(event.get("status", ""))
-        if status.startswith("Retrying in") and self._is_gone():
-            raise self._refused(status)  # The engine would try for most of a minute.
-        if outcome := next((_OUTCOMES[o] for o in _OUTCOMES if status.startswith(o)), None):
-            # The first word counts: what "already exists" can be told to be "complete" later.
-            bars.finish(key, self.outcomes.setdefault(key, outcome))
-        elif "progressDetail" in event and key:
-            progress = event["progressDetail"] or {}
-            now, total = progress.get("current") or 0, progress.get("total") or None
-            bars.update(key, now, total, status.lower())
-        elif found := _DIGEST.search(status):
-            self.digest = found[0]
-        if isinstance(event.get("aux"), dict):
-            self.digest = event["aux"].get("Digest", self.digest)
-
     def _is_gone(self) -> bool:
         try:
             if self.registry is not None:
                 self.registry.ping()
-        except RegistryUnreachable:
-            return True
-        except RegistryError:
-            pass  # Whatever it says, it is there.
+        except RegistryError as error:  # Whatever else it says, it is there.
+            return isinstance(error, RegistryUnreachable)
         return False
 
     def _refused(self, said: object) -> ImageError:
@@ -471,7 +422,3 @@ class _Way:
         found = (advice for words, advice in _ADVICE.items() if re.search(words, cause))
         otherwise = "Is the name right, does the registry run, and has it room?"
         return self.error(f"{cause}. {next(found, otherwise)}")
-
-
-def _listed(damage: Iterable[BlobDamage]) -> str:
-    return ", ".join(map(str, damage))

@@ -14,24 +14,20 @@ from typing import Any
 
 from labapp import feedback
 from labapp.errors import BaseError
-from labapp.journey.debian import PYTHON
+from labapp.journey.debian import PYTHON, lines_of
 from labapp.registry.manifests import digest_of
 
 STAMP = ".complete.json"
 """The file in the wheel folder that says what the wheels are for, and their digests."""
 
-DOWNLOAD = ".download"
-"""The folder in it where new wheels wait until all are there."""
-
-_PROCESSORS = {"386": "i686", "amd64": "x86_64", "arm64": "aarch64", "arm": "armv7l"}
+_PROCESSORS = {"amd64": "x86_64", "arm64": "aarch64"}
 _GLIBCS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
 
 
 def fetch(folder: Path, *, platform: str) -> None:
-    """Put the wheels of an application into its wheel folder, unless they are there.
+    """Put the wheels of the application in the folder above into its wheel folder, if need be.
 
-    What ``requirements.txt`` and ``pyproject.toml`` in the folder above ask for is fetched, to run
-    and to build. An interrupted download goes on where it was; older wheels go when all is there.
+    An interrupted download goes on where it was; older wheels go when all is there.
     """
     if is_complete(folder, platform=platform):
         return
@@ -66,7 +62,7 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
 def wanted_by(application: Path) -> list[str]:
     """Return the requirements of an application, by the files in its folder: to run, to build."""
     try:
-        lines = (application / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        to_run = lines_of(application / "requirements.txt")
         project = tomllib.loads((application / "pyproject.toml").read_text(encoding="utf-8"))
         to_build: list[str] = project["build-system"]["requires"]
     except (OSError, KeyError, ValueError) as error:
@@ -74,8 +70,7 @@ def wanted_by(application: Path) -> list[str]:
             f"reading what the application in '{application}' needs: {error}. "
             "Restore its files with 'git checkout dockerfiles/app'."
         ) from error
-    stripped = (line.partition("#")[0].strip() for line in lines)
-    return [*filter(None, stripped), *to_build]
+    return [*to_run, *to_build]
 
 
 def _wheels_in(folder: Path) -> list[Path]:
@@ -89,13 +84,11 @@ def _stamp(folder: Path, wanted: list[str], platform: str) -> dict[str, Any]:
 
 def _download(folder: Path, wanted: list[str], platform: str) -> None:
     """Run ``pip download`` with the learner's own settings; its lines move the bar."""
-    architecture = platform.split("/")[1]
-    machine = _PROCESSORS.get(architecture, architecture)
+    machine = _PROCESSORS.get(platform.split("/")[1], platform.split("/")[1])
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar=off", "--retries=2", "--only-binary=:all:", "--implementation=cp"]
-    command += [f"--python-version={PYTHON}"]
     command += [f"--platform={glibc}_{machine}" for glibc in _GLIBCS]
-    command += [f"--dest={folder}", *wanted]
+    command += [f"--python-version={PYTHON}", f"--dest={folder}", *wanted]
     with (
         feedback.bars("Fetching the application's wheels", unit="steps") as bars,
         subprocess.Popen(
@@ -103,7 +96,6 @@ def _download(folder: Path, wanted: list[str], platform: str) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             encoding="utf-8",
             errors="replace",
         ) as process,
@@ -130,7 +122,7 @@ def _download(folder: Path, wanted: list[str], platform: str) -> None:
 @contextlib.contextmanager
 def _renewed(folder: Path) -> Iterator[Path]:
     """Yield a folder for new wheels, which take the place of the old ones at the end."""
-    new = folder / DOWNLOAD
+    new = folder / ".download"
     try:
         new.mkdir(parents=True, exist_ok=True)
         yield new

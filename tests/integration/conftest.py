@@ -17,9 +17,29 @@ from labapp.journey import build as builds
 from labapp.journey import transfer
 from labapp.journey.build import Build
 from labapp.machine.engine import Engine
+from labapp.reference import Reference
 from labapp.state import State
 
 VARIANTS = ("full", "slim", "multistage", "minimal")
+
+
+@pytest.fixture(scope="session")
+def build_site(
+    engine: Engine, slim: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], str]:
+    """Build a web server that prints its environment, and answers with a text or ends by FAIL."""
+
+    def build(tag: str, text: str) -> str:
+        folder = tmp_path_factory.mktemp("site")
+        (folder / "index.html").write_text(text)
+        (folder / "Dockerfile").write_text(
+            f"FROM {slim}\nWORKDIR /site\nCOPY index.html .\n"
+            'CMD env; [ -z "$FAIL" ] || exit $FAIL; exec python3 -m http.server 8000\n'
+        )
+        builds.build(engine, folder, tag=tag)
+        return tag
+
+    return build
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +81,7 @@ def inside(
     for variant, build in variants.items():
         pushed = transfer.push(bench.engine, bench.server, build.reference)
         reference = pushed.reference.pinned(pushed.digest)
-        found[variant] = image.read(bench.registry, reference, folder=folder)
+        found[variant] = image.read(bench.registry, bench.registry.image(reference), folder=folder)
     yield found
     for each in found.values():
         # A test of `reset` may have emptied the registry since.

@@ -1,32 +1,36 @@
-"""Base images on a real engine: what they hold, and each source they can come from."""
+"""Base images on a real engine: what they hold, and each source they come from; bundles."""
 
 from __future__ import annotations
 
-import http.server
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
+from registries import Reply, Seen, serving
 
+from labapp import bundle as bundles
 from labapp import feedback
 from labapp.bench import Bench
+from labapp.bundle import Bundle
 from labapp.errors import BaseError
 from labapp.feedback import QuietFeedback
+from labapp.inside import image, known
 from labapp.journey import bases as base_images
-from labapp.journey import debian, run, transfer
+from labapp.journey import build, debian, run, transfer, wheels
 from labapp.journey.bases import FULL, NAMES, REGISTRY, SLIM, Base
 from labapp.machine.engine import Engine
-from labapp.machine.waiting import wait_until
+from labapp.machine.ports import wait_until
 from labapp.registry.client import Registry
-from labapp.registry.manifests import OCI_INDEX, Manifest
+from labapp.registry.manifests import OCI_INDEX
 from labapp.registry.server import CONTENT, RegistryServer
 from labapp.state import State
 
@@ -44,12 +48,6 @@ class Lab:
         return {base.name: base for base in found}
 
 
-@pytest.fixture(autouse=True)
-def told() -> Iterator[QuietFeedback]:
-    with feedback.using(QuietFeedback()) as quiet:
-        yield quiet
-
-
 @pytest.fixture
 def lab(engine: Engine, another_lab: Callable[[], State], monkeypatch: pytest.MonkeyPatch) -> Lab:
     state = another_lab()
@@ -57,12 +55,6 @@ def lab(engine: Engine, another_lab: Callable[[], State], monkeypatch: pytest.Mo
     monkeypatch.delenv("LABAPP_MIRROR", raising=False)
     monkeypatch.setenv("LABAPP_HUB", "localhost:9/library")  # nobody listens there
     return Lab(engine, state, RegistryServer(engine=engine, state=state))
-
-
-def manifest_of(base: Base, registry: Registry) -> Manifest:
-    found = registry.manifest(base.reference.repository, base.digest)
-    assert isinstance(found, Manifest)
-    return found
 
 
 # What they hold
@@ -79,7 +71,7 @@ def test_each_base_is_pinned_recorded_and_served(
     assert [base.name for base in bases] == list(NAMES)
     for base in bases:
         assert registry.image(base.reference).digest == base.digest == base.reference.digest
-    sizes = {base.name: manifest_of(base, registry).download_bytes for base in bases}
+    sizes = {base.name: registry.image(base.reference).manifest.download_bytes for base in bases}
     assert sizes[SLIM] * 4 < sizes[FULL]
     assert base_images.prepare(engine, server, state) == bases
     assert (told.lines, told.commands, told.shown) == ([], [], []), "all is there"
@@ -116,13 +108,13 @@ def test_a_mirror_gives_all_of_it_byte_for_byte(
     for original in bases:
         base = found[original.name]
         assert base.reference == replace(original.reference, registry=copies.address)
-        assert manifest_of(base, copies).raw == manifest_of(original, registry).raw
+        assert copies.image(base.reference).digest == original.digest
         if original.source == "debian-packages":
             assert base.source == original.source, "the mirror does not hide the origin"
 
     # Everything below breaks this copy, and has the mirror mend it.
     small = found[REGISTRY]
-    layer = manifest_of(small, copies).layers[0]
+    layer = copies.image(small.reference).manifest.layers[0]
 
     def spoil(*command: str, digest: str = layer.digest) -> None:
         value = digest.removeprefix("sha256:")
@@ -165,7 +157,7 @@ def hub(
     """A registry with small images, in indexes, under the names of Docker Hub."""
     standing_in = RegistryServer(engine=engine, state=another_lab()).start(image=server.image)
     monkeypatch.setenv("LABAPP_HUB", f"{standing_in.address}/library")
-    own = manifest_of(bases[0], registry)
+    own = registry.image(bases[0].reference).manifest
     for name in ("registry:3", FULL, SLIM):
         repository, _, tag = f"library/{name}".partition(":")
         standing_in.copy(
@@ -200,58 +192,45 @@ def test_bases_have_the_digests_that_docker_hub_shows_for_this_platform(
     for name, public in ((REGISTRY, "registry:3"), (FULL, FULL), (SLIM, SLIM)):
         raw, _ = hub.manifest_bytes(f"library/{public.partition(':')[0]}", found[name].digest)
         assert json.loads(raw)["annotations"] == {public: here}
-        assert manifest_of(found[name], lab.server.registry()).raw == raw
+        assert lab.server.registry().image(found[name].reference).manifest.raw == raw
     assert names_on_engine(engine, hub.address) == [], "the engine had nothing to do with it"
 
 
-class _Door(http.server.BaseHTTPRequestHandler):
+@pytest.fixture
+def door(hub: Registry) -> Iterator[str]:
     """A way to the hub for the engine only; to the lab it says that it asks too often."""
 
-    hub = ""
+    def answer(request: Seen) -> Reply:
+        if request.headers["User-Agent"].startswith("labapp/"):
+            return Reply(429)
+        return Reply(307, headers={"Location": f"http://{hub.address}{request.path}"})
 
-    def do_GET(self) -> None:
-        lab = self.headers.get("User-Agent", "").startswith("labapp/")
-        self.send_response(429 if lab or not self.hub else 307)
-        self.send_header("Location", f"http://{self.hub}{self.path}")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def door() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Door) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"localhost:{server.server_port}"
-        server.shutdown()
+    with serving(answer) as server:
+        yield server.address
 
 
 def test_the_engine_pulls_what_only_the_engine_reaches(
-    lab: Lab, hub: Registry, door: str, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, door: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Door, "hub", hub.address)
     monkeypatch.setenv("LABAPP_HUB", f"{door}/library")
     found = lab.prepare("hub")
     assert set(found) == set(NAMES)
     registry = lab.server.registry()
     for base in found.values():
-        assert not registry.damaged_blobs(base.reference.repository, manifest_of(base, registry))
+        manifest = registry.image(base.reference).manifest
+        assert not registry.damaged_blobs(base.reference.repository, manifest)
     assert names_on_engine(lab.engine, door) == [], "no public name is left"
 
 
 def test_each_source_that_fails_is_told_with_its_cause(
-    lab: Lab, door: str, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABAPP_MIRROR", "localhost:9")
-    monkeypatch.setenv("LABAPP_HUB", f"{door}/library")
+    monkeypatch.setenv("LABAPP_HUB", "localhost:8/library")
     monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
     with pytest.raises(BaseError) as caught:
         lab.prepare("auto")
-    for cause in ("localhost:9", door, "mmdebstrap"):
+    for cause in ("localhost:9", "localhost:8", "mmdebstrap"):
         assert cause in str(caught.value)
     assert lab.state.read("bases") == {}
     roots = lab.state.path("roots")
@@ -263,7 +242,7 @@ def test_each_source_that_fails_is_told_with_its_cause(
 
 @pytest.mark.own_engine
 def test_the_registry_root_is_small_and_tidy(tmp_path: Path, told: QuietFeedback) -> None:
-    with told.bars("x", unit="steps") as bars:
+    with feedback.bars("x", unit="steps") as bars:
         root = debian.Root(debian.recipe(REGISTRY), folder=tmp_path / "roots", bars=bars)
         tar = b"".join(root)
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
@@ -285,29 +264,104 @@ def test_a_client_that_is_ended_leaves_nothing_of_a_root(
     script = (
         "import signal, sys; from pathlib import Path\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from labapp.journey.debian import Root, recipe\n"
-        "from labapp.feedback import QuietFeedback\n"
-        "with QuietFeedback().bars('x', unit='steps') as bars:\n"
-        "    b''.join(Root(recipe('registry'), folder=Path(sys.argv[1]), bars=bars))\n"
+        "from labapp.journey.debian import making\n"
+        "from labapp.registry.manifests import Platform\n"
+        "with making(['registry'], Platform.here(), Path(sys.argv[1])) as roots:\n"
+        "    b''.join(roots['registry'])\n"
     )
     folder = tmp_path / "roots"
     client = subprocess.Popen(
-        [sys.executable, "-c", script, str(folder)], cwd=tmp_path, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script, str(folder)],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     assert wait_until(lambda: folder.exists() and any(folder.iterdir()), seconds=30)
     client.send_signal(end)
     client.wait(timeout=30)
-    assert wait_until(lambda: not _works_in(folder), seconds=60)
+
+    def has_ended() -> bool:
+        """Tell whether no process has something in its environment about the folder."""
+        settings = (each.info["environ"] or {} for each in psutil.process_iter(["environ"]))
+        return all(each.get("TMPDIR") != str(folder) for each in settings)
+
+    assert wait_until(has_ended, seconds=60)
     debian.clear(folder)
     assert not folder.exists() or not any(folder.iterdir())
 
 
-def _works_in(folder: Path) -> bool:
-    """Tell whether a process still has something in its environment about the folder."""
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"TMPDIR={folder}".encode() in entry.read_bytes():
-                return True
-        except OSError:
-            continue
-    return False
+# From a bundle
+
+
+def test_a_bundle_is_all_that_an_offline_machine_needs(
+    bench: Bench, another_lab: Callable[[], State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABAPP_BASES", "hub")
+    monkeypatch.setenv("LABAPP_HUB", "localhost:9/library")
+    application = tmp_path / "app"
+    shutil.copytree(bench.application, application, ignore=shutil.ignore_patterns("wheels"))
+    state, bundle = another_lab(), tmp_path / "lab.zip"
+    bundles.save(bench, bundle)
+
+    loaded = bundles.load(state, bundle, wheel_folder=application / "wheels")
+
+    server = RegistryServer(engine=bench.engine, state=state)
+    bases = {base.name: base for base in loaded}
+    assert set(bases) == {base.name for base in bench.bases}
+    for base in bench.bases:
+        there = server.registry().image(bases[base.name].reference)
+        assert there.digest == base.digest == bases[base.name].digest
+        assert bases[base.name].source in (base.source, bundle.name)
+    assert wheels.is_complete(application / "wheels", platform=bench.engine.platform)
+
+    layers = bench.state.path("cache", "layers")
+    inside = image.read(bench.registry, bench.registry.image(bench.base(SLIM)), folder=layers)
+    known_here, known_there = (
+        known.known(inside, folder=each.path("cache", "vulnerabilities"), source=source)
+        for each, source in ((bench.state, "debian"), (state, "snapshot"))
+    )
+    assert known_there.date == known_here.date
+    assert known_there.since_release == known_here.since_release
+    assert known_there.notes == ()
+
+    tag = f"{server.address}/shop/web:offline"
+    build.build(
+        bench.engine,
+        application,
+        tag=tag,
+        dockerfile=bench.repository / "dockerfiles" / "multistage.Dockerfile",
+        args={
+            "BUILD_BASE": str(bases[FULL].reference),
+            "BASE": str(bases[SLIM].reference),
+            "PIP_NO_INDEX": "1",
+        },
+    )
+    running = run.run(bench.engine, tag)
+    assert '"name":"shop"' in running.get("/")
+    running.stop()
+
+    # A second time, over a layer that was damaged meanwhile.
+    layer = server.registry().image(bases[SLIM].reference).manifest.layers[0]
+    value = layer.digest.removeprefix("sha256:")
+    server.storage(["truncate", "-s", "5", f"{CONTENT}/blobs/sha256/{value[:2]}/{value}/data"])
+    assert bundles.load(state, bundle, wheel_folder=application / "wheels") == loaded
+    assert server.registry().blob_size("base/python", layer.digest) == layer.size
+    bundle.unlink()  # half a gigabyte, which pytest would keep
+
+
+def test_without_the_mirror_a_bundle_goes_without_fixes_and_says_so(
+    bench: Bench,
+    another_lab: Callable[[], State],
+    tmp_path: Path,
+    told: QuietFeedback,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    slim = tuple(base for base in bench.bases if base.name == SLIM)
+    # Of another lab, whose cache is empty.
+    bundles.save(replace(bench, bases=slim, state=another_lab()), tmp_path / "lab.zip")
+    assert bundles.FIXES not in Bundle(tmp_path / "lab.zip").files()
+    assert len(told.lines) == 2, "one line on what it lacks, one on what was saved"
+    (tmp_path / "lab.zip").unlink()

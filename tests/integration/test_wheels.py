@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,8 @@ WHEELS = ["kiln-3.0-py3-none-any.whl", "spout-2.0-py3-none-any.whl", "teapot-1.0
 @pytest.fixture(autouse=True)
 def plain_pip(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Take away this machine's own settings of pip; there is no index."""
-    for name in list(os.environ):
-        if name.startswith("PIP_"):
-            monkeypatch.delenv(name)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with feedback.using(QuietFeedback()):
@@ -37,14 +36,11 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("index")
     for file in WHEELS:
         name, version, _ = file.split("-", 2)
-        info = f"{name}-{version}.dist-info"
+        about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         with zipfile.ZipFile(root / file, "w") as wheel:
-            wheel.writestr(f"{name}.py", "")
-            about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-            wheel.writestr(f"{info}/METADATA", about)
-            kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-            wheel.writestr(f"{info}/WHEEL", kind)
-            wheel.writestr(f"{info}/RECORD", "")
+            for part, text in (("METADATA", about), ("WHEEL", kind), ("RECORD", "")):
+                wheel.writestr(f"{name}-{version}.dist-info/{part}", text)
     return str(root)
 
 
@@ -79,35 +75,24 @@ def test_a_complete_folder_needs_no_index(filled: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in filled.iterdir()}
     assert fetch(filled.parent) == WHEELS
     assert {path: path.stat().st_mtime_ns for path in filled.iterdir()} == before
-
-
-def _ask_for_another(folder: Path) -> None:
-    with (folder.parent / "requirements.txt").open("a") as file:
-        file.write("saucer==1.0\n")
-
-
-def _for_another_python(folder: Path) -> None:
-    stamp = folder / wheels.STAMP
-    stamp.write_text(stamp.read_text().replace("3.13", "3.12"))
+    assert not wheels.is_complete(filled, platform="linux/arm64")
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("name", "content"),
     [
-        lambda folder: (folder / WHEELS[0]).write_bytes(b"PK"),
-        lambda folder: (folder / WHEELS[0]).unlink(),
-        lambda folder: (folder / "stray-1.0-py3-none-any.whl").write_bytes(b""),
-        lambda folder: (folder / wheels.STAMP).unlink(),
-        lambda folder: (folder / wheels.STAMP).write_text("{"),
-        lambda folder: (folder / wheels.STAMP).write_text("[]"),
-        _ask_for_another,
-        _for_another_python,
+        (f"wheels/{WHEELS[0]}", "PK"),
+        (f"wheels/{WHEELS[0]}", None),
+        ("wheels/stray-1.0-py3-none-any.whl", ""),
+        (f"wheels/{wheels.STAMP}", None),
+        (f"wheels/{wheels.STAMP}", "{"),
+        (f"wheels/{wheels.STAMP}", '{"python": "3.12"}'),
+        ("requirements.txt", "teapot==1.1"),
     ],
 )
-def test_what_is_not_complete_is_seen(filled: Path, spoil: Callable[[Path], object]) -> None:
-    assert wheels.is_complete(filled, platform=AMD64)
-    assert not wheels.is_complete(filled, platform="linux/arm64")
-    spoil(filled)
+def test_what_is_not_complete_is_seen(filled: Path, name: str, content: str | None) -> None:
+    spoilt = filled.parent / name
+    spoilt.unlink() if content is None else spoilt.write_text(content)
     assert not wheels.is_complete(filled, platform=AMD64)
 
 
@@ -122,7 +107,7 @@ def test_a_failed_fetch_keeps_the_old_wheels_and_the_next_mends(
     monkeypatch.setenv("PIP_FIND_LINKS", index)
     assert fetch(filled.parent) == WHEELS
     assert wheels.is_complete(filled, platform=AMD64)
-    assert not (filled / wheels.DOWNLOAD).exists()
+    assert not [path for path in filled.iterdir() if path.is_dir()]
 
 
 def test_an_application_without_its_files(tmp_path: Path) -> None:
@@ -142,5 +127,5 @@ def test_carried_wheels_are_complete_elsewhere(filled: Path, tmp_path: Path) -> 
 
 def test_the_lab_asks_for_exact_versions(repository: Path) -> None:
     wanted = wheels.wanted_by(repository / "dockerfiles" / "app")
-    assert wanted and all("==" in requirement for requirement in wanted)
+    assert all("==" in requirement for requirement in wanted)
     assert any(requirement.startswith("setuptools==") for requirement in wanted)

@@ -1,20 +1,27 @@
-"""Base images: recipes, roots in the making, and sources, as far as no engine is needed."""
+"""Base images: recipes, roots, sources and bundles, as far as no engine is needed."""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
+import random
 import re
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from made_images import Memory
 
-from labapp import feedback
-from labapp.errors import BaseError
-from labapp.feedback import QuietFeedback
+from labapp import bundle, feedback
+from labapp.bundle import Bundle
+from labapp.errors import BaseError, DamagedContent
+from labapp.feedback import Bars, QuietFeedback
 from labapp.journey import bases, debian
-from labapp.registry.manifests import Platform, digest_of, parse_config
+from labapp.reference import Reference
+from labapp.registry.manifests import Manifest, Platform, digest_of, parse_config
+from labapp.state import State
 
 AMD64 = Platform("linux", "amd64")
 SLIM, FULL = "python:3.13-slim", "python:3.13"
@@ -26,15 +33,16 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("name", bases.NAMES)
-def test_a_recipe_names_packages_that_could_exist(name: str) -> None:
-    packages = debian.recipe(name).packages
-    assert len(packages) == len(set(packages)) > 0
-    assert all(re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", package) for package in packages)
+def stored(memory: Memory, name: str, tar: list[bytes]) -> Manifest:
+    store = functools.partial(memory.upload_blob, "")
+    return debian.image(debian.recipe(name), tar, store, AMD64)
 
 
-def test_slim_is_a_part_of_full_and_has_no_compiler_and_no_manual() -> None:
-    slim, full = debian.recipe(SLIM), debian.recipe(FULL)
+def test_recipes_name_packages_and_slim_is_a_part_of_full() -> None:
+    slim, full, registry = map(debian.recipe, (SLIM, FULL, "registry"))
+    for packages in (slim.packages, full.packages, registry.packages):
+        assert len(packages) == len(set(packages)) > 0
+        assert all(re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", package) for package in packages)
     assert set(slim.packages) < set(full.packages)
     tools = {"gcc", "g++", "make", "git", "libssl-dev", "python3-dev"}
     assert tools <= set(full.packages) - set(slim.packages)
@@ -53,16 +61,10 @@ def test_an_image_is_its_root_compressed_and_the_same_each_time(
     name: str, entrypoint: tuple[str, ...] | None, command: tuple[str, ...]
 ) -> None:
     tar = [bytes([number]) * 100_000 for number in range(10)]
-    blobs: dict[str, bytes] = {}
-
-    def store(chunks: Iterable[bytes]) -> tuple[str, int]:
-        data = b"".join(chunks)
-        blobs[digest_of(data)] = data
-        return digest_of(data), len(data)
-
-    first, again = (debian.image(debian.recipe(name), tar, store, AMD64) for _ in range(2))
+    first, again = (stored(memory := Memory(), name, tar) for _ in range(2))
     assert first.raw == again.raw
-    config, (layer,) = parse_config(blobs[first.config.digest]), first.layers
+    blobs, (layer,) = memory.held, first.layers
+    config = parse_config(blobs[first.config.digest])
     assert gzip.decompress(blobs[layer.digest]) == b"".join(tar)
     assert layer.size == len(blobs[layer.digest]) < 100_000
     assert config.diff_ids == (digest_of(b"".join(tar)),)
@@ -74,28 +76,20 @@ def test_an_image_is_its_root_compressed_and_the_same_each_time(
     assert step["created"], "without it, Podman's build cache never hits"
 
 
-@pytest.fixture
-def mmdebstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in mmdebstrap's place, to be written by a test."""
-    program = tmp_path / "bin" / "mmdebstrap"
-    program.parent.mkdir()
-    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    monkeypatch.setattr(debian, "as_root", list)  # sudo has a PATH of its own
-    return program
-
-
-def _made(program: Path, script: str, folder: Path) -> tuple[list[bytes], QuietFeedback]:
+def root_by(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Bars]:
+    """What a script in mmdebstrap's place prints as the registry's root."""
+    program = folder / "mmdebstrap"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    with feedback.using(QuietFeedback()) as told, feedback.bars("x", unit="steps") as bars:
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setattr(debian, "as_root", list)  # sudo has a PATH of its own
+    with feedback.using(QuietFeedback()), feedback.bars("x", unit="steps") as bars:
         root = debian.Root(debian.recipe("registry"), folder=folder / "roots", bars=bars)
-        chunks = list(root)
-    assert isinstance(told, QuietFeedback)
-    return chunks, told
+        return b"".join(root).decode(), bars
 
 
 def test_mmdebstrap_is_asked_for_the_recipe_and_its_words_move_the_bar(
-    mmdebstrap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://mirror.example/debian")
     script = """
@@ -104,17 +98,16 @@ def test_mmdebstrap_is_asked_for_the_recipe_and_its_words_move_the_bar(
         echo 'I: creating tarball...' >&2
         echo "$@ $SOURCE_DATE_EPOCH"
     """
-    chunks, told = _made(mmdebstrap, script, tmp_path)
-    said = b"".join(chunks).decode()
+    said, bars = root_by(script, tmp_path, monkeypatch)
     assert "--include=base-files,busybox,docker-registry trixie - http://mirror.example" in said
     assert str(debian.EPOCH) in said
-    bar = told.shown[0].bars["registry"]
+    bar = bars.bars["registry"]
     assert (bar.total, bar.note) == (4, "creating tarball")
 
 
-def test_a_tar_that_was_cut_off_is_no_root(mmdebstrap: Path, tmp_path: Path) -> None:
+def test_a_tar_that_was_cut_off_is_no_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BaseError) as caught:
-        _made(mmdebstrap, "echo half; echo 'E: all is lost' >&2; exit 25", tmp_path)
+        root_by("echo half; echo 'E: all is lost' >&2; exit 25", tmp_path, monkeypatch)
     for fact in ("'registry'", "25", "E: all is lost"):
         assert fact in str(caught.value)
 
@@ -128,33 +121,27 @@ def test_debian_packages_serve_no_other_processor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "environment", "expected"),
+    ("source", "named", "mirror", "expected"),
     [
-        ("auto", {}, ["hub", "debian"]),
-        ("auto", {"LABAPP_MIRROR": "10.0.0.1:5000"}, ["mirror", "hub", "debian"]),
-        ("auto", {"LABAPP_BASES": "debian"}, ["debian"]),
-        ("auto", {"LABAPP_BASES": "auto"}, ["hub", "debian"]),
-        ("hub", {"LABAPP_BASES": "debian"}, ["hub"]),
-        ("mirror", {"LABAPP_MIRROR": "10.0.0.1:5000"}, ["mirror"]),
+        ("auto", "", "", ["hub", "debian"]),
+        ("auto", "auto", "10.0.0.1:5000", ["mirror", "hub", "debian"]),
+        ("auto", "debian", "", ["debian"]),
+        ("hub", "debian", "", ["hub"]),
+        ("mirror", "", "10.0.0.1:5000", ["mirror"]),
+        ("mirror", "", "", "LABAPP_MIRROR"),
+        ("cdrom", "", "", "'cdrom'"),
     ],
 )
 def test_the_order_of_the_sources(
-    source: str,
-    environment: dict[str, str],
-    expected: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    source: str, named: str, mirror: str, expected: list[str] | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert bases.order(source) == expected
-
-
-@pytest.mark.parametrize(
-    ("source", "fact"), [("cdrom", "'cdrom'"), ("mirror", "LABAPP_MIRROR"), ("", "''")]
-)
-def test_a_source_that_can_not_be_meant(source: str, fact: str) -> None:
-    with pytest.raises(BaseError, match=fact):
-        bases.order(source)
+    monkeypatch.setenv("LABAPP_BASES", named)
+    monkeypatch.setenv("LABAPP_MIRROR", mirror)
+    if isinstance(expected, str):
+        with pytest.raises(BaseError, match=expected):
+            bases.order(source)
+    else:
+        assert bases.order(source) == expected
 
 
 @pytest.mark.parametrize(
@@ -175,3 +162,109 @@ def test_where_a_registry_has_the_images(
     registry, found = bases.place_of(source, name)
     assert found == found.parse(reference)
     assert registry.address == found.registry
+
+
+# Bundles
+
+LAYER = random.Random(1).randbytes(3_000_000)
+"""Three megabytes of it: more than one chunk."""
+
+MEMORY = Memory()
+NAME = Reference(MEMORY.address, "base/python", "3.13")
+FILES = {"a-1.0.whl": b"wheel", "b-1.0.whl": b""}
+MADE = stored(MEMORY, FULL, [LAYER])
+MEMORY.put_manifest(NAME.repository, NAME.identifier, MADE.raw, MADE.media_type)
+PACKED = MEMORY.held[MADE.layers[0].digest]
+
+
+def write(path: Path) -> Path:
+    bundle.write(path, {str(NAME): (MEMORY, NAME), "twice": (MEMORY, NAME)}, FILES)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path / "lab.zip")
+
+
+def test_what_was_written_is_read_back_byte_for_byte(path: Path, tmp_path: Path) -> None:
+    found = Bundle(path)
+    seen: list[tuple[int, int]] = []
+    found.verify(lambda done, total: seen.append((done, total)))
+    assert len(seen) > 3
+    assert seen[-1][0] == seen[-1][1] > len(PACKED)
+    assert found.image(NAME).manifest.raw == MADE.raw
+    assert digest_of(found.image(NAME).config.raw) == MADE.config.digest
+    for blob in MADE.blobs:
+        assert b"".join(found.open_blob("", blob.digest)) == MEMORY.held[blob.digest]
+    assert found.files() == FILES
+    assert path.stat().st_size < len(PACKED) + 10_000, "each blob is in it once"
+    assert write(tmp_path / "again.zip").read_bytes() == path.read_bytes()
+    with pytest.raises(DamagedContent, match=r"base/python:3\.14"):
+        found.image(NAME.with_tag("3.14"))
+
+
+def test_writing_replaces_a_file_only_when_it_is_complete(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BaseError, match="none"):
+        write(path.parent / "none" / "lab.zip")
+    before = path.read_bytes()
+
+    def full_disk(_: str, digest: str, **__: object) -> Generator[bytes]:
+        yield MEMORY.held[digest]
+        if MEMORY.held[digest] == PACKED:
+            raise OSError(28, "No space left")
+
+    monkeypatch.setattr(MEMORY, "open_blob", full_disk)
+    with pytest.raises(BaseError, match=str(path)):
+        write(path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def _cut_off(kept: float) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+
+
+def _alter(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(PACKED[:4096]) + 5_000] ^= 1
+    path.write_bytes(data)
+
+
+def _rewritten(change: Callable[[str, bytes], bytes | None]) -> Callable[[Path], object]:
+    def spoil(path: Path) -> None:
+        with zipfile.ZipFile(path) as old:
+            members = {name: change(name, old.read(name)) for name in old.namelist()}
+        with zipfile.ZipFile(path, "w") as new:
+            for name, data in members.items():
+                if data is not None:
+                    new.writestr(name, data)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fact"),
+    [
+        *((_cut_off(kept), "lab.zip") for kept in (0.0, 0.3, 0.9999)),
+        (_alter, digest_of(PACKED)),
+        (_rewritten(lambda name, data: data.replace(PACKED, PACKED[::-1])), digest_of(PACKED)),
+        (_rewritten(lambda name, data: None if data == PACKED else data), digest_of(PACKED)),
+        (lambda path: path.write_bytes(b"PK\x03\x04" * 500), "lab.zip"),
+        (lambda path: path.unlink(), "lab.zip"),
+        (lambda path: None, "base/registry"),  # It is whole, and has none.
+        (lambda path: bundle.write(path, {}, {bundle.FIXES: b"damaged"}), bundle.FIXES),
+    ],
+)
+def test_what_can_not_be_used_changes_nothing(
+    path: Path, tmp_path: Path, spoil: Callable[[Path], object], fact: str
+) -> None:
+    spoil(path)
+    state = State.open(tmp_path / "state")
+    before = list(state.folder.iterdir())
+    with feedback.using(QuietFeedback()), pytest.raises(DamagedContent, match=fact):
+        bundle.load(state, path, wheel_folder=tmp_path / "wheels")
+    assert list(state.folder.iterdir()) == before
+    assert not (tmp_path / "wheels").exists()

@@ -1,4 +1,4 @@
-"""Builds as real builders printed them: steps, logs, and what a failure says; Dockerfiles."""
+"""Builds, pushes and pulls as real engines told of them, and what a failure says; Dockerfiles."""
 
 from __future__ import annotations
 
@@ -7,19 +7,33 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded import CLASSIC, ENGINES, OVERLAY, building_engine
+from recorded import (
+    CLASSIC,
+    CONTAINERD,
+    ENGINES,
+    OVERLAY,
+    building_engine,
+    layers,
+    transferring_engine,
+)
 
-from labapp import feedback
-from labapp.errors import BuildError
+from labapp.errors import BuildError, PullError, PushError
 from labapp.feedback import QuietFeedback
 from labapp.journey.build import Build, build
 from labapp.journey.dockerfile import instructions
+from labapp.journey.transfer import pull, push
 
 TAG = "localhost:1/test/shop:1"
 
 
-def _dockerfile(engine: str, label: str) -> Path:
-    return ENGINES / engine / f"{label}.Dockerfile"
+pytestmark = pytest.mark.usefixtures("told")
+
+
+def built(engine: str, label: str, folder: Path, *, status: int = 0) -> Build:
+    """What is read of a recorded build."""
+    file = ENGINES / engine / f"{label}.Dockerfile"
+    docker = building_engine(engine, label, folder, status=status)
+    return build(docker, ENGINES, tag=TAG, dockerfile=file)
 
 
 # Keyword, stage, whether it came from the cache.
@@ -46,16 +60,12 @@ STEPS = {
 
 
 @pytest.mark.parametrize(("engine", "label"), STEPS)
-def test_steps(engine: str, label: str, tmp_path: Path) -> None:
-    file = _dockerfile(engine, label)
-    told = QuietFeedback()
-    with feedback.using(told):
-        made = build(building_engine(engine, label, tmp_path), ENGINES, tag=TAG, dockerfile=file)
+def test_steps(engine: str, label: str, tmp_path: Path, told: QuietFeedback) -> None:
+    made = built(engine, label, tmp_path)
     shown = [s for s in made.steps if engine == CLASSIC or not s.instruction.startswith("FROM")]
     found = [(s.instruction.split()[0], s.stage, s.cached) for s in shown]
     assert found == STEPS[engine, label]
     assert [s.number for s in made.steps] == list(range(1, len(made.steps) + 1))
-    assert made.image_id == "sha256:built"
     if label == "build":
         run = next(s for s in made.steps if s.instruction.startswith("RUN"))
         assert run.log[0].startswith("out loud")
@@ -85,13 +95,8 @@ FAILURES = {
 @pytest.mark.parametrize("engine", [CLASSIC, OVERLAY])
 def test_failures(engine: str, label: str, tmp_path: Path) -> None:
     line, printed, facts = FAILURES[label]
-    with feedback.using(QuietFeedback()), pytest.raises(BuildError) as caught:
-        build(
-            building_engine(engine, label, tmp_path, status=1),
-            ENGINES,
-            tag=TAG,
-            dockerfile=_dockerfile(engine, label),
-        )
+    with pytest.raises(BuildError) as caught:
+        built(engine, label, tmp_path, status=1)
     message = str(caught.value)
     assert "failed to solve" not in message
     assert "DEPRECATED" not in message
@@ -101,32 +106,27 @@ def test_failures(engine: str, label: str, tmp_path: Path) -> None:
     assert (caught.value.log[:1] == (printed,)) if printed else not caught.value.log
 
 
-def test_docker_is_told_which_builder_and_which_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "wanted"), [(CLASSIC, "DOCKER_BUILDKIT=0"), (OVERLAY, "BUILDX_BUILDER=default")]
+)
+def test_docker_is_told_which_builder_and_which_labels(
+    engine: str, wanted: str, tmp_path: Path, told: QuietFeedback
+) -> None:
     file = tmp_path / "x.Dockerfile"
     file.write_text("FROM scratch\n")
-    for engine, wanted in ((CLASSIC, "DOCKER_BUILDKIT=0"), (OVERLAY, "BUILDX_BUILDER=default")):
-        told = QuietFeedback()
-        with feedback.using(told):
-            build(
-                building_engine(engine, "build", tmp_path),
-                tmp_path,
-                tag=TAG,
-                dockerfile=file,
-                args={"A": "b"},
-                target="first",
-                cache=False,
-            )
-        shown = f"build -t {TAG} -f {file} --build-arg A=b --target first --no-cache"
-        assert told.commands == [f"docker {shown} {tmp_path}"]
-        # So that a build that fails leaves no container behind.
-        ran = shown + (" --force-rm" if engine == CLASSIC else "")
-        ran += f" --label=labapp.lab=0123abcd {tmp_path}"
-        assert (tmp_path / "arguments").read_text().strip() == ran
-        assert wanted in (tmp_path / "environment").read_text().splitlines()
+    docker, settings = building_engine(engine, "build", tmp_path), {"A": "b"}
+    build(docker, tmp_path, tag=TAG, dockerfile=file, args=settings, target="first", cache=False)
+    shown = f"build -t {TAG} -f {file} --build-arg A=b --target first --no-cache"
+    assert told.commands == [f"docker {shown} {tmp_path}"]
+    # So that a build that fails leaves no container behind.
+    ran = shown + (" --force-rm" if engine == CLASSIC else "")
+    ran += f" --label=labapp.lab=0123abcd {tmp_path}"
+    assert (tmp_path / "arguments").read_text().strip() == ran
+    assert wanted in (tmp_path / "environment").read_text().splitlines()
 
 
 def test_stages_that_run_side_by_side_and_older_words_of_failure(tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text("FROM a AS build\nFROM b\n")
+    (tmp_path / "it.Dockerfile").write_text("FROM a AS build\nFROM b\n")
     recorded = (
         "#5 [build 2/3] COPY a.txt /", "#5 ...", "", "#6 [stage-1 2/3] RUN echo hi", "#6 0.2   hi",
         "#6 DONE 0.4s", "#5 [build 2/3] COPY a.txt /", "#5 DONE 0.2s", "#7 [build 3/3] RUN make",
@@ -135,33 +135,13 @@ def test_stages_that_run_side_by_side_and_older_words_of_failure(tmp_path: Path)
     )  # fmt: skip
     (tmp_path / "it.txt").write_text("\n".join(recorded))
 
-    def built(status: int) -> Build:
-        engine = building_engine(OVERLAY, str(tmp_path / "it"), tmp_path, status=status)
-        with feedback.using(QuietFeedback()):
-            return build(engine, tmp_path, tag=TAG)
-
-    assert [(s.stage, s.number, s.seconds, s.log) for s in built(0).steps] == [
+    steps = built(OVERLAY, str(tmp_path / "it"), tmp_path).steps
+    assert [(s.stage, s.number, s.seconds, s.log) for s in steps] == [
         ("build", 1, 0.2, ()), ("build", 2, 0.0, ("making",)), (None, 3, 0.4, ("  hi",)),
     ]  # fmt: skip
     with pytest.raises(BuildError) as caught:
-        built(1)
+        built(OVERLAY, str(tmp_path / "it"), tmp_path, status=1)
     assert (caught.value.log, caught.value.line) == (("making",), 2)
-
-
-def test_instructions_of_a_dockerfile() -> None:
-    text = (
-        "# syntax=docker/dockerfile:1\nARG A=1\n\nfrom \\\n  # why\n  x AS y\n"
-        "RUN a \\\\\nRUN <<EOF cat\nFROM no\nEOF\nONBUILD RUN <<E\nFROM no\nE\nCMD [\"x\"]"
-    )  # fmt: skip
-    found = [(i.keyword, i.acting.keyword, i.line, i.last_line) for i in instructions(text)]
-    assert found == [
-        ("ARG", "ARG", 2, 2),
-        ("FROM", "FROM", 4, 6),
-        ("RUN", "RUN", 7, 7),
-        ("RUN", "RUN", 8, 10),
-        ("ONBUILD", "RUN", 11, 13),
-        ("CMD", "CMD", 14, 14),
-    ]
 
 
 _lines = st.lists(
@@ -185,3 +165,54 @@ def test_words_stand_where_they_say(lines: list[str], end: str) -> None:
         for word in instruction.words:
             assert text[word.start] == word.text[0]
             assert text[word.end - 1] == word.text[-1]
+
+
+# Pushes and pulls, to a registry that the lab may not ask
+
+NAME = "registry.example/shop/web:1"
+
+ALL = (CLASSIC, OVERLAY, CONTAINERD)
+OUTCOMES = {
+    "push": {name: "sent" for name in ALL},
+    "push-again": {name: "already there" for name in ALL},
+    "push-elsewhere": {name: "mounted" for name in ALL},
+    "pull": {name: "fetched" for name in ALL},
+    # Nothing was fetched, though the containerd store first says that it begins to.
+    "pull-from-the-build-cache": {name: "already here" for name in (OVERLAY, CONTAINERD)},
+}
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [(label, name) for label, names in OUTCOMES.items() for name in names]
+)
+def test_outcomes(label: str, name: str, told: QuietFeedback) -> None:
+    act = push if label.startswith("push") else pull
+    done = act(transferring_engine(name, label), None, NAME)
+    assert list(done.layers["outcome"]) == [OUTCOMES[label][name]] * 2
+    if label.startswith("pull") or name == CONTAINERD:
+        shorts = {digest.removeprefix("sha256:")[:12] for digest in layers(name)}
+        assert set(done.layers["digest"]) == shorts
+    assert done.digest.startswith("sha256:")
+    [bars] = told.shown
+    assert all(bar.finished for bar in bars.bars.values())
+
+
+def test_the_first_word_on_a_layer_counts() -> None:
+    """Some containerd stores say "Pull complete" of a layer that "Already exists"."""
+    engine = transferring_engine(CONTAINERD, "pull-from-the-build-cache")
+    events = [*engine.client.api.pull("x")]
+    key = events[3]["id"]
+    events.append({"status": "Pull complete", "progressDetail": {}, "id": key})
+    engine.client.api.pull = lambda *_, **__: (each for each in events)  # type: ignore[method-assign]
+    assert set(pull(engine, None, NAME).layers["outcome"]) == {"already here"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_error_in_the_stream_is_raised(name: str) -> None:
+    for act, label, kind, fact in (
+        (push, "push-no-registry", PushError, "connection refused"),
+        (push, "push-no-image", PushError, "docker tag"),
+        (pull, "pull-altered", PullError, f"{layers(name)[1]} has been altered"),
+    ):
+        with pytest.raises(kind, match=fact):
+            act(transferring_engine(name, label), None, NAME)

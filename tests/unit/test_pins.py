@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from registries import Reply, Seen, error, serving
 
 from labapp.errors import DeploymentError, InvalidReference, NotInRegistry, StateError
-from labapp.journey.pin import pin, pin_deployment, pin_dockerfile
+from labapp.journey.pin import Change, pin, pin_deployment, pin_dockerfile
 from labapp.reference import Reference
 from labapp.registry.client import Registry
+
+Act = Callable[[Path, Registry], list[Change]]
 
 D = "sha256:" + "0123456789abcdef" * 4
 OLD = "sha256:" + "fedcba9876543210" * 4
@@ -95,51 +97,27 @@ def _write(path: Path, text: str, registry: Registry) -> bytes:
     return raw
 
 
+def pinned(act: Act, before: str, after: str, registry: Registry, path: Path) -> list[Change]:
+    """The changes that make a file what it should be, and that a second time makes no more."""
+    _write(path, before, registry)
+    changes = act(path, registry)
+    found = path.read_bytes()
+    assert act(path, registry) == []
+    assert path.read_bytes() == found == _write(path, after, registry)
+    lines = found.decode("utf-8", errors="surrogateescape").split("\n")
+    for change in changes:
+        assert change.after in lines[change.line - 1]
+    return changes
+
+
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_dockerfile(name: str, registry: Registry, tmp_path: Path) -> None:
     after = DOCKERFILES[name]
-    expected = _write(tmp_path / "expected", after, registry)
-    path = tmp_path / "Dockerfile"
-    _write(path, after.replace("@D", ""), registry)
-    changes = pin_dockerfile(path, registry)
-    assert path.read_bytes() == expected
+    before = after.replace("@D", "")
+    changes = pinned(pin_dockerfile, before, after, registry, tmp_path / "Dockerfile")
     assert changes
-    lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
     for change in changes:
-        assert change.after in lines[change.line - 1]
         assert change.after == f"{change.before}@{D}"
-    assert pin_dockerfile(path, registry) == []
-    assert path.read_bytes() == expected
-
-
-BAD_DOCKERFILES = {
-    "put together": ("ARG V=3\nFROM R/base/python:${V}\n", InvalidReference, "line 2"),
-    "default put together": (
-        "ARG V=3\nARG BASE=R/base/python:${V}\nFROM $BASE\n",
-        InvalidReference,
-        "line 2",
-    ),
-    "no default": ("# x\nARG BASE\nFROM $BASE\n", InvalidReference, "line 3: .*BASE"),
-    "other registry": ("FROM python:3.13\n", InvalidReference, "line 1: .*'docker.io'"),
-    "no default, or an empty one": ("ARG BASE=\nFROM $BASE\n", InvalidReference, "line 2: .*BASE"),
-    "no reference": ("FROM R/Base/python:3\n", InvalidReference, "line 1: .*Base"),
-    "not there": (
-        "FROM R/base/python:3\nFROM R/none/such:1\n",
-        NotInRegistry,
-        "line 2: .*none/such",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DOCKERFILES)
-def test_bad_dockerfile_stays_as_it_is(name: str, registry: Registry, tmp_path: Path) -> None:
-    text, kind, said = BAD_DOCKERFILES[name]
-    path = tmp_path / "Dockerfile"
-    before = _write(path, text, registry)
-    with pytest.raises(kind, match=said):
-        pin_dockerfile(path, registry)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # What is in brackets stands there before; the digest instead of it afterwards.
@@ -172,29 +150,40 @@ DEPLOYMENTS = {
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_deployment(name: str, registry: Registry, tmp_path: Path) -> None:
     text = DEPLOYMENTS[name]
-    expected = _write(tmp_path / "expected", re.sub("«.*?»", "@D", text), registry)
-    path = tmp_path / "deployment.yaml"
-    _write(path, re.sub("«(.*?)»", r"\1", text), registry)
-    changes = pin_deployment(path, registry)
-    assert path.read_bytes() == expected
+    before, after = re.sub("«(.*?)»", r"\1", text), re.sub("«.*?»", "@D", text)
+    changes = pinned(pin_deployment, before, after, registry, tmp_path / "deployment.yaml")
     assert len(changes) == text.count("«")
-    lines = path.read_text(encoding="utf-8").split("\n")
     for change in changes:
-        assert change.after in lines[change.line - 1]
         assert Reference.parse(change.before).name == change.after.removesuffix(f"@{D}")
-    assert pin_deployment(path, registry) == []
 
 
-def test_deployment_that_is_not_pinned_stays_as_it_is(registry: Registry, tmp_path: Path) -> None:
-    path = tmp_path / "deployment.yaml"
-    text = "services:\n  a:\n    image: R/shop/web:1\n  b:\n    image: R/none/such:2\n"
+BAD: list[tuple[Act, str, str]] = [
+    (pin_dockerfile, "ARG V=3\nFROM R/base/python:${V}\n", "line 2: .*V"),
+    (pin_dockerfile, "ARG V=3\nARG BASE=R/base/python:${V}\nFROM $BASE\n", "line 2: .*BASE"),
+    (pin_dockerfile, "# x\nARG BASE\nFROM $BASE\n", "line 3: .*BASE"),
+    (pin_dockerfile, "ARG BASE=\nFROM $BASE\n", "line 2: .*BASE"),
+    (pin_dockerfile, "FROM python:3.13\n", "line 1: .*'docker.io'"),
+    (pin_dockerfile, "FROM R/Base/python:3\n", "line 1: .*Base"),
+    (pin_dockerfile, "FROM R/base/python:3\nFROM R/none/such:1\n", "line 2: .*none/such"),
+    (
+        pin_deployment,
+        "services:\n  a:\n    image: R/shop/web:1\n  b:\n    image: R/none/such:2\n",
+        "line 5: .*none/such",
+    ),
+    (pin_deployment, "services:\n  a:\n    image: >-\n      R/x\n      y\n", "line 3: .*image"),
+]
+
+
+@pytest.mark.parametrize(("act", "text", "fact"), BAD)
+def test_what_can_not_be_pinned_stays_as_it_is(
+    act: Act, text: str, fact: str, registry: Registry, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
     before = _write(path, text, registry)
-    with pytest.raises(NotInRegistry, match=r"line 5: .*none/such"):
-        pin_deployment(path, registry)
+    with pytest.raises((InvalidReference, NotInRegistry, DeploymentError), match=fact):
+        act(path, registry)
     assert path.read_bytes() == before
-    path.write_text("services:\n  a:\n    image: >-\n      localhost:1/x\n      y\n")
-    with pytest.raises(DeploymentError, match="line 3: 'image'"):
-        pin_deployment(path, registry)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pin(registry: Registry) -> None:
@@ -207,12 +196,6 @@ def test_pin(registry: Registry) -> None:
         pin(registry, "python:3.13")
 
 
-def test_file_that_is_missing(registry: Registry, tmp_path: Path) -> None:
-    for function in (pin_dockerfile, pin_deployment):
-        with pytest.raises(StateError, match="none"):
-            function(tmp_path / "none", registry)
-
-
 def test_mode_and_link_are_kept(registry: Registry, tmp_path: Path) -> None:
     path, named = tmp_path / "real", tmp_path / "Dockerfile"
     _write(path, "FROM R/base/python:3\n", registry)
@@ -222,6 +205,8 @@ def test_mode_and_link_are_kept(registry: Registry, tmp_path: Path) -> None:
     is_link = sys.platform != "win32"
     named.symlink_to(path) if is_link else path.rename(named)
     pin_dockerfile(named, registry)
+    with pytest.raises(StateError, match="none"):
+        pin_dockerfile(tmp_path / "none", registry)
     assert named.is_symlink() == is_link
     assert D in named.read_text()
     assert stat.S_IMODE(named.stat().st_mode) == mode
