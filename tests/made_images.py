@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import tarfile
@@ -12,30 +11,34 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from labapp import feedback
+from labapp.errors import DamagedContent
 from labapp.inside import image
 from labapp.inside.image import Contents
 from labapp.registry.client import Registry
+from labapp.registry.manifests import digest_of
 
 OCI = "application/vnd.oci.image"
 PLATFORM = {"os": "linux", "architecture": "amd64"}
+LINKS = {b"-> ": tarfile.SYMTYPE, b"=> ": tarfile.LNKTYPE}
 
 Files = Mapping[str, bytes | str]
 
 
-def digest_of(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+def archive(files: Files, modes: Mapping[str, int] | None = None) -> bytes:
+    """A tar of files, with their modes by name.
 
-
-def archive(files: Files) -> bytes:
-    """A tar of files; ``…/`` is a folder, ``…/su`` is set-uid, and ``-> x`` is a link to x."""
+    ``…/`` is a folder, ``…/su`` is set-uid, ``-> x`` is a link to x and ``=> x`` a hard link.
+    """
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as written:
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), 0o4755 if name.endswith("/su") else 0o755
-            if data.startswith(b"-> "):
-                info.type, info.linkname, info.size = tarfile.SYMTYPE, data[3:].decode(), 0
+            info.mode = (modes or {}).get(name, info.mode)
+            if data[:3] in LINKS:
+                info.type, info.linkname, info.size = LINKS[data[:3]], data[3:].decode(), 0
             elif name.endswith("/"):
                 info.type = tarfile.DIRTYPE
             written.addfile(info, io.BytesIO(data))
@@ -43,11 +46,12 @@ def archive(files: Files) -> bytes:
 
 
 class Memory(Registry):
-    """A registry in memory, as far as images are stored and read."""
+    """A registry in memory, as far as images are stored and read; it notes the blobs it serves."""
 
     def __init__(self) -> None:
         super().__init__("r.test")
         self.held: dict[str, bytes] = {}
+        self.opened: list[str] = []
 
     def upload_blob(self, repository: str, chunks: Iterable[bytes]) -> tuple[str, int]:
         data = b"".join(chunks)
@@ -64,33 +68,39 @@ class Memory(Registry):
     def open_blob(
         self, repository: str, digest: str, *, size: int | None = None
     ) -> Generator[bytes]:
+        self.opened.append(digest)
         yield self.held[digest]
+        if digest_of(self.held[digest]) != digest:
+            raise DamagedContent(f"reading '{digest}': altered")
 
 
 def put(
     registry: Registry,
     repository: str,
     tag: str,
-    layers: Sequence[Files] = (),
+    layers: Sequence[Files | bytes] = (),
     *,
     platform: Mapping[str, str] = PLATFORM,
     run: Mapping[str, Any] | None = None,
     history: str = "COPY layer{} /",
+    modes: Mapping[str, int] | None = None,
+    diff_ids: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Store an image of such files, with the config's ``run`` part; return its descriptor."""
-    plain = [archive(files) for files in layers]
+    """Store an image of files or archives, with a config; return its descriptor."""
+    plain = [each if isinstance(each, bytes) else archive(each, modes) for each in layers]
+    diff_ids = diff_ids or [digest_of(layer) for layer in plain]
     config = {
         **platform,
         "config": dict(run or {}),
-        "rootfs": {"type": "layers", "diff_ids": [digest_of(raw) for raw in plain]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
         "history": [{"created_by": history.format(n)} for n in range(1, len(plain) + 1)],
     }
-    blobs = [("config.v1+json", json.dumps(config).encode())]
-    blobs += [("layer.v1.tar+gzip", gzip.compress(raw, mtime=0)) for raw in plain]
+    blobs = [(f"{OCI}.config.v1+json", json.dumps(config).encode())]
+    blobs += [(f"{OCI}.layer.v1.tar+gzip", gzip.compress(layer, mtime=0)) for layer in plain]
     parts = []
     for kind, data in blobs:
         digest, size = registry.upload_blob(repository, [data])
-        parts.append({"mediaType": f"{OCI}.{kind}", "digest": digest, "size": size})
+        parts.append({"mediaType": kind, "digest": digest, "size": size})
     kind = f"{OCI}.manifest.v1+json"
     document = {"schemaVersion": 2, "mediaType": kind, "config": parts[0], "layers": parts[1:]}
     raw = json.dumps(document).encode()
@@ -98,9 +108,15 @@ def put(
     return {"mediaType": kind, "digest": digest, "size": len(raw), "platform": dict(platform)}
 
 
-def made(*layers: Files, tag: str = "1", **options: Any) -> Contents:
-    """What is inside an image of such layers, as the lab reads it."""
+def read(registry: Registry, folder: Path, tag: str = "1") -> Contents:
+    """What is inside an image of a registry, as the lab reads it, without a word."""
+    with feedback.using(feedback.QuietFeedback()):
+        return image.read(registry, registry.image(f"r.test/shop/web:{tag}"), folder=folder)
+
+
+def made(*layers: Files | bytes, tag: str = "1", **options: Any) -> Contents:
+    """What is inside an image of such layers."""
     registry = Memory()
     put(registry, "shop/web", tag, layers, **options)
     with tempfile.TemporaryDirectory() as folder:
-        return image.read(registry, f"r.test/shop/web:{tag}", folder=Path(folder))
+        return read(registry, Path(folder), tag)

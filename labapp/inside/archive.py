@@ -1,11 +1,8 @@
 """A layer's archive: its bytes as a stream, inflated and verified on the way, and its entries.
 
-Fetching, inflating, and reading with hashing have a thread each, as all but the reading leaves
-Python's lock alone. Nothing is unpacked to disk; memory holds a few chunks, whatever a layer
-unpacks to.
-
-An archive is read as Go's archive/tar reads it, with which engines unpack: what `tarfile` makes of
-an odd one is not always what a container sees.
+Nothing is unpacked to disk; memory holds a few chunks, whatever a layer unpacks to. An archive is
+read as Go's archive/tar reads it, with which engines unpack: what `tarfile` makes of an odd one is
+not always what a container sees, and takes twice as long.
 
 Sources: OCI Image Specification 1.1, layer.md and config.md ("rootfs.diff_ids"); POSIX.1-2017, pax;
 Go's archive/tar/reader.go.
@@ -13,17 +10,18 @@ Go's archive/tar/reader.go.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import posixpath
 import queue
-import re
+import struct
 import threading
-import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import zstandard
 from isal import igzip
@@ -35,17 +33,13 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 CHUNK_BYTES = 512 * 1024
+PIECE_BYTES = 64 * 1024
+"""How much is read or skipped at once: of larger pieces, making room takes longer than copying."""
 AHEAD = 4
 """How many chunks each thread works ahead of the next."""
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_BROKEN: tuple[type[Exception], ...] = (
-    zlib.error,
-    IsalError,  # type: ignore[assignment]
-    gzip.BadGzipFile,
-    EOFError,
-    zstandard.ZstdError,
-)
+_BROKEN: tuple[Any, ...] = (IsalError, gzip.BadGzipFile, EOFError, zstandard.ZstdError)
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1024 * 1024
@@ -58,99 +52,65 @@ FILE, DIRECTORY, SYMLINK, HARDLINK, DEVICE, FIFO = range(6)
 KINDS = ("file", "directory", "symlink", "hardlink", "device", "fifo")
 """What an entry is; plain numbers, as there may be a million of them."""
 
-_KINDS = {0: FILE} | {
-    ord(str(number)): kind
-    for number, kind in enumerate((FILE, HARDLINK, SYMLINK, DEVICE, DEVICE, DIRECTORY, FIFO))
-}
-_ZEROS = bytes(BLOCK)
-_DECIMAL = re.compile(rb"[+-]?[0-9]{1,18}")
-_USED = {b"path", b"linkpath", b"uid", b"gid", b"size"} | {
-    f"GNU.sparse.{name}".encode()
-    for name in ("major", "minor", "map", "offset", "name", "size", "realsize")
-}
+_KINDS = {0: FILE}
+_KINDS |= enumerate((FILE, HARDLINK, SYMLINK, DEVICE, DEVICE, DIRECTORY, FIFO), ord("0"))
+_HEADER = struct.Struct("100s 8s 8s 8s 12s 12x 8s B 100s 8s 80x 155s 8x 4s")
+"""Name, mode, uid, gid, size, checksum, kind, target, magic, prefix, and the end of star's."""
 
 
-class LayerStream:
-    """The unpacked bytes of one layer, read once from front to back, and hashed on the way."""
+class _Chunks(io.RawIOBase):
+    """Chunks as a file, which is what the libraries that inflate read from."""
 
-    def __init__(
-        self,
-        chunks: Iterator[bytes],
-        *,
-        algorithm: str = "sha256",
-        on_chunk: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._chunks = chunks
-        self._hasher = hashlib.new(algorithm)
-        self._on_chunk = on_chunk
-        self._chunk = b""
-        self._at = self._before = 0
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._rest, self._position = chunks, memoryview(b""), 0
 
-    @property
-    def position(self) -> int:
-        """How many bytes have been read or skipped."""
-        return self._before + self._at
-
-    def read(self, count: int) -> bytes:
-        """Return the next bytes; fewer than asked for only at the end."""
-        end = self._at + count
-        if end <= len(self._chunk):
-            piece = self._chunk[self._at : end]
-            self._at = end
-            return piece
-        held = bytearray(self._chunk[self._at :])
-        while len(held) < count and self._next():
-            self._at = min(count - len(held), len(self._chunk))
-            held += self._chunk[: self._at]
-        return bytes(held)
-
-    def skip_to(self, position: int) -> bool:
-        """Go forward to a position; to the end, and False, where there is no such."""
-        while position > self._before + len(self._chunk):
-            if not self._next():
-                return False
-        self._at = position - self._before
+    def readable(self) -> bool:
         return True
 
-    def finish(self) -> str:
-        """Go to the end, and return the digest of all the bytes."""
-        while self._next():
-            pass
-        return f"{self._hasher.name}:{self._hasher.hexdigest()}"
+    def tell(self) -> int:
+        return self._position
 
-    def _next(self) -> bool:
-        self._before += len(self._chunk)
-        self._chunk, self._at = next(self._chunks, b""), 0
-        self._hasher.update(self._chunk)
-        self._on_chunk()
-        return bool(self._chunk)
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        into = memoryview(buffer).cast("B")
+        self._rest = self._rest or memoryview(next(self._chunks, b""))
+        count = min(len(into), len(self._rest))
+        into[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        self._position += count
+        return count
+
+
+def stream_of(chunks: Iterator[bytes]) -> BinaryIO:
+    """Return chunks as a stream that tells its position and is read from front to back."""
+    return io.BufferedReader(_Chunks(chunks), PIECE_BYTES)
 
 
 @contextlib.contextmanager
-def opened(
-    compressed: Generator[bytes],
-    *,
-    diff_id: str,
-    doing: str,
-    on_chunk: Callable[[], None] = lambda: None,
-) -> Iterator[LayerStream]:
+def opened(compressed: Generator[bytes], *, diff_id: str, doing: str) -> Iterator[BinaryIO]:
     """Hand out the unpacked bytes of a blob; when the block is left, the diff ID is verified.
 
-    The blob's generator verifies the blob's own digest at its end. ``doing`` begins an error, and
-    ``on_chunk`` is called in the reader's thread.
+    The blob's generator verifies the blob's own digest at its end. ``doing`` begins an error.
+    Fetching, inflating, hashing, and reading have a thread each, as all but the reading leaves
+    Python's lock alone.
     """
-    with (
-        contextlib.closing(_Ahead(compressed)) as fetched,
-        contextlib.closing(_Ahead(_inflated(fetched, doing))) as plain,
-    ):
-        stream = LayerStream(plain, algorithm=diff_id.partition(":")[0], on_chunk=on_chunk)
+    plain = _ahead(_inflated(_ahead(compressed), doing))
+    with contextlib.closing(_ahead(_verified(plain, diff_id, doing))) as verified:
         try:
-            yield stream
+            yield stream_of(verified)
         except DamagedContent:
             # If the registry changed the bytes, then that is the reason, not what it led to.
-            stream.finish()
+            collections.deque(verified, maxlen=0)
             raise
-        check_diff_id(stream.finish(), diff_id, doing)
+        collections.deque(verified, maxlen=0)
+
+
+def _verified(plain: Generator[bytes], diff_id: str, doing: str) -> Generator[bytes]:
+    hasher = hashlib.new(diff_id.partition(":")[0])
+    with contextlib.closing(plain):
+        for chunk in plain:
+            hasher.update(chunk)
+            yield chunk
+    check_diff_id(f"{hasher.name}:{hasher.hexdigest()}", diff_id, doing)
 
 
 def check_diff_id(found: str, diff_id: str, doing: str) -> None:
@@ -162,84 +122,60 @@ def check_diff_id(found: str, diff_id: str, doing: str) -> None:
         )
 
 
-class _Ahead(Iterator[bytes]):
-    """What a generator yields, while a thread of its own already works on the next chunks.
+def _ahead(chunks: Generator[bytes]) -> Generator[bytes]:
+    """Yield what a generator yields, while a thread of its own already works on the next chunks.
 
     Closing it waits for nothing, so that who interrupts a reading need not wait for the registry;
     the thread ends with its next chunk.
     """
+    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(AHEAD)
+    closed = threading.Event()
 
-    def __init__(self, chunks: Generator[bytes]) -> None:
-        self._ready: queue.Queue[bytes | BaseException | None] = queue.Queue(AHEAD)
-        self._closed = False
-        threading.Thread(target=self._work, args=(chunks,), daemon=True).start()
-
-    def _work(self, chunks: Generator[bytes]) -> None:
+    def work() -> None:
         end: BaseException | None = None
         with contextlib.closing(chunks):
             try:
-                while not self._closed and (chunk := next(chunks, None)) is not None:
-                    self._ready.put(chunk)
+                while not closed.is_set() and (chunk := next(chunks, None)) is not None:
+                    ready.put(chunk)
             except BaseException as error:
                 end = error
-        self._ready.put(end)
+        ready.put(end)
 
-    def __next__(self) -> bytes:
-        found = None if self._closed else self._ready.get()
-        if isinstance(found, bytes):
-            return found
-        self.close()
-        raise StopIteration if found is None else found
-
-    def close(self) -> None:
-        """Let the thread end, and another one that waits for it."""
-        self._closed = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._ready.get_nowait()
-        self._ready.put(None)
-
-
-class _Source(io.RawIOBase):
-    """Chunks as a file, which is what the libraries that inflate read from."""
-
-    def __init__(self, first: bytes, chunks: Iterator[bytes]) -> None:
-        self._rest, self._chunks = memoryview(first), chunks
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        into = memoryview(buffer).cast("B")
-        self._rest = self._rest or memoryview(next(self._chunks, b""))
-        count = min(len(into), len(self._rest))
-        into[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-def _inflated(compressed: Iterator[bytes], doing: str) -> Generator[bytes]:
-    """Yield unpacked chunks; the first bytes tell the compression, as engines go by them too."""
-    first = b""
-    while len(first) < len(_ZSTD) and (more := next(compressed, b"")):
-        first += more
-    source: Any = _Source(first, compressed)
+    threading.Thread(target=work, daemon=True).start()
     try:
-        if first.startswith(_GZIP):
-            source = igzip.open(source, "rb")  # type: ignore[no-untyped-call]
-        elif first.startswith(_ZSTD):
-            inflater = zstandard.ZstdDecompressor()
-            source = inflater.stream_reader(cast("IO[bytes]", source), read_across_frames=True)
-        while chunk := source.read(CHUNK_BYTES):
-            yield chunk
-    except _BROKEN as error:
-        for _ in compressed:  # a wrong digest, which only shows at the end, says more
-            pass
-        cut_off = isinstance(error, EOFError)
-        cause = "it is cut off" if cut_off else f"it can't be inflated ({error})"
-        raise DamagedContent(f"{doing}: {cause}. Build and push the image again.") from error
-    except OSError as error:
-        raise LabError(f"{doing}: {error}.") from error
+        while isinstance(found := ready.get(), bytes):
+            yield found
+        if found:
+            raise found
+    finally:
+        closed.set()
+        with contextlib.suppress(queue.Empty):
+            while True:  # so that no put waits for ever
+                ready.get_nowait()
+
+
+def _inflated(compressed: Generator[bytes], doing: str) -> Generator[bytes]:
+    """Yield unpacked chunks; the first bytes tell the compression, as engines go by them too."""
+    with contextlib.closing(compressed):
+        first = b""
+        while len(first) < len(_ZSTD) and (more := next(compressed, b"")):
+            first += more
+        source: Any = _Chunks(itertools.chain([first], compressed))
+        try:
+            if first.startswith(_GZIP):
+                source = igzip.open(source, "rb")  # type: ignore[no-untyped-call]
+            elif first.startswith(_ZSTD):
+                inflater = zstandard.ZstdDecompressor()
+                source = inflater.stream_reader(source, read_across_frames=True)
+            while chunk := source.read(CHUNK_BYTES):
+                yield chunk
+        except _BROKEN as error:
+            collections.deque(compressed, maxlen=0)  # a wrong digest, told at the end, says more
+            cut_off = isinstance(error, EOFError)
+            cause = "it is cut off" if cut_off else f"it can't be inflated ({error})"
+            raise DamagedContent(f"{doing}: {cause}. Build and push the image again.") from error
+        except OSError as error:
+            raise LabError(f"{doing}: {error}.") from error
 
 
 class Entry(NamedTuple):
@@ -248,8 +184,8 @@ class Entry(NamedTuple):
     Attributes:
         kind: one of the numbers that ``KINDS`` names.
         bytes: of a file as it reads, holes included; 0 of anything else.
+        uid, gid: -1 for one that Linux doesn't know.
         stored: how many bytes of a file's content come next in the stream.
-        outside: the name led out of the image by ``..``.
     """
 
     path: str
@@ -260,16 +196,15 @@ class Entry(NamedTuple):
     gid: int
     target: str
     stored: int
-    outside: bool
 
 
 def walk(
-    stream: LayerStream, *, doing: str, spend: Callable[[int], None] = lambda _: None
+    stream: BinaryIO, *, doing: str, spend: Callable[[int], None] = lambda _: None
 ) -> Iterator[Entry]:
     """Yield the entries in the archive's order; the bytes of a file can be read in between.
 
     A name that is absolute, or leads out by ``..``, stays inside of the image as containerd has
-    it. Owners that Linux doesn't know become -1. ``spend`` is told what headers take, in bytes.
+    it. ``spend`` is told what headers take, in bytes.
     """
     pax: Mapping[bytes, bytes] = {}
     long: dict[int, bytes] = {}
@@ -278,12 +213,13 @@ def walk(
         while header := stream.read(BLOCK):
             if len(header) < BLOCK:
                 raise ValueError("it is cut off in a header")
-            if header == _ZEROS:
+            if not header.strip(b"\0"):
                 if stream.read(BLOCK).strip(b"\0"):
                     raise ValueError("its end comes in the middle")
                 return
-            _check(header)
-            kind, length = header[156], _number(header[124:136])
+            fields = _HEADER.unpack(header)
+            kind, length = fields[6], _number(fields[4])
+            _check(header, _number(fields[5]))
             if kind in b"xgLK":
                 text = stream.read(length if 0 <= length <= MAX_EXTENSION_BYTES else 0)
                 if len(text) != length:
@@ -294,88 +230,83 @@ def walk(
                 elif kind == ord("g"):  # engines ignore it, and forget what came before it
                     pax, long = {}, {}
                 else:
-                    long[kind] = text.partition(b"\0")[0]
-                stream.skip_to(stream.position + -length % BLOCK)
-            else:
-                entry = _entry(header, length, pax, long)
-                pax, long = {}, {}
-                unpacked += entry.bytes
-                if min(entry.bytes, entry.stored) < 0 or unpacked > MAX_UNPACKED_BYTES:
-                    raise ValueError(f"its files claim {unpacked:,} bytes")
-                end = stream.position + entry.stored
-                yield entry
-                # The last entry may lack its padding.
-                if not stream.skip_to(end + -end % BLOCK) and stream.position < end:
-                    raise ValueError(f"it is cut off in '{entry.path}'")
+                    long[kind] = _ended(text)
+                stream.read(-length % BLOCK)
+                continue
+            entry = _entry(fields, length, pax, long)
+            pax, long = {}, {}
+            unpacked += entry.bytes
+            if min(entry.bytes, entry.stored) < 0 or unpacked > MAX_UNPACKED_BYTES:
+                raise ValueError(f"its files claim {unpacked:,} bytes")
+            end = stream.tell() + entry.stored
+            yield entry
+            padded = end + -end % BLOCK
+            while (rest := padded - stream.tell()) > 0 and stream.read(min(rest, PIECE_BYTES)):
+                pass
+            if stream.tell() < end:  # but the last entry may lack its padding
+                raise ValueError(f"it is cut off in '{entry.path}'")
     except ValueError as error:
-        cause = str(error) if stream.position > BLOCK else f"it is not a tar archive ({error})"
+        cause = str(error) if stream.tell() > BLOCK else f"it is not a tar archive ({error})"
         raise DamagedContent(
-            f"{doing}: {cause}, at byte {stream.position:,} of the archive. Build and push the "
+            f"{doing}: {cause}, at byte {stream.tell():,} of the archive. Build and push the "
             "image again."
         ) from error
 
 
 def _entry(
-    header: bytes, size: int, pax: Mapping[bytes, bytes], long: Mapping[int, bytes]
+    fields: tuple[Any, ...], size: int, pax: Mapping[bytes, bytes], long: Mapping[int, bytes]
 ) -> Entry:
-    """Read an entry's header, with what the headers before it say."""
-    kind = _KINDS.get(header[156])
+    name, mode, owner, group, _, _, letter, target, magic, prefix, star = fields
+    kind = _KINDS.get(letter)
     if kind is None:
-        raise ValueError(f"it has an entry of the type {header[156:157]!r}, which engines refuse")
-    name, target = header[:100].partition(b"\0")[0], header[157:257].partition(b"\0")[0]
-    if header[345]:
-        name = _with_prefix(header, name)
-    uid, gid, sparse = _number(header[108:116]), _number(header[116:124]), False
+        raise ValueError(f"it has an entry of the type {bytes([letter])!r}, which engines refuse")
+    name, target, uid, gid = _ended(name), _ended(target), _number(owner), _number(group)
+    if prefix[0]:
+        name = _with_prefix(name, magic, prefix[:131] if star == b"tar\0" else prefix)
     if pax or long:
         name = long.get(ord("L")) or pax.get(b"path") or name
         target = long.get(ord("K")) or pax.get(b"linkpath") or target
         size = _decimal(pax.get(b"size"), size)
         uid, gid = _decimal(pax.get(b"uid"), uid), _decimal(pax.get(b"gid"), gid)
-        sparse = kind == FILE and _is_sparse(pax)
-    if header[156] == 0 and name.endswith(b"/"):
+    if letter == 0 and name.endswith(b"/"):
         kind = DIRECTORY  # as archives from before POSIX have folders
     stored = size = size if kind == FILE else 0
-    if sparse:
+    if pax and kind == FILE and _is_sparse(pax):
         name = pax.get(b"GNU.sparse.name") or name
         size = _decimal(pax.get(b"GNU.sparse.size") or pax.get(b"GNU.sparse.realsize"), size)
     if max(len(name), len(target)) > MAX_PATH:
         raise ValueError(f"'{_text(name[:80])}' is no path that a system takes")
-    shown = _text(name)
     pointed = _text(target) if kind in (SYMLINK, HARDLINK) else ""
     return Entry(
-        _path(shown),
+        _path(_text(name)),
         kind,
         size,
-        _number(header[100:108]) & 0o7777,
+        _number(mode) & 0o7777,
         uid if 0 <= uid < 1 << 32 else -1,
         gid if 0 <= gid < 1 << 32 else -1,
         _path(pointed) if kind == HARDLINK else pointed,
         stored,
-        ".." in shown and f"{posixpath.normpath(shown.lstrip('/'))}/".startswith("../"),
     )
 
 
-def _with_prefix(header: bytes, name: bytes) -> bytes:
-    """Put in front of a name what the header's format has for it."""
-    prefix = b""
-    if header[257:263] == b"ustar\0":
-        end = 476 if header[508:] == b"tar\0" else 500
-        prefix = header[345:end].partition(b"\0")[0]
-    elif header[257:265] == b"ustar  \0":
-        try:  # GNU's has times there, but Go once wrote a prefix, which it still reads
-            _number(header[345:357]), _number(header[357:369])
-        except ValueError:
-            prefix = header[345:500].partition(b"\0")[0]
-            prefix = prefix if prefix.isascii() else b""
-    return prefix + b"/" + name if prefix else name
+def _with_prefix(name: bytes, magic: bytes, prefix: bytes) -> bytes:
+    if magic == b"ustar  \0":
+        # GNU's has times there, but Go once wrote a prefix, which it still reads.
+        with contextlib.suppress(ValueError):
+            _number(prefix[:12]), _number(prefix[12:24])
+            return name
+    elif not magic.startswith(b"ustar\0"):
+        return name
+    prefix = _ended(prefix)
+    return prefix + b"/" + name if magic[5] == 0 or prefix.isascii() else name
+
+
+def _ended(field: bytes) -> bytes:
+    return field.partition(b"\0")[0]
 
 
 def _path(name: str) -> str:
-    """Return a name as a path from ``/`` on; ``normpath`` is slow where there is nothing to do."""
-    name = name.removeprefix("./").rstrip("/")
-    if not name or name[0] in "./" or "//" in name or "/." in name:
-        return posixpath.normpath(f"/{name.lstrip('/')}")
-    return f"/{name}"
+    return posixpath.normpath(f"/{name.lstrip('/')}")
 
 
 def _text(name: bytes) -> str:
@@ -383,9 +314,9 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _check(header: bytes) -> None:
+def _check(header: bytes, told: int) -> None:
     """Compare the checksum: the sum of the bytes, or (in old archives) of bytes with a sign."""
-    told, covered = _number(header[148:156]), header[:148] + b" " * 8 + header[156:]
+    covered = header[:148] + b" " * 8 + header[156:]
     found = sum(covered)
     if told != found and told != found - 256 * sum(byte > 127 for byte in covered):
         raise ValueError("the checksum of a header is wrong")
@@ -395,7 +326,7 @@ def _number(field: bytes) -> int:
     """Read a number: octal digits, or, marked by the first bit, the bytes themselves (GNU)."""
     digits = field.strip(b"\0 ")
     if b"\0" in digits:
-        digits = digits.partition(b"\0")[0]
+        digits = _ended(digits)
     if not digits.strip(b"01234567"):
         return int(digits or b"0", 8)
     if field[0] & 0x80:
@@ -408,9 +339,9 @@ def _number(field: bytes) -> int:
 
 
 def _decimal(text: bytes | None, otherwise: int) -> int:
-    if text and not _DECIMAL.fullmatch(text):
+    if text and not (text.lstrip(b"-").isdigit() and len(text) < 19):
         raise ValueError("a pax header is broken")
-    return int(text) if text else otherwise
+    return int(text or otherwise)
 
 
 def _pax_records(text: bytes, spend: Callable[[int], None]) -> dict[bytes, bytes]:
@@ -425,8 +356,7 @@ def _pax_records(text: bytes, spend: Callable[[int], None]) -> dict[bytes, bytes
         keyword, equals, value = text[space + 1 : end].partition(b"=")
         if not keyword or not equals or value[-1:] != b"\n" or end > len(text):
             raise ValueError("a pax header is broken")
-        if keyword in _USED:
-            found[keyword] = value[:-1]
+        found[keyword] = value[:-1]
         at = end
     if b"\0" in found.get(b"path", b"") + found.get(b"linkpath", b""):
         raise ValueError("a pax header is broken")

@@ -1,8 +1,8 @@
-"""Debian's mirrors: which ones an image names, what their security suite lists, and what it fixed.
+"""Debian's own fixes: what the mirrors that an image names tell of them, and which ones it lacks.
 
 The chain of hashes is checked: ``InRelease`` lists ``Packages.xz``, which lists each ``.deb``, in
 which there is the changelog of its source package. The signature of ``InRelease`` is not: the lab
-reads fixes from it, and installs nothing. What was read is kept in a folder, as gzipped JSON.
+reads fixes from it, and installs nothing. What was read is kept in one file, which is a snapshot.
 
 Sources: sources.list(5); the Debian wiki's DebianRepository/Format, "Release files" and "Packages
 indices"; deb-changelog(5), and Debian Policy 12.7 for where a package keeps it.
@@ -14,423 +14,360 @@ import contextlib
 import gzip
 import hashlib
 import io
-import itertools
 import json
 import lzma
-import os
 import re
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urljoin
+from typing import NamedTuple
 
-import requests
-import urllib3
-from debian.changelog import ChangeBlock, Changelog
+from debian.changelog import Changelog
 from debian.deb822 import Deb822, Packages
 from debian.deb822 import Release as ReleaseFile
-from debian.debfile import DebError, DebFile
+from debian.debfile import DebFile
 from debian.debian_support import Version
-from requests.adapters import HTTPAdapter
 
 from labapp import feedback
-from labapp.errors import VulnerabilityError
-from labapp.inside.fixes import Release, Update
+from labapp.errors import RegistryError, VulnerabilityError
+from labapp.registry.http import Connection
 from labapp.state import write_atomically
 
 LIMIT = 64 * 1024 * 1024
 """How many bytes a file may have, packed or unpacked: an image names mirrors of its own choice."""
 
-TRIES = 12
-"""How many packages of a source are looked into: some only link to the changelog of another."""
-
-FRESH_SECONDS = 4 * 3600.0
-"""How long an index is taken as it was read; a suite changes about once a day."""
-
-THREADS, REDIRECTS = 6, 5
-SECONDS = (5.0, 20.0)
-"""How long to wait for a connection, and for an answer."""
+RELEASE_DAYS = {"11": "2021-08-14", "12": "2023-06-10", "13": "2025-08-09"}
+"""When Debian published a release, by its number; a later release just counts less."""
 
 _CVE = re.compile(r"CVE-\d{4}-\d{4,}", re.IGNORECASE)
 _ONE_LINE = re.compile(r"deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s*(.*)")
-
-_NAME = re.compile(r"[a-z]+-security-[a-z0-9-]+\.json\.gz|changelogs/[0-9a-f]{64}\.json\.gz")
-"""Names of files in the cache: an index, or what a package's changelog tells."""
-
-_FORMAT = 2
-"""Of snapshots; those of an earlier one are taken for empty."""
-
-Updates = tuple[Update, ...]
+_FILE = "debian.json.gz"
 
 
-class Suite(NamedTuple):
+class Release(NamedTuple):
+    """A release of Debian: its number (``13``) and its codename (``trixie``)."""
+
+    number: str
+    codename: str
+
+    @property
+    def security(self) -> str:
+        """The name of its security suite."""
+        return f"{self.codename}-security"
+
+
+class Update(NamedTuple):
+    """An entry of a source package's changelog; the date may be empty."""
+
+    version: str
+    distributions: Sequence[str]
+    date: str
+    cves: Sequence[str]
+
+    def is_stable(self, release: Release) -> bool:
+        """Tell if it was made for a release after its publication, not on the way to it."""
+        suite = rf"({release.codename}|stable)(-security|-proposed-updates|-updates)?"
+        suffix = rf"[+~]deb{re.escape(release.number)}u\d"
+        made_for = any(re.fullmatch(suite, name) for name in self.distributions)
+        return made_for or re.search(suffix, self.version) is not None
+
+
+class Fixes(NamedTuple):
+    """What a suite tells of its source packages."""
+
+    date: str  # when the suite was made (ISO 8601, UTC)
+    read: float  # when it was read here, in seconds since 1970
+    versions: dict[str, str]
+    updates: dict[str, list[Update]]  # of those looked into; none if no changelog can be read
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it was read lately; a clock that was set back makes it old."""
+        return 0 <= time.time() - self.read < 4 * 3600  # a suite changes about once a day
+
+    def of(self, sources: Set[str]) -> dict[str, list[Update] | None]:
+        """Return the updates of those sources that the suite has; None if they were not read."""
+        return {name: self.updates.get(name) for name in sorted(self.versions.keys() & sources)}
+
+
+@dataclass(frozen=True)
+class Suite:
     """A suite on a mirror, as in ``deb http://… trixie-security main``."""
 
     mirror: str
     name: str
     components: tuple[str, ...]
 
+    @cached_property
+    def _connection(self) -> Connection:
+        # With no login: neither what the image names, nor what this machine has for that host.
+        return Connection(self.mirror, self.mirror, lambda request: request, None)
 
-class Deb(NamedTuple):
-    """A binary package's file: where it is below the mirror, its length in bytes, its hash."""
-
-    package: str
-    path: str
-    size: int
-    sha256: str
-
-
-class Index(NamedTuple):
-    """When a suite was made, and by source package the newest version's files, smallest first."""
-
-    date: datetime
-    sources: Mapping[str, tuple[Deb, ...]]
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Index:
-        """Return an index from what a kept file holds of it."""
-        sources = content["sources"].items()
-        files = {name: tuple(Deb(*fields) for fields in debs) for name, debs in sources}
-        return cls(datetime.fromisoformat(content["date"]), files)
-
-
-class Mirror:
-    """The connections to one mirror, by the proxies that the environment names, as apt does.
-
-    Several threads may use them at once.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        # The address may hold a password, which an error must not show.
-        self.name = re.sub(r"(?<=//)[^/?#]*@", "", self._url)
-        self._session = requests.Session()
-        # A room without internet is told so within a quarter of a minute.
-        retries = urllib3.Retry(
-            2, connect=1, read=1, backoff_factor=0.1, status_forcelist=(502, 503, 504)
-        )
-        for scheme in ("http://", "https://"):
-            adapter = HTTPAdapter(max_retries=retries, pool_maxsize=THREADS)
-            self._session.mount(scheme, adapter)
-        self._session.headers["Accept-Encoding"] = "identity"
-
-    def fetch(self, path: str, *, limit: int, sha256: str | None = None) -> bytes:
-        """Return a file, which has so many bytes at most and the hash that lists it."""
-        data = bytearray()
-        for chunk in self._chunks(path):
-            data += chunk
-            if len(data) > limit:
-                raise self.error(path, f"it is longer than {limit:,} bytes")
+    def fetch(self, path: str, *, sha256: str | None = None) -> bytes:
+        """Return a file below the mirror, which has the hash that lists it."""
+        url = f"{self.mirror}/{path}"
+        try:
+            with self._connection.open("GET", url, doing="reading", expected=range(1000)) as answer:
+                if answer.status == 200:
+                    answer.read(LIMIT)
+        except (RegistryError, ValueError) as error:  # the latter for an address that is none
+            raise self.error(path, "the mirror can't be reached") from error
+        if answer.status != 200:
+            raise self.error(path, f"the mirror answers {answer.status}")
+        data = answer.body
+        if len(data) > LIMIT:
+            raise self.error(path, f"it is longer than {LIMIT:,} bytes")
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise self.error(path, "its bytes are not those that the suite's index lists")
-        return bytes(data)
+        return data
 
     def error(self, path: str, cause: str) -> VulnerabilityError:
         """Return the error for a file that can't be had, or can't be used."""
         return VulnerabilityError(
-            f"reading '{self.name}/{path}': {cause}. Try again later, on another network, or take "
-            "a snapshot."
+            f"reading '{self.mirror}/{path}': {cause}. Try again later, on another network, or "
+            "take a snapshot."
         )
 
-    def _chunks(self, path: str) -> Iterator[bytes]:
-        url = f"{self._url}/{path}"
-        try:
-            # Redirects are followed here, as requests would read their bodies, however long.
-            for _ in range(REDIRECTS + 1):
-                with self._session.get(
-                    url, stream=True, timeout=SECONDS, allow_redirects=False
-                ) as answer:
-                    if answer.is_redirect:
-                        url = urljoin(url, answer.headers["Location"])
-                    elif answer.status_code == 200:
-                        yield from answer.iter_content(64 * 1024)
-                        return
-                    else:
-                        raise self.error(path, f"the mirror answers {answer.status_code}")
-            raise self.error(path, "the mirror redirects again and again")
-        # An address that is none, here or in a redirect, is a ValueError in some places.
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-            raise self.error(path, "the mirror can't be reached") from error
+
+def security_suite(texts: Iterable[str], release: Release) -> Suite:
+    """Return the release's security suite on the first mirror that apt's configuration names."""
+    for text in texts:
+        for mirror, name, components in _suites(text):
+            # A disc or a folder of the image can't be read from here; the rest is no address.
+            is_url = mirror.startswith(("http://", "https://"))
+            fit_to_print = (mirror + components).isprintable()
+            if is_url and fit_to_print and name.rstrip("/") == release.security:
+                mirror = re.sub(r"(?<=//)[^/?#]*@", "", mirror.rstrip("/"))
+                return Suite(mirror, release.security, tuple(components.split()))
+    raise VulnerabilityError(
+        f"looking up Debian's own fixes: the image's apt configuration names no mirror with "
+        f"'{release.security}', so nobody can tell which fixes it lacks. Take a snapshot, Grype or "
+        "Trivy."
+    )
 
 
-# Kept files
-
-
-def export(folder: Path) -> bytes:
-    """Return all that was kept as a snapshot: the bytes of one file, for other machines."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.json.gz")}
-    files = {name: _kept(path) for name, path in paths.items() if _NAME.fullmatch(name)}
-    return _pack({"format": _FORMAT, "files": {name: file for name, file in files.items() if file}})
-
-
-def parse_snapshot(data: bytes, name: str) -> dict[str, dict[str, Any]]:
-    """Read a snapshot from the bytes of the file of that name: contents by path in the cache."""
-    content = _unpack(data) or {}
-    try:
-        if content["format"] < _FORMAT:
-            return {}
-        files: dict[str, dict[str, Any]] = content["files"]
-        for path, kept in files.items():
-            if not _NAME.fullmatch(path):
-                raise ValueError(path)
-            if "/" in path:
-                list(map(Update.from_json, kept["updates"]))
-            else:
-                Index.from_json(kept)
-        return files
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise VulnerabilityError(
-            f"reading the snapshot '{name}': it is damaged, or none of this lab. Save it again."
-        ) from error
-
-
-def keep_snapshot(files: Mapping[str, Mapping[str, Any]], *, folder: Path) -> None:
-    """Keep what a snapshot brings, unless a newer index is there; it counts as read long ago."""
-    for name, content in files.items():
-        path = folder / name
-        held = _kept(path)
-        if held is None or held.get("date", "") < content.get("date", ""):
-            _keep(path, content)
-            with contextlib.suppress(OSError):
-                os.utime(path, (0, 0))
-
-
-def _pack(content: Mapping[str, Any]) -> bytes:
-    """Return gzipped JSON; equal content gives equal bytes, as there is no time in it."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=datetime.isoformat)
-    return gzip.compress(text.encode(), mtime=0)
-
-
-def _unpack(data: bytes) -> dict[str, Any] | None:
-    """Return what such bytes hold; None if they are damaged, as gzip's checksum tells."""
-    try:
-        content = json.loads(gzip.decompress(data))
-    except (OSError, EOFError, ValueError, zlib.error):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _keep(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of the cache; if that fails, it costs time only."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _pack(content), mode=0o644)
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    try:
-        return _unpack(path.read_bytes())
-    except OSError:
-        return None
-
-
-# Which suites an image names
-
-
-def security_suites(texts: Iterable[str], release: Release) -> tuple[Suite, ...]:
-    """Return the release's security suite, once for each mirror that apt's configuration names."""
-    found = {
-        Suite(uri.rstrip("/"), name.rstrip("/"), components): None
-        for text in texts
-        for uri, name, components in (*_one_line(text), *_deb822(text))
-        # A disc or a folder of the image can't be read from here; the rest is no address at all.
-        if uri.startswith(("http://", "https://")) and "".join((uri, *components)).isprintable()
-    }
-    suites = tuple(suite for suite in found if suite.name == release.security)
-    if not suites:
-        raise VulnerabilityError(
-            f"looking up Debian's own fixes: the image's apt configuration names no mirror with "
-            f"'{release.security}', so nobody can tell which fixes it lacks. Take a snapshot, "
-            "Grype or Trivy."
-        )
-    return suites
-
-
-def _one_line(text: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def _suites(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield the mirrors, suites and components of apt's configuration, in either format."""
     for line in text.splitlines():
         if match := _ONE_LINE.fullmatch(line.partition("#")[0].strip()):
-            yield match[1], match[2], tuple(match[3].split())
-
-
-def _deb822(text: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+            yield match.groups()
     for stanza in Deb822.iter_paragraphs(text.splitlines()):
         enabled = stanza.get("Enabled", "yes").strip().lower() not in ("no", "false", "0", "off")
         if enabled and "deb" in stanza.get("Types", "").split():
-            for uri in stanza.get("URIs", "").split():
+            for mirror in stanza.get("URIs", "").split():
                 for name in stanza.get("Suites", "").split():
-                    yield uri, name, tuple(stanza.get("Components", "").split())
+                    yield mirror, name, stanza.get("Components", "")
 
 
-# What a suite lists
+# What a suite tells
 
 
-def read_index(
-    mirror: Mirror, suite: Suite, *, architecture: str, folder: Path, again: bool = False
-) -> Index:
-    """Read a suite's index; the kept one, where it is fresh or ``InRelease`` is still the same.
+class Deb(NamedTuple):
+    """A binary package's file: its length in bytes, where it is below the mirror, its hash."""
 
-    The architecture is as Debian names it (``amd64``); ``again`` asks the mirror in any case.
-    """
-    key = hashlib.sha256("\n".join((mirror.name, *suite.components)).encode()).hexdigest()[:16]
-    path = folder / f"{suite.name}-{architecture}-{key}.json.gz"
-    found = _kept(path)
-    if found and not again and _is_fresh(path):
-        return Index.from_json(found)
-    text = mirror.fetch(f"dists/{suite.name}/InRelease", limit=LIMIT)
-    digest = hashlib.sha256(text).hexdigest()
-    if found and found["release"] == digest:
-        with contextlib.suppress(OSError):
-            os.utime(path)
-        return Index.from_json(found)
-    index = _fetch_index(mirror, suite, architecture, text)
-    _keep(path, {"release": digest, **index._asdict()})
-    return index
+    size: int
+    package: str
+    path: str
+    sha256: str
 
 
-def last_index(release: Release, *, architecture: str, folder: Path) -> tuple[Index, bool] | None:
-    """Return the newest kept index of a release's security suite, and whether it is fresh."""
-    found = [
-        (Index.from_json(content), _is_fresh(path))
-        for path in folder.glob(f"{release.security}-{architecture}-*.json.gz")
-        if (content := _kept(path))
-    ]
-    return max(found, key=lambda pair: pair[0].date, default=None)
+Listed = dict[str, tuple[Version, list[Deb]]]
+"""By source package its newest version, and the files of that."""
 
 
-def _is_fresh(path: Path) -> bool:
-    """Tell if an index was read lately; a clock that was set back makes it old."""
-    return 0 <= time.time() - path.stat().st_mtime < FRESH_SECONDS
-
-
-def _fetch_index(mirror: Mirror, suite: Suite, architecture: str, text: bytes) -> Index:
-    """Read the indexes that a suite's ``InRelease`` lists, one for each component."""
-    place = f"dists/{suite.name}"
-    try:
-        release = ReleaseFile(text)
-        date = parsedate_to_datetime(release["Date"]).astimezone(UTC)
-        listed = {entry["name"]: entry for entry in release["SHA256"]}
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        # A hotel's log-in page answers every address with 200 and a page of its own.
-        cause = "it is not one of a Debian mirror, perhaps a network's log-in page"
-        raise mirror.error(f"{place}/InRelease", cause) from error
-    newest: dict[str, tuple[Version, list[Deb]]] = {}
-    for component in suite.components:
-        name = f"{component}/binary-{architecture}/Packages.xz"
+def read(suite: Suite, architecture: str, sources: Set[str], *, folder: Path) -> Fixes:
+    """Read what a suite tells of source packages; what is kept in the folder, where it is fresh."""
+    kept = load(folder)
+    key = " ".join((suite.name, architecture, suite.mirror, *suite.components))
+    held = kept.get(key)
+    if held and held.is_fresh and None not in held.of(sources).values():
+        return held
+    date, listed = _read_index(suite, architecture)
+    versions = {name: str(version) for name, (version, _) in listed.items()}
+    fixes = kept[key] = Fixes(date, time.time(), versions, {})
+    if held:
+        same = {name for name, _ in held.versions.items() & versions.items()}
+        fixes.updates.update({name: held.updates[name] for name in same & held.updates.keys()})
+    missing = [name for name, updates in fixes.of(sources).items() if updates is None]
+    pool = ThreadPoolExecutor(6)
+    with feedback.bars("Reading what Debian has fixed since the release", unit="steps") as bars:
         try:
-            sha256, size = listed[name]["sha256"], int(listed[name]["size"])
+            found = pool.map(lambda name: _changelog(suite, listed[name][1]), missing)
+            for number, (name, updates) in enumerate(zip(missing, found, strict=True), 1):
+                fixes.updates[name] = updates
+                bars.update("changelogs", number, len(missing))
+        finally:
+            # After an error, or when a person stops it, nobody waits for a slow mirror.
+            pool.shutdown(wait=False, cancel_futures=True)
+            _write(kept, folder)
+    return fixes
+
+
+def _read_index(suite: Suite, architecture: str) -> tuple[str, Listed]:
+    """Read when a suite was made, and what the indexes list that its ``InRelease`` lists."""
+    path = f"dists/{suite.name}/InRelease"
+    data = suite.fetch(path)
+    listed: Listed = {}
+    try:
+        release = ReleaseFile(data)
+        date = _in_utc(release["Date"])
+        hashes = {entry["name"]: entry["sha256"] for entry in release["SHA256"]}
+        for component in suite.components:
+            folder = f"{component}/binary-{architecture}"
+            path = f"dists/{suite.name}/{folder}/Packages.xz"
+            sha256 = hashes[f"{folder}/Packages.xz"]
             # By its hash, so that a mirror which is just being updated still serves what it listed.
-            by_hash = release.get("Acquire-By-Hash", "").strip() == "yes"
-            file = f"{name.rpartition('/')[0]}/by-hash/SHA256/{sha256}" if by_hash else name
-            data = mirror.fetch(f"{place}/{file}", limit=min(size, LIMIT), sha256=sha256)
-            _add_packages(newest, data)
-        except (lzma.LZMAError, EOFError, KeyError, ValueError, TypeError) as error:
-            cause = f"the suite does not list it, or it can't be read ({error})"
-            raise mirror.error(f"{place}/{name}", cause) from error
-    sources = {
-        name: tuple(sorted(debs, key=lambda deb: (deb.size, deb.package)))
-        for name, (_, debs) in newest.items()
-    }
-    return Index(date, sources)
+            if release.get("Acquire-By-Hash", "").strip() == "yes":
+                path = f"dists/{suite.name}/{folder}/by-hash/SHA256/{sha256}"
+            _add_packages(listed, suite.fetch(path, sha256=sha256))
+    except (lzma.LZMAError, EOFError, KeyError, ValueError, TypeError, OverflowError) as error:
+        # A hotel's log-in page answers every address with 200 and a page of its own.
+        cause = f"it is not what a Debian mirror has there ({error!r}), perhaps a log-in page"
+        raise suite.error(path, cause) from error
+    return date, listed
 
 
-def _add_packages(newest: dict[str, tuple[Version, list[Deb]]], packed: bytes) -> None:
+def _add_packages(listed: Listed, packed: bytes) -> None:
     """Add what a ``Packages.xz`` lists; of each source package, only the newest version's files."""
     with lzma.open(io.BytesIO(packed)) as file:
-        data = file.read(LIMIT + 1)
-    if len(data) > LIMIT:
-        raise ValueError("it is too long")
+        data = _bounded(file)
     for stanza in Packages.iter_paragraphs(io.BytesIO(data), use_apt_pkg=False):
         name, version = stanza.source or "", stanza.source_version
         size, sha256 = int(stanza["Size"]), stanza["SHA256"].lower()
-        if name not in newest or newest[name][0] < version:
-            newest[name] = (version, [])
-        if newest[name][0] == version and size <= LIMIT:
-            newest[name][1].append(Deb(stanza["Package"], stanza["Filename"], size, sha256))
+        if name not in listed or listed[name][0] < version:
+            listed[name] = (version, [])
+        if listed[name][0] == version and size <= LIMIT:
+            listed[name][1].append(Deb(size, stanza["Package"], stanza["Filename"], sha256))
 
 
-# What the changelogs tell
+def _bounded(file: lzma.LZMAFile | gzip.GzipFile) -> bytes:
+    data = file.read(LIMIT + 1)
+    if len(data) > LIMIT:
+        raise ValueError("it is too long")
+    return data
 
 
-def read_changelogs(
-    mirror: Mirror | None, sources: Mapping[str, tuple[Deb, ...]], *, folder: Path
-) -> tuple[dict[str, Updates], tuple[str, ...]]:
-    """Return the updates of source packages, newest first, and a note for each unreadable one.
-
-    What was read from a file is kept for good, by its hash; without a mirror there is only that.
-    """
-    found = {name: _read_updates(None, debs, folder) for name, debs in sources.items()}
-    missing = [name for name, updates in found.items() if updates is None]
-    if missing and mirror:
-        pool = ThreadPoolExecutor(THREADS)
-        title = "Reading what Debian has fixed since the release"
-        with feedback.bars(title, unit="steps") as bars:
-            try:
-                read = pool.map(lambda name: _read_updates(mirror, sources[name], folder), missing)
-                for number, (name, updates) in enumerate(zip(missing, read, strict=True), 1):
-                    found[name] = updates
-                    bars.update("changelogs", number, len(missing))
-            finally:
-                # After an error, or when a person stops it, nobody waits for a slow mirror.
-                pool.shutdown(wait=False, cancel_futures=True)
-    notes = [f"the changelog of '{name}' can't be read" for name in found if not found[name]]
-    return {name: updates for name, updates in found.items() if updates}, tuple(notes)
+def _in_utc(date: str) -> str:
+    return parsedate_to_datetime(date).astimezone(UTC).isoformat()
 
 
-def _read_updates(mirror: Mirror | None, debs: tuple[Deb, ...], folder: Path) -> Updates | None:
-    """Return what the first readable changelog of a source tells; None if that takes a mirror."""
-    for deb in debs[:TRIES]:
-        path = folder / "changelogs" / f"{deb.sha256}.json.gz"
-        if content := _kept(path):
-            updates = tuple(map(Update.from_json, content["updates"]))
-        elif mirror is None:
-            return None
-        else:
-            data = mirror.fetch(deb.path, limit=deb.size, sha256=deb.sha256)
-            updates = parse_changelog(data, deb.package)
-            _keep(path, {"updates": updates})
-        if updates:
-            return updates
-    return ()
-
-
-def parse_changelog(data: bytes, package: str) -> Updates:
-    """Return the changelog in a package's ``.deb``, newest first; empty if it can't be read."""
-    try:
-        with DebFile(fileobj=io.BytesIO(data)) as deb:
+def _changelog(suite: Suite, debs: Iterable[Deb]) -> list[Update]:
+    """Return what the first readable changelog of a source tells; empty if there is none."""
+    for deb in sorted(debs)[:12]:  # small ones first; some only link to the changelog of another
+        data = suite.fetch(deb.path, sha256=deb.sha256)
+        # Three readers may make anything of a damaged archive.
+        with contextlib.suppress(Exception), DebFile(fileobj=io.BytesIO(data)) as archive:
             for name in ("changelog.Debian.gz", "changelog.gz"):
-                path = f"usr/share/doc/{package}/{name}"
-                try:
-                    packed = deb.data.get_file(path, follow_symlinks=True)
-                except DebError:
-                    continue
-                with gzip.GzipFile(fileobj=packed) as unpacked:
-                    text = unpacked.read(LIMIT + 1)
-                if len(text) <= LIMIT:
-                    # What is below an entry that is not understood has no place in the order.
-                    entries = Changelog(text.decode("utf-8", "replace"))
-                    return tuple(map(_update, itertools.takewhile(_has_version, entries)))
-    except Exception:  # whatever three readers make of a damaged archive
-        pass
-    return ()
+                path = f"usr/share/doc/{deb.package}/{name}"
+                if archive.data.has_file(path, follow_symlinks=True):
+                    packed = archive.data.get_file(path, follow_symlinks=True)
+                    with gzip.GzipFile(fileobj=packed) as file:
+                        text = _bounded(file).decode("utf-8", "replace")
+                    if updates := list(_updates(text)):
+                        return updates
+    return []
 
 
-def _update(entry: ChangeBlock) -> Update:
-    cves = dict.fromkeys(id.upper() for id in _CVE.findall("\n".join(entry.changes())))
-    distributions = tuple((entry.distributions or "").split())
+def _updates(text: str) -> Iterator[Update]:
+    """Yield what a changelog tells, newest first."""
+    for entry in Changelog(text):
+        try:
+            version = str(entry.version)
+        except ValueError:
+            version = ""
+        if not (entry.package and version):
+            return  # what is below an entry that is not understood has no place in the order
+        try:
+            day = _in_utc(entry.date or "")
+        except (ValueError, TypeError, OverflowError):
+            day = ""
+        cves = dict.fromkeys(id.upper() for id in _CVE.findall("\n".join(entry.changes())))
+        yield Update(version, (entry.distributions or "").split(), day, list(cves))
+
+
+# What is kept
+
+
+def load(folder: Path) -> dict[str, Fixes]:
+    """Return what is kept in a folder, by suite, architecture and mirror."""
+    with contextlib.suppress(OSError, VulnerabilityError):  # it costs time only
+        return parse_snapshot((folder / _FILE).read_bytes(), _FILE)
+    return {}
+
+
+def pack(kept: Mapping[str, Fixes]) -> bytes:
+    """Return a snapshot: the bytes of one file, for other machines."""
+    return gzip.compress(json.dumps({"suites": kept}).encode(), mtime=0)
+
+
+def parse_snapshot(data: bytes, name: str) -> dict[str, Fixes]:
+    """Read a snapshot from the bytes of the file of that name."""
     try:
-        day = parsedate_to_datetime(entry.date or "").astimezone(UTC)
-    except (ValueError, TypeError, OverflowError):
-        day = None
-    return Update(str(entry.version), distributions, day, tuple(cves))
+        # An earlier lab's has no suites in this form, and is taken for empty.
+        suites = json.loads(gzip.decompress(data)).get("suites", {})
+        found = {key: Fixes(*fields) for key, fields in suites.items()}
+        for fixes in found.values():
+            for name, updates in fixes.updates.items():
+                fixes.updates[name] = [Update(*fields) for fields in updates]
+    except Exception as error:  # whatever gzip, JSON and the types make of other bytes
+        raise VulnerabilityError(
+            f"reading the snapshot '{name}': it is damaged, or none of this lab. Save it again."
+        ) from error
+    return found
 
 
-def _has_version(entry: ChangeBlock) -> bool:
-    try:
-        return entry.package is not None and bool(str(entry.version))
-    except ValueError:
-        return False
+def keep_snapshot(snapshot: Mapping[str, Fixes], *, folder: Path) -> None:
+    """Keep what a snapshot tells of suites, unless newer is there; it counts as read long ago."""
+    kept = load(folder)
+    for key, fixes in snapshot.items():
+        if key not in kept or kept[key].date < fixes.date:
+            kept[key] = fixes._replace(read=0.0)
+    _write(kept, folder)
+
+
+def _write(kept: Mapping[str, Fixes], folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it costs time only
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / _FILE, pack(kept), mode=0o644)
+
+
+# Which fixes an installed version lacks
+
+
+def verdicts(
+    updates: Sequence[Update], installed: str, release: Release
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield CVE, fixed version, state and date of what was fixed since the release, or is missing.
+
+    The updates are given newest first; a version that can't be compared is a ValueError.
+
+    An update counts as made since the release down to the first entry of the changelog that went to
+    unstable or testing; below one that was made from unstable's version (``2.9-1~deb13u1``), what
+    unstable got after the release counts as well, for the update brought it. A CVE belongs to the
+    oldest entry that names it, so that an update which only mends an earlier fix does not count
+    again. Its date and fixed version are those of the update that brought it to the release.
+    """
+    has = Version(installed)
+    older = (number for number, update in enumerate(updates) if Version(update.version) <= has)
+    lacking = next(older, len(updates))
+    oldest = {cve: update for update in updates for cve in update.cves}
+    since_release, carrier = True, None
+    for number, update in enumerate(updates):
+        # 2.9-1~deb13u1 brought all of unstable's 2.9-1; what is younger than the release is new.
+        stable = update.is_stable(release)
+        young = update.date[:10] > RELEASE_DAYS.get(release.number, "9999")
+        since_release = since_release and (stable or (carrier is not None and young))
+        if f"~deb{release.number}u" in update.version:
+            carrier = update
+        if number >= lacking and not since_release:
+            break
+        by = update if stable or carrier is None else carrier
+        state = "missing" if number < lacking else "since release"
+        for cve in update.cves:
+            if oldest[cve] is update:
+                yield cve, by.version, state, by.date

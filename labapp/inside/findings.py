@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import Any
 
 TOOLS = {
     "shell": r"sh|bash|dash|ash|zsh|fish|r?ksh(?:93)?|mksh|csh|tcsh|busybox|toybox",
@@ -33,36 +33,28 @@ TOOLS = {
 
 _GENERIC = {"sh", "ash", "cc", "c++"}
 """Names that tell less than another name of the same file; else the shortest tells best."""
-PROGRAM_FOLDERS = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/", "/usr/local/", "/opt/")
 _PROGRAM = re.compile(r"/(?:(?:usr/|usr/local/)?s?bin|opt/[^/]+/bin)/([^/]+)")
 _MAX_LINKS = 40
 """As many symbolic links as Linux follows (path_resolution(7))."""
 
 
-class Tool(NamedTuple):
-    """A program: the name that tells what it is, what it is, and the file behind all links."""
+def tools(paths: Iterable[str], link: Callable[[str], str | None]) -> list[tuple[str, str, str]]:
+    """Find the tools among programs: name, kind, and the file behind all links.
 
-    name: str
-    kind: str
-    path: str
-
-
-def tools(programs: Iterable[str], link: Callable[[str], str | None]) -> list[Tool]:
-    """Find the tools among programs; several names of one file count once a kind.
-
-    ``link`` tells where a symbolic link leads: empty if the path is none, None if it is not there.
+    Several names of one file count once a kind. ``link`` tells where a symbolic link leads: empty
+    if the path is none, None if it is not there.
     """
     patterns = {kind: re.compile(pattern) for kind, pattern in TOOLS.items()}
     names: dict[tuple[str, str], list[str]] = {}
-    for program in filter(None, map(_PROGRAM.fullmatch, programs)):
+    for program in filter(None, map(_PROGRAM.fullmatch, paths)):
         for kind, pattern in patterns.items():
             if pattern.fullmatch(program[1]) and (real := resolve(program[0], link)):
                 names.setdefault((kind, real), []).append(program[1])
     found = [
-        Tool(min(known, key=lambda name: (name in _GENERIC, len(name), name)), kind, real)
+        (min(known, key=lambda name: (name in _GENERIC, len(name), name)), kind, real)
         for (kind, real), known in names.items()
     ]
-    return sorted(found, key=lambda tool: (tool.kind, tool.name, tool.path))
+    return sorted(found, key=lambda tool: (tool[1], tool))
 
 
 def resolve(path: str, link: Callable[[str], str | None]) -> str | None:
@@ -91,10 +83,8 @@ def resolve(path: str, link: Callable[[str], str | None]) -> str | None:
 MAX_FILE_BYTES = 256 * 1024
 MAX_LINE = 2_000
 
-_NAMED = {
-    **dict.fromkeys(
-        ("/id_rsa", "/id_dsa", "/id_ecdsa", "/id_ed25519"), ("Private Key", rb"PRIVATE KEY")
-    ),
+_KEYS = ("/id_rsa", "/id_dsa", "/id_ecdsa", "/id_ed25519")
+_NAMED = dict.fromkeys(_KEYS, ("Private Key", rb"PRIVATE KEY")) | {
     "/.netrc": ("Login in .netrc", rb"\bpassword\s+\S"),
     "/.pypirc": ("Login in .pypirc", rb"(?m)^\s*password\s*[=:]\s*\S"),
     "/.git-credentials": ("Login in .git-credentials", rb"://[^/\s]+@"),
@@ -107,8 +97,8 @@ _LOOKED_INTO = ("/.npmrc", "/.env", ".pem", ".key", *_NAMED)
 """Endings of files that are looked at wherever they are."""
 _LIBRARIES = re.compile(
     r"/etc/nsswitch\.conf|/(?:usr/(?:lib|lib32|lib64|libexec|share|include|bin|sbin|games)|lib"
-    r"|lib64|bin|sbin|boot|dev|proc|sys|var/(?:lib|cache|log))/|.*/(?:site-packages|dist-packages|node_modules|vendor"
-    r"|python3\.\d+|\.git|\.cache)/"
+    r"|lib64|bin|sbin|boot|dev|proc|sys|var/(?:lib|cache|log))/"
+    r"|.*/(?:site-packages|dist-packages|node_modules|vendor|python3\.\d+|\.git|\.cache)/"
 )
 _TOKENS = """
     akia asia ghp_ gho_ ghu_ ghs_ ghr_ glpat- npm_ _authtoken pypi- sk- sk_live rk_live sg. xox eyj
@@ -128,8 +118,7 @@ _SUSPICIOUS = re.compile(
         ]
     ).encode()
 )
-_WORDS = [*_TOKENS.encode().split(), *_KEYWORDS.encode().split(), b"private key", b"://"]
-"""What is in every suspicious line, in small letters; to look for them first is much quicker."""
+"""What is in every suspicious line, in small letters."""
 
 _PLUGINS = """
     aws:AWSKeyDetector azure_storage_key:AzureStorageKeyDetector basic_auth:BasicAuthDetector
@@ -140,12 +129,8 @@ _PLUGINS = """
 """Those of detect-secrets that go by more than randomness."""
 
 
-class Secret(NamedTuple):
-    """Where a secret is: the file, the line from 1 (None: all of the file), and its kind."""
-
-    path: str
-    line: int | None
-    kind: str
+Secret = tuple[str, int | None, str]
+"""Where a secret is: the file, the line from 1 (None: all of the file), and its kind."""
 
 
 def is_looked_at(path: str, length: int) -> bool:
@@ -166,28 +151,26 @@ def suspicious_lines(path: str, content: bytes) -> list[tuple[int | None, str]]:
         if path.endswith(ending) and re.search(pattern, content):
             return [(None, kind)]
     lowered = content.lower()
-    words = [word for word in _WORDS if word in lowered]
-    if not words:
+    if not _SUSPICIOUS.search(lowered):
         return []
-    lines = content.splitlines()
+    lines = zip(content.splitlines(), lowered.splitlines(), strict=True)
     return [
-        (number, lines[number - 1].decode("utf-8", "replace"))
-        for number, line in enumerate(lowered.splitlines(), 1)
-        if any(word in line for word in words)
-        and len(line) <= MAX_LINE
-        and _SUSPICIOUS.search(line)
+        (number, line.decode("utf-8", "replace"))
+        for number, (line, small) in enumerate(lines, 1)
+        if len(line) <= MAX_LINE and _SUSPICIOUS.search(small)
     ]
 
 
 def secrets(suspicious: Mapping[str, list[tuple[int | None, str]]]) -> list[Secret]:
     """Look closely at suspicious lines, by path, with what detect-secrets knows."""
     plugins = [resolve_name(f"detect_secrets.plugins.{name}")() for name in _PLUGINS.split()]
-    found: dict[Secret, None] = {}
-    for path, lines in suspicious.items():
-        for number, line in lines:
-            kinds = [line] if number is None else _kinds(path, line, plugins)
-            found.update((Secret(path, number, kind), None) for kind in kinds)
-    return list(found)
+    found = [
+        (path, number, kind)
+        for path, lines in suspicious.items()
+        for number, line in lines
+        for kind in ([line] if number is None else _kinds(path, line, plugins))
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _kinds(path: str, line: str, plugins: list[Any]) -> Iterator[str]:
@@ -195,16 +178,17 @@ def _kinds(path: str, line: str, plugins: list[Any]) -> Iterator[str]:
 
     if heuristic.is_indirect_reference(line):
         return
+    harmless = (
+        heuristic.is_templated_secret,
+        heuristic.is_sequential_string,
+        heuristic.is_not_alphanumeric_string,
+        heuristic.is_prefixed_with_dollar_sign,
+    )
     # Settings have other rules than programs.
     name = path if re.search(r"\.\w+$", path) and "/.env" not in path else f"{path}.ini"
     for plugin in plugins:
         for secret in plugin.analyze_line(filename=name, line=line, line_number=0):
             value = secret.secret_value or ""
-            if not (
-                heuristic.is_templated_secret(value)
-                or heuristic.is_sequential_string(value)
-                or heuristic.is_not_alphanumeric_string(value)
-                or heuristic.is_prefixed_with_dollar_sign(value)
-            ):
+            if not any(is_harmless(value) for is_harmless in harmless):
                 yield secret.type
                 break

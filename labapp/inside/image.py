@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,53 +19,35 @@ import numpy as np
 
 from labapp.inside import findings, packages
 from labapp.inside.archive import DIRECTORY, FILE, HARDLINK, KINDS, SYMLINK
-from labapp.inside.layers import APT_SOURCES, COLUMNS, OS_RELEASES, Layer, read_layers
-from labapp.inside.packages import Package
-from labapp.reference import Reference
+from labapp.inside.layers import COLUMNS, Layer, read_layers
+from labapp.inside.packages import JOIN, Document, Package
 from labapp.registry.client import Registry, RegistryImage
-from labapp.registry.manifests import Platform, layer_history
+from labapp.registry.manifests import layer_history
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _KINDS = np.array(KINDS, dtype=object)
 _CHANGES = np.array(["added", "changed"], dtype=object)
-_SET_UID, _SET_GID = 0o4000, 0o2000
 
 
-def read(
-    registry: Registry,
-    reference: Reference | str,
-    *,
-    folder: Path,
-    platform: Platform | None = None,
-) -> Contents:
+def read(registry: Registry, image: RegistryImage, *, folder: Path) -> Contents:
     """Read what is inside an image, each layer verified by its digest and its diff ID.
 
-    Args:
-        registry: where the image is.
-        reference: the image.
-        folder: where read layers are kept; it is made when it is missing.
-        platform: which image of an index; by default the one for this machine's processor.
+    ``folder`` keeps the layers that were read, and is made when it is missing.
 
     Raises:
-        NotInRegistry: no such image, not for this platform, or one of its layers is missing.
+        NotInRegistry: one of its layers is missing.
         DamagedContent: bytes that do not match their digest, or a layer that is no tar archive.
         RegistryError: it has more files than the lab holds in memory.
         StateError: the folder can't be written.
     """
-    image = registry.image(reference, platform=platform)
     return Contents(image, read_layers(registry, image, folder))
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is inside an image, as tables (pandas).
-
-    Attributes:
-        image: the manifest and config that were read.
-        held: what was read from each layer, lowest first; empty for a layer that was left out.
-    """
+    """What is inside an image, as tables (pandas), from what was read of each layer."""
 
     image: RegistryImage
     held: tuple[Layer, ...] = field(repr=False)
@@ -78,23 +60,19 @@ class Contents:
         download_bytes, unpacked_bytes, files (all but folders and whiteouts), and wasted_bytes (of
         this layer's files, what a later layer replaced or deleted).
         """
-        history = layer_history(self.image.manifest, self.image.config)
-        rows = [
-            (
-                number,
-                step.instruction if step else "",
-                descriptor.digest,
-                descriptor.size,
-                layer.unpacked_bytes,
-                layer.files,
-                wasted,
-            )
-            for number, ((descriptor, step), layer, wasted) in enumerate(
-                zip(history, self.held, self._union.wasted, strict=True), 1
-            )
-        ]
-        sizes = ["download_bytes", "unpacked_bytes", "files", "wasted_bytes"]
-        return _table(rows, ["number", "instruction", "digest", *sizes])
+        from pandas import DataFrame
+
+        steps = layer_history(self.image.manifest, self.image.config)
+        columns = {
+            "number": range(1, len(self.held) + 1),
+            "instruction": [step.instruction if step else "" for _, step in steps],
+            "digest": [layer.digest for layer, _ in steps],
+            "download_bytes": [layer.size for layer, _ in steps],
+            "unpacked_bytes": [layer.unpacked_bytes for layer in self.held],
+            "files": [int((layer.entries["kind"] != DIRECTORY).sum()) for layer in self.held],
+            "wasted_bytes": self._union.wasted,
+        }
+        return DataFrame(columns).astype(dict.fromkeys(list(columns)[3:], "int64"))
 
     @cached_property
     def files(self) -> DataFrame:
@@ -110,7 +88,7 @@ class Contents:
         union, paths = self._union, sorted(self._union.visible)
         rows = np.fromiter(map(union.visible.__getitem__, paths), np.int64, len(paths))
         entries = union.entries[rows]
-        owners = np.array([*map(union.owners.get, paths, repeat(""))], object)
+        owners = np.array([*map(union.owners().get, paths, repeat(""))], object)
         owners[entries["kind"] == DIRECTORY] = ""
         return DataFrame(
             {
@@ -134,22 +112,23 @@ class Contents:
         Columns: path (of a folder that was made opaque with ``/*``), layer, change (added, changed
         or deleted), bytes, wasted_bytes (older bytes that became invisible by this entry).
         """
-        from pandas import DataFrame
+        from pandas import DataFrame, concat
 
         union = self._union
-        removed = union.removals
-        numbers, lost = (np.array([each[at] for each in removed], np.int64) for at in (0, 2))
-        deleted, nothing = np.full(len(removed), "deleted", object), np.zeros_like(lost)
         table = DataFrame(
             {
-                "path": [path for _, path, _ in removed] + union.paths,
-                "layer": np.concatenate([numbers, union.numbers]),
-                "change": np.concatenate([deleted, _CHANGES[union.changed.astype(int)]]),
-                "bytes": np.concatenate([nothing, union.entries["bytes"]]),
-                "wasted_bytes": np.concatenate([lost, union.hides]),
+                "path": union.paths,
+                "layer": union.numbers,
+                "change": _CHANGES[union.changed.astype(int)],
+                "bytes": union.entries["bytes"],
+                "wasted_bytes": union.hides,
             }
         )
-        return table.sort_values("layer", kind="stable", ignore_index=True) if removed else table
+        if not union.removals:
+            return table
+        removed = DataFrame(union.removals, columns=["layer", "path", "wasted_bytes"])
+        both = [removed.assign(change="deleted", bytes=0)[list(table)], table]
+        return concat(both).sort_values("layer", kind="stable", ignore_index=True)
 
     @cached_property
     def packages(self) -> DataFrame:
@@ -158,25 +137,20 @@ class Contents:
         Columns: name, version, kind (deb, apk or python), source, source_version, architecture,
         unpacked_bytes (as the database says), layer (the number of the one it came with).
         """
-        rows = sorted(
-            self._union.packages(),
-            key=lambda row: (row[0]["kind"], row[0]["name"], row[0]["version"]),
-        )
-        listed = [(*package.values(), layer) for package, layer in rows]
-        return _table(listed, [*Package.__annotations__, "layer"], ["unpacked_bytes", "layer"])
+        rows = [(*package, layer) for package, layer in self._union.packages()]
+        rows.sort(key=lambda row: (row[2], row[:2]))
+        return _table(rows, [*Package._fields, "layer"], ["unpacked_bytes", "layer"])
 
     @cached_property
     def privileged(self) -> DataFrame:
         """Set-uid and set-gid files: path, bit, mode, uid, gid, bytes, layer."""
-        files = self.files[(self.files["mode"] & (_SET_UID | _SET_GID)) > 0]
-        columns = ["path", "bit", "mode", "uid", "gid", "bytes", "layer"]
-        rows = [
-            (row["path"], name, *(row[column] for column in columns[2:]))
-            for row in files.to_dict("records")
-            for name, bit in (("set-gid", _SET_GID), ("set-uid", _SET_UID))
-            if row["mode"] & bit and row["type"] in ("file", "hardlink")
-        ]
-        return _table(rows, columns, columns[2:])
+        from pandas import concat
+
+        files = self.files[self.files["type"].isin(["file", "hardlink"])]
+        bits = {"set-gid": 0o2000, "set-uid": 0o4000}
+        both = [files[files["mode"] & bit > 0].assign(bit=name) for name, bit in bits.items()]
+        table = concat(both).sort_values(["path", "bit"], ignore_index=True)
+        return table[["path", "bit", "mode", "uid", "gid", "bytes", "layer"]]
 
     @cached_property
     def tools(self) -> DataFrame:
@@ -184,13 +158,15 @@ class Contents:
 
         Several names of one file count once for each kind.
         """
-        union = self._union
-        rows = []
-        for tool in findings.tools(union.programs(), union.link):
-            row = union.visible[tool.path]
-            if union.kinds[row] in (FILE, HARDLINK):
-                rows.append((*tool, union.bytes[row], union.numbers[row]))
-        return _table(rows, ["name", "kind", "path", "bytes", "layer"], ["bytes", "layer"])
+        union, files = self._union, self.files
+        # Who may follow a link is not told by the link's own mode.
+        programs = files["path"][(files["mode"] & 0o111 > 0) | (files["type"] == "symlink")]
+        found = [
+            (*tool, union.bytes[union.visible[tool[2]]], union.number_seen(tool[2]))
+            for tool in findings.tools(programs.tolist(), union.link)
+            if union.kind(tool[2]) in (FILE, HARDLINK)
+        ]
+        return _table(found, ["name", "kind", "path", "bytes", "layer"], ["bytes", "layer"])
 
     @cached_property
     def secrets(self) -> DataFrame:
@@ -231,13 +207,17 @@ class Contents:
     @cached_property
     def os_release(self) -> Mapping[str, str]:
         """What ``/etc/os-release`` says (os-release(5)), by name; empty if there is none."""
-        return next(map(packages.os_release, self._texts(OS_RELEASES)), {})
+        documents = self._union.documents
+        texts = [documents[path][1].text for path in packages.OS_RELEASES if path in documents]
+        return packages.os_release(next(filter(None, texts), ""))
 
     @cached_property
     def apt_sources(self) -> tuple[str, ...]:
         """The texts of apt's ``sources.list`` and ``sources.list.d/*`` (sources.list(5))."""
-        paths = {path for layer in self.held for path in layer.texts}
-        return tuple(self._texts(sorted(path for path in paths if path.startswith(APT_SOURCES))))
+        documents = sorted(self._union.documents.items())
+        return tuple(
+            found.text for path, (_, found) in documents if path.startswith(packages.APT_SOURCES)
+        )
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -254,27 +234,19 @@ class Contents:
     def _union(self) -> Union:
         return Union(self.held)
 
-    def _texts(self, paths: Iterable[str]) -> Iterator[str]:
-        """Yield the texts of those paths that a container sees."""
-        for path in paths:
-            number = self._union.number_seen(path)
-            if number and path in self.held[number - 1].texts:
-                yield self.held[number - 1].texts[path]
 
-
-def _table(rows: list[Any], columns: list[str], whole: Iterable[str] = ()) -> DataFrame:
+def _table(rows: Iterable[Any], columns: Iterable[str], whole: Iterable[str] = ()) -> DataFrame:
     """Make a table; the columns of whole numbers have their type even if there is no row."""
     from pandas import DataFrame
 
-    return DataFrame(rows, columns=columns).astype(dict.fromkeys(whole, "int64"))
+    return DataFrame(list(rows), columns=list(columns)).astype(dict.fromkeys(whole, "int64"))
 
 
 class Union:
     """The layers put together: a row for each entry of each, lowest layer first.
 
     Attributes:
-        paths, entries, kinds, targets, numbers: by row, the path, the columns, the kind, where a
-            link leads, and the layer's number from 1.
+        numbers: by row, the layer's number from 1.
         visible: the row that a container sees at each path.
         changed: by row, whether the path was there before the row's layer.
         hides: by row, the older bytes that became invisible by it.
@@ -285,11 +257,11 @@ class Union:
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self.layers = layers
-        lengths = [len(layer.paths) for layer in layers]
-        self.paths = list(chain.from_iterable(layer.paths for layer in layers))
+        self.paths = [path for layer in layers for path in layer.paths]
         self.entries = np.concatenate([np.empty(0, COLUMNS), *(each.entries for each in layers)])
         self.kinds: list[int] = self.entries["kind"].tolist()
-        self.numbers = np.repeat(np.arange(1, len(layers) + 1), lengths)
+        ends = [0, *accumulate(len(layer.paths) for layer in layers)]
+        self.numbers = np.repeat(np.arange(1, len(layers) + 1), np.diff(ends))
         self.targets = np.full(len(self.paths), "", object)
         self.visible: dict[str, int] = {}
         self.changed = np.zeros(len(self.paths), bool)
@@ -297,96 +269,89 @@ class Union:
         self.bytes = self.entries["bytes"].copy()
         self.wasted = [0] * len(layers)
         self.removals: list[tuple[int, str, int]] = []
-        self._holders: dict[int, int] = {}  # row → the row that holds the data it shares
+        self._holders: dict[int, int] = {}  # hard link → the row that holds the data it shares
         self._names: dict[int, int] = {}  # that row → how many of its names are visible
         self._order: list[str] = []  # what is visible before a layer, sorted
-        for number, end in enumerate(accumulate(lengths), 1):
-            self._apply(number, range(end - lengths[number - 1], end))
-        self._give_to_links()
+        for number, layer in enumerate(layers, 1):
+            self._apply(number, layer, range(ends[number - 1], ends[number]))
+        for row, holder in self._holders.items():
+            if self._is_seen(row) and not self._is_seen(holder):
+                self.bytes[row], self.bytes[holder] = self.bytes[holder], self.bytes[row]
 
     def number_seen(self, path: str) -> int | None:
         """Return the number of the layer that the visible copy of a path is in, if there is one."""
         row = self.visible.get(path)
         return None if row is None else int(self.numbers[row])
 
-    def kind(self, path: str) -> int:
-        """Return what is visible at a path."""
-        return self.kinds[self.visible[path]]
+    def kind(self, path: str) -> int | None:
+        """Return the kind of what is visible at a path, if there is something."""
+        row = self.visible.get(path)
+        return None if row is None else self.kinds[row]
 
     def link(self, path: str) -> str | None:
         """Return where a symbolic link leads; empty for another path, None for none."""
-        row = self.visible.get(path)
-        if row is None:
-            return None
-        return str(self.targets[row]) if self.kinds[row] == SYMLINK else ""
+        kind = self.kind(path)
+        if kind == SYMLINK:
+            return str(self.targets[self.visible[path]])
+        return None if kind is None else ""
 
     @cached_property
+    def documents(self) -> dict[str, tuple[int, Document]]:
+        """The visible ones of the layers' documents, with the layer's number, by path."""
+        return {
+            path: (number, document)
+            for number, layer in enumerate(self.layers, 1)
+            for path, document in layer.documents.items()
+            if self.number_seen(path) == number
+        }
+
     def owners(self) -> dict[str, str]:
-        """The packages that visible databases give paths to, by path.
+        """Return the packages that visible databases give paths to, by path.
 
         What a distribution says goes before what Python says, and a lower layer before a higher.
         """
         found: dict[str, str] = {}
-        for path, number in sorted(
-            self._seen("owned"), key=lambda seen: (packages.python_home(seen[0]) == "", -seen[1])
-        ):
-            for package, names in self.layers[number - 1].owned[path].items():
-                found.update(dict.fromkeys(names, package))
+        weakest_first = sorted(
+            self.documents.items(), key=lambda each: (not each[0].endswith("/RECORD"), -each[1][0])
+        )
+        for _, (_, document) in weakest_first:
+            for package, names in document.owned.items():
+                found.update(dict.fromkeys(names.split(JOIN), package))
         return found
 
     def packages(self) -> Iterator[tuple[Package, int]]:
-        """Yield the packages that the visible databases name, with the layer they came with."""
-        for path, number in self._seen("databases"):
-            held = (layer.databases.get(path) for layer in self.layers[:number])
-            versions = {at: found for at, found in enumerate(held, 1) if found is not None}
-            yield from packages.with_layers(versions)
+        """Yield what the visible databases name, with the layer since which they name it."""
+        for path, (last, _) in self.documents.items():
+            since: dict[Package, int] = {}
+            for number, layer in enumerate(self.layers[:last], 1):
+                if document := layer.documents.get(path):
+                    since = {each: since.get(each, number) for each in document.packages}
+            yield from since.items()
 
-    def programs(self) -> list[str]:
-        """Return what can be run where programs are: links, and files that somebody may execute."""
-        kinds, modes = self.entries["kind"], self.entries["mode"]
-        runs = ((kinds == FILE) | (kinds == HARDLINK)) & ((modes & 0o111) > 0)
-        wanted = (runs | (kinds == SYMLINK)).tolist()
-        there = [path for path in self.visible if path.startswith(findings.PROGRAM_FOLDERS)]
-        return [path for path in there if wanted[self.visible[path]]]
-
-    def _seen(self, name: str) -> Iterator[tuple[str, int]]:
-        """Yield the visible ones of the files that a mapping of the layers is about."""
-        for number, layer in enumerate(self.layers, 1):
-            for path in getattr(layer, name):
-                if self.number_seen(path) == number:
-                    yield path, number
-
-    def _apply(self, number: int, rows: range) -> None:
-        layer = self.layers[number - 1]
-        if self.visible or layer.removed:
-            self._order = sorted(self.visible)
-            gone = self._remove(number, layer)
-            self._replace(layer.paths, rows, gone)
+    def _apply(self, number: int, layer: Layer, rows: range) -> None:
+        before = self.visible.copy()
+        self._order = sorted(before)
+        for path, only_inside in layer.removed:
+            shown = f"{path.rstrip('/')}/*" if only_inside else path
+            lost = self._below(path) + ([] if only_inside else [path])
+            self.removals.append((number, shown, self._hide(lost)))
+        if before:
+            self._replace(layer.paths, rows, before)
         self.visible.update(zip(layer.paths, rows, strict=True))
         for path, target in layer.targets.items():
             row = self.visible[path]
             self.targets[row] = target
-            if self.kinds[row] == HARDLINK:
-                self._link(row, target)
+            shared = self.visible.get(target, row)
+            if self.kinds[row] == HARDLINK and shared != row:
+                holder = self._holders[row] = self._holders.get(shared, shared)
+                self._names[holder] = self._names.get(holder, 1) + 1
 
-    def _remove(self, number: int, layer: Layer) -> set[str]:
-        """Carry out a layer's whiteouts, and return the paths that vanished."""
-        gone: set[str] = set()
-        for path, only_inside in layer.removed:
-            lost = self._below(path)
-            if not only_inside and path in self.visible:
-                lost.append(path)
-            gone.update(lost)
-            shown = f"{path.rstrip('/')}/*" if only_inside else path
-            self.removals.append((number, shown, sum(map(self._hide, lost))))
-        return gone
-
-    def _replace(self, paths: list[str], rows: range, gone: set[str]) -> None:
+    def _replace(self, paths: list[str], rows: range, before: Mapping[str, int]) -> None:
         """Hide what a layer's entries take the place of."""
         folders: set[str] = set()
         for path, row in zip(paths, rows, strict=True):
-            self.changed[row] = path in gone or path in self.visible
-            lost = [path] if path in self.visible else []
+            self.changed[row] = path in before
+            lost = [path]
             # What takes the place of a folder, which may have no entry, hides what was in it.
             if self.kinds[row] != DIRECTORY:
                 lost += self._below(path)
@@ -395,53 +360,30 @@ class Union:
             if folder not in folders:
                 folders.add(folder)
                 while folder:
-                    if folder in self.visible and self.kind(folder) != DIRECTORY:
+                    if self.kind(folder) not in (None, DIRECTORY):
                         lost.append(folder)
                     folder = folder.rpartition("/")[0]
-            if lost:
-                self.hides[row] = sum(map(self._hide, lost))
+            self.hides[row] = self._hide(lost)
 
     def _below(self, folder: str) -> list[str]:
-        """Take what is visible inside of a folder out of the order, and return it."""
+        """Take what is inside of a folder out of the order, and return it."""
         order, prefix = self._order, f"{folder.rstrip('/')}/"
         first = bisect_right(order, prefix)
-        if first == len(order) or not order[first].startswith(prefix):
-            return []
         last = bisect_left(order, f"{prefix[:-1]}0", first)  # "0" is what comes after "/"
-        found = [path for path in order[first:last] if path in self.visible]
+        found = order[first:last]
         del order[first:last]
         return found
 
-    def _hide(self, path: str) -> int:
-        """Take a path from view, and return the bytes that can't be reached any more."""
-        row = self.visible.pop(path)
-        holder = self._holders.get(row, row)
-        if holder in self._names:
-            self._names[holder] -= 1
-            if self._names[holder]:
-                return 0
-        lost = int(self.bytes[holder])
-        self.wasted[self.numbers[holder] - 1] += lost
+    def _hide(self, paths: Iterable[str]) -> int:
+        """Take paths from view, and return the bytes that can't be reached any more."""
+        lost = 0
+        for row in (self.visible.pop(path) for path in paths if path in self.visible):
+            holder = self._holders.get(row, row)
+            self._names[holder] = self._names.get(holder, 1) - 1
+            if not self._names[holder]:
+                lost += int(self.bytes[holder])
+                self.wasted[self.numbers[holder] - 1] += int(self.bytes[holder])
         return lost
 
-    def _link(self, row: int, target: str) -> None:
-        """Note that a hard link shares the data of what is at its target."""
-        old = self.visible.get(target)
-        if old is None or old == row:
-            return
-        holder = self._holders.get(old, old)
-        self._holders[row] = self._holders[holder] = holder
-        self._names[holder] = self._names.get(holder, 1) + 1
-
-    def _give_to_links(self) -> None:
-        """Count a file at one of its hard links, where its own name is gone."""
-        gone = {
-            holder
-            for holder, count in self._names.items()
-            if count and self.visible.get(self.paths[holder]) != holder
-        }
-        for row in self.visible.values() if gone else ():
-            holder = self._holders.get(row, row)
-            if holder in gone:
-                gone.remove(holder)
-                self.bytes[row], self.bytes[holder] = self.bytes[holder], 0
+    def _is_seen(self, row: int) -> bool:
+        return self.visible.get(self.paths[row]) == row

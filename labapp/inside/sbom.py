@@ -17,39 +17,30 @@ from typing import Any
 from packageurl import PackageURL
 
 from labapp.inside.image import Contents
-from labapp.registry.strangers import printable
+from labapp.registry.http import printable
+
+_PURL = {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl"}
 
 
 def cyclonedx(contents: Contents) -> str:
     """Write an image's packages as CycloneDX 1.6 JSON; all but the time is of the image alone."""
-    purl, digest = _image_purl(contents), contents.image.manifest.digest
-    image = {
-        "type": "container",
-        "bom-ref": purl,
-        "name": contents.image.reference.name,
-        "version": digest,
-        "hashes": [{"alg": "SHA-256", "content": digest.removeprefix("sha256:")}],
-        "purl": purl,
-    }
-    packages = [
+    digest = contents.image.manifest.digest
+    components: list[dict[str, Any]] = [
         {
-            "type": "library",
-            "bom-ref": url,
-            "name": package["name"],
-            "version": package["version"],
-            "purl": url,
-            "properties": [{"name": "labapp:layer", "value": package["digest"]}],
+            "type": "library" if layer else "container",
+            "bom-ref": purl,
+            "name": name,
+            "version": version,
+            "purl": purl,
+            "properties": [{"name": "labapp:layer", "value": layer}] if layer else [],
         }
-        for url, package in _packages(contents).items()
+        for purl, name, version, layer in _parts(contents)
     ]
-    # Without the distribution a scanner can't know whose fixes to look for.
-    name, version = (contents.os_release.get(key, "") for key in ("ID", "VERSION_ID"))
-    system = {
-        "type": "operating-system",
-        "bom-ref": f"os:{name}-{version}",
-        "name": name or "linux",
-        "version": version,
-    }
+    if contents.os_release:
+        # Without the distribution a scanner can't know whose fixes to look for.
+        name, version = (contents.os_release.get(key, "") for key in ("ID", "VERSION_ID"))
+        kind = {"type": "operating-system", "bom-ref": "os"}
+        components.append(kind | {"name": name or "linux", "version": version})
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -59,79 +50,73 @@ def cyclonedx(contents: Contents) -> str:
         "metadata": {
             "timestamp": _now(),
             "tools": {"components": [{"type": "application", "name": "labapp"}]},
-            "component": image,
+            "component": components[0],
         },
-        "components": [*([system] if contents.os_release else []), *packages],
+        "components": components[1:],
     }
     return json.dumps(document, indent=2) + "\n"
 
 
 def spdx(contents: Contents) -> str:
     """Write an image's packages as SPDX 2.3 JSON; all but the time is of the image alone."""
-    name, digest = contents.image.reference.name, contents.image.manifest.digest
-    image = _spdx_package("SPDXRef-image", name, digest, _image_purl(contents)) | {
-        "checksums": [{"algorithm": "SHA256", "checksumValue": digest.removeprefix("sha256:")}],
-        "primaryPackagePurpose": "CONTAINER",
-    }
-    packages = [
-        _spdx_package(f"SPDXRef-package-{number}", package["name"], package["version"], url)
-        | {"sourceInfo": f"came with the layer {package['digest']}"}
-        for number, (url, package) in enumerate(_packages(contents).items(), 1)
-    ]
-    relations = [
-        ("SPDXRef-DOCUMENT", "DESCRIBES", "SPDXRef-image"),
-        *(("SPDXRef-image", "CONTAINS", package["SPDXID"]) for package in packages),
+    digest = contents.image.manifest.digest
+    packages: list[dict[str, Any]] = [
+        {
+            "SPDXID": f"SPDXRef-{number}",
+            "name": name,
+            "versionInfo": version,
+            "primaryPackagePurpose": "LIBRARY" if layer else "CONTAINER",
+            "sourceInfo": f"came with the layer {layer}" if layer else "the image",
+            "downloadLocation": "NOASSERTION",
+            "filesAnalyzed": False,
+            "externalRefs": [_PURL | {"referenceLocator": purl}],
+        }
+        for number, (purl, name, version, layer) in enumerate(_parts(contents))
     ]
     document = {
         "SPDXID": "SPDXRef-DOCUMENT",
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
-        "name": f"{name}@{digest}",
+        "name": f"{contents.image.reference.name}@{digest}",
         "documentNamespace": uuid.uuid5(uuid.NAMESPACE_URL, f"spdx:{digest}").urn,
         "creationInfo": {"created": _now(), "creators": ["Tool: labapp"]},
-        "packages": [image, *packages],
+        "documentDescribes": ["SPDXRef-0"],
+        "packages": packages,
         "relationships": [
-            {"spdxElementId": one, "relationshipType": kind, "relatedSpdxElement": other}
-            for one, kind, other in relations
+            {
+                "spdxElementId": "SPDXRef-0",
+                "relationshipType": "CONTAINS",
+                "relatedSpdxElement": package["SPDXID"],
+            }
+            for package in packages[1:]
         ],
     }
     return json.dumps(document, indent=2) + "\n"
 
 
-def _spdx_package(identity: str, name: str, version: str, purl: str) -> dict[str, Any]:
-    kind = {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl"}
-    return {
-        "SPDXID": identity,
-        "name": name,
-        "versionInfo": version,
-        "downloadLocation": "NOASSERTION",
-        "filesAnalyzed": False,
-        "externalRefs": [kind | {"referenceLocator": purl}],
-    }
+def _parts(contents: Contents) -> list[tuple[str, str, str, str]]:
+    """Return URL, name, version and layer of the image (which has none) and of its packages.
 
-
-def _image_purl(contents: Contents) -> str:
-    """Name the image by the manifest that was read: of an index, that of the one platform."""
-    reference = contents.image.reference
+    Each is there once: a Python package may be installed twice.
+    """
+    reference, image = contents.image.reference, contents.image
+    # Named by the manifest that was read: of an index, that of the one platform.
+    digest, name = image.manifest.digest, reference.repository.rpartition("/")[2]
     qualifiers = {
         "repository_url": f"{reference.registry}/{reference.repository}",
-        "arch": contents.image.config.platform.architecture,
+        "arch": image.config.platform.architecture,
         "tag": reference.tag or "",
     }
-    name, digest = reference.repository.rpartition("/")[2], contents.image.manifest.digest
-    return str(PackageURL("oci", None, name, digest, qualifiers))
-
-
-def _packages(contents: Contents) -> dict[str, dict[str, str]]:
-    """Return the packages by their URL, each once: a Python package may be there twice."""
+    purl = str(PackageURL("oci", None, name, digest, qualifiers))
+    parts = {purl: (purl, reference.name, digest, "")}
     layers = dict(zip(contents.layers["number"], contents.layers["digest"], strict=True))
-    rows = contents.packages.sort_values(["kind", "name", "version", "architecture"], kind="stable")
     system = {name: printable(text) for name, text in contents.os_release.items()}
-    found: dict[str, dict[str, str]] = {}
+    rows = contents.packages.sort_values(["kind", "name", "version", "architecture"], kind="stable")
     for row in rows.to_dict("records"):
         texts = {str(key): printable(str(value)) for key, value in row.items()}
-        found.setdefault(_purl(texts, system), texts | {"digest": layers[row["layer"]]})
-    return found
+        purl = _purl(texts, system)
+        parts.setdefault(purl, (purl, texts["name"], texts["version"], layers[row["layer"]]))
+    return list(parts.values())
 
 
 def _purl(row: Mapping[str, str], os_release: Mapping[str, str]) -> str:

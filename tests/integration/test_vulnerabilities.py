@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +18,7 @@ def test_the_mirror_of_a_real_image(
     bench: Bench, slim: Reference, tmp_path: Path, feedback: QuietFeedback
 ) -> None:
     layers = bench.state.path("cache", "layers")
-    image = contents.read(bench.registry, slim, folder=layers)
+    image = contents.read(bench.registry, bench.registry.image(slim), folder=layers)
     report = known(image, folder=tmp_path)
     assert report.source == "Debian's own fixes"
     assert report.notes == ()
@@ -28,8 +27,6 @@ def test_the_mirror_of_a_real_image(
     # OpenSSL and Expat have had security updates again and again; the slim base holds both.
     assert report.since_release >= max(report.missing, 20)
     assert {"openssl", "expat"} <= set(report.rows["source_package"])
-    assert report.header_cves == 0, "slim has no kernel headers"
-    assert report.rows["cve"].map(re.compile(r"CVE-\d{4}-\d{4,}").fullmatch).all()
     assert report.rows["date"].min() > pd.Timestamp("2025-08-09")
     assert list(report.by_month["cves"])[-1] == report.since_release
 

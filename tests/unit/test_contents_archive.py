@@ -10,45 +10,30 @@ import tarfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping
 
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from made_images import archive
+from zstandard import compress
 
 from labapp.errors import DamagedContent, RegistryError
-from labapp.inside.archive import (
-    DEVICE,
-    DIRECTORY,
-    FIFO,
-    FILE,
-    HARDLINK,
-    SYMLINK,
-    Entry,
-    LayerStream,
-    opened,
-    walk,
-)
-from labapp.inside.layers import Layer, read_layer
+from labapp.inside.archive import KINDS, Entry, opened, stream_of, walk
+from labapp.inside.layers import Budget, read_layer
 from labapp.registry.manifests import digest_of
 
 DOING = "reading layer 1 of 'shop/web'"
-FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
 
-def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, content
-
-
-def tar(*members: tuple[tarfile.TarInfo, bytes], form: str = "pax") -> bytes:
+def tar(form: int, members: Iterable[tuple[str, bytes, Mapping[str, object]]]) -> bytes:
+    """A tar of names, contents, and what else tarfile is to write of each."""
     held = io.BytesIO()
-    with tarfile.open(fileobj=held, mode="w", format=FORMATS[form]) as written:
-        for info, content in members:
+    with tarfile.open(fileobj=held, mode="w", format=form) as written:
+        for name, content, fields in members:
+            info = tarfile.TarInfo(name)
+            for field, value in ({"size": len(content)} | fields).items():
+                setattr(info, field, value)
             written.addfile(info, io.BytesIO(content))
     return held.getvalue()
 
@@ -59,11 +44,7 @@ def pieces(data: bytes, length: int = 1000) -> Generator[bytes]:
 
 
 def walked(data: bytes, length: int = 1000) -> list[Entry]:
-    return list(walk(LayerStream(pieces(data, length)), doing=DOING))
-
-
-def layer(data: Generator[bytes]) -> Layer:
-    return read_layer(LayerStream(data), diff_id=digest_of(b""), doing=DOING)
+    return list(walk(stream_of(pieces(data, length)), doing=DOING))
 
 
 def hdr(
@@ -87,154 +68,133 @@ def extension(text: bytes, kind: bytes = b"x") -> bytes:
 def pax(*records: str, kind: bytes = b"x") -> bytes:
     text = b""
     for record in records:
-        length = len(record) + 2
-        length += len(str(length + len(str(length)))) if length > 7 else 1
-        text += f"{length} {record}\n".encode()
+        lines = (f"{length} {record}\n" for length in itertools.count())
+        text += next(line for line in lines if line.startswith(f"{len(line)} ")).encode()
     return extension(text, kind)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_each_kind_of_entry_is_read(form: str) -> None:
-    data = tar(
-        member("etc/", type=tarfile.DIRTYPE, mode=0o755),
-        member("etc/motd", b"hello", mode=0o4755, uid=12, gid=34),
-        member("etc/link", type=tarfile.SYMTYPE, linkname="../motd"),
-        member("etc/hard", type=tarfile.LNKTYPE, linkname="./etc/motd"),
-        member("dev/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
-        member("dev/sda", type=tarfile.BLKTYPE),
-        member("run/pipe", type=tarfile.FIFOTYPE),
-        form=form,
-    )
-    found = walked(data)
-    assert [(each.path, each.kind, each.bytes, each.target) for each in found] == [
-        ("/etc", DIRECTORY, 0, ""),
-        ("/etc/motd", FILE, 5, ""),
-        ("/etc/link", SYMLINK, 0, "../motd"),
-        ("/etc/hard", HARDLINK, 0, "/etc/motd"),
-        ("/dev/null", DEVICE, 0, ""),
-        ("/dev/sda", DEVICE, 0, ""),
-        ("/run/pipe", FIFO, 0, ""),
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_each_kind_of_entry_is_read(form: int) -> None:
+    members: list[tuple[str, bytes, Mapping[str, object]]] = [
+        ("etc/", b"", {"type": tarfile.DIRTYPE}),
+        ("etc/motd", b"hello", {"mode": 0o4755, "uid": 12, "gid": 34}),
+        ("etc/link", b"", {"type": tarfile.SYMTYPE, "linkname": "../motd"}),
+        ("etc/hard", b"", {"type": tarfile.LNKTYPE, "linkname": "./etc/motd"}),
+        ("dev/null", b"", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}),
+        ("dev/sda", b"", {"type": tarfile.BLKTYPE}),
+        ("run/pipe", b"", {"type": tarfile.FIFOTYPE}),
+    ]
+    found = walked(tar(form, members))
+    assert [(each.path, KINDS[each.kind], each.bytes, each.target) for each in found] == [
+        ("/etc", "directory", 0, ""),
+        ("/etc/motd", "file", 5, ""),
+        ("/etc/link", "symlink", 0, "../motd"),
+        ("/etc/hard", "hardlink", 0, "/etc/motd"),
+        ("/dev/null", "device", 0, ""),
+        ("/dev/sda", "device", 0, ""),
+        ("/run/pipe", "fifo", 0, ""),
     ]
     assert (found[1].mode, found[1].uid, found[1].gid) == (0o4755, 12, 34)
 
 
 NAMES = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=300)
+NUMBERS = st.fixed_dictionaries({"mode": st.integers(0, 0o7777), "uid": st.integers(0, 2**32 - 1)})
+FILES = st.tuples(NAMES.map("a/{}".format), st.binary(max_size=1500), NUMBERS)
 
 
 @given(
-    form=st.sampled_from(["gnu", "pax"]),
-    files=st.lists(
-        st.tuples(
-            NAMES, st.binary(max_size=1500), st.integers(0, 0o7777), st.integers(0, 2**32 - 1)
-        ),
-        max_size=6,
-    ),
-    length=st.integers(1, 3000),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.lists(FILES, max_size=6),
+    st.integers(1, 3000),
 )
-def test_what_tarfile_wrote_is_read_as_tarfile_reads_it(
-    form: str, files: list[tuple[str, bytes, int, int]], length: int
+def test_what_tarfile_wrote_is_read(
+    form: int, files: list[tuple[str, bytes, dict[str, int]]], length: int
 ) -> None:
-    data = tar(
-        *(member(f"a/{name}", text, mode=mode, uid=owner) for name, text, mode, owner in files),
-        form=form,
-    )
-    with tarfile.open(fileobj=io.BytesIO(data)) as expected:
-        wanted = [(each.size, each.mode, each.uid) for each in expected]
-    found = walked(data, length)
-    assert [(each.bytes, each.mode, each.uid) for each in found] == wanted
-    for entry, (name, *_) in zip(found, files, strict=True):
-        assert entry.path == posixpath.normpath(f"/a/{name}")
-
-
-@pytest.mark.parametrize("form", ["gnu", "pax"])
-def test_a_name_of_4_kib_is_read(form: str) -> None:
-    name = "/".join(["d" * 200] * 20)
-    found = walked(tar(member(name, b"x"), member("short"), form=form))
-    assert [each.path for each in found] == [f"/{name}", "/short"]
+    found = walked(tar(form, files), length)
+    assert [(each.path, each.bytes, each.mode, each.uid) for each in found] == [
+        (posixpath.normpath(f"/{name}"), len(content), numbers["mode"], numbers["uid"])
+        for name, content, numbers in files
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "outside"),
+    ("name", "path"),
     [
-        (b"/etc/passwd", "/etc/passwd", False),
-        (b"//etc//passwd", "/etc/passwd", False),
-        (b"./etc/./passwd", "/etc/passwd", False),
-        (b"etc/../passwd", "/passwd", False),
-        (b"../../etc/passwd", "/etc/passwd", True),
-        (b"a/../../etc/passwd", "/etc/passwd", True),
-        (b"/../etc/passwd", "/etc/passwd", True),
-        (b"..a/b..", "/..a/b..", False),
-        (b"./", "/", False),
-        (b".", "/", False),
-        (b"dir//", "/dir", False),
+        (b"/etc/passwd", "/etc/passwd"),
+        (b"//etc//passwd", "/etc/passwd"),
+        (b"./etc/./passwd", "/etc/passwd"),
+        (b"etc/../passwd", "/passwd"),
+        (b"../../etc/passwd", "/etc/passwd"),
+        (b"a/../../etc/passwd", "/etc/passwd"),
+        (b"..a/b..", "/..a/b.."),
+        (b"./", "/"),
+        (b".", "/"),
+        (b"dir//", "/dir"),
         # Names in any encoding stay apart.
-        (b"caf\xc3\xa9", "/café", False),
-        (b"caf\xe9", "/caf\\xe9", False),
-        (b"\xff\xfe", "/\\xff\\xfe", False),
+        (b"caf\xc3\xa9", "/café"),
+        (b"caf\xe9", "/caf\\xe9"),
+        (b"\xff\xfe", "/\\xff\\xfe"),
     ],
 )
-def test_a_name_stays_inside_of_the_image(name: bytes, path: str, outside: bool) -> None:
-    assert [(each.path, each.outside) for each in walked(hdr(name))] == [(path, outside)]
+def test_a_name_stays_inside_of_the_image(name: bytes, path: str) -> None:
+    assert [each.path for each in walked(hdr(name))] == [path]
 
 
 EVIL = hdr(b"usr/bin/evil", size=b"5", at100=b"0004755\0") + b"data\n".ljust(512, b"\0")
 GNU = b"ustar  \0"
+VERSION_1 = ("GNU.sparse.major=1", "GNU.sparse.minor=0")
+SEEN = ("/usr/bin/evil", 5, 0o4755, 0)
+
+
+def named(path: str, uid: int = 0) -> tuple[str, int, int, int]:
+    return path, 0, 0o644, uid
 
 
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (EVIL, ("/usr/bin/evil", 5, 0o4755, 0)),
+        (EVIL, SEEN),
         # A global header is for the archiver: it changes no entry, and ends what came before it.
-        (pax("path=harmless", kind=b"g") + EVIL, ("/usr/bin/evil", 5, 0o4755, 0)),
-        (pax("path=harmless") + pax("x=y", kind=b"g") + EVIL, ("/usr/bin/evil", 5, 0o4755, 0)),
-        (extension(b"a\0", b"L") + pax("x=y", kind=b"g") + EVIL, ("/usr/bin/evil", 5, 0o4755, 0)),
+        (pax("path=harmless", kind=b"g") + EVIL, SEEN),
+        (pax("path=harmless") + pax("x=y", kind=b"g") + EVIL, SEEN),
+        (extension(b"a\0", b"L") + pax("x=y", kind=b"g") + EVIL, SEEN),
         # Only the last header before an entry counts.
         (pax("path=first", "uid=5") + pax("uid=7") + EVIL, ("/usr/bin/evil", 5, 0o4755, 7)),
         (pax("path=first") + pax("path=second") + EVIL, ("/second", 5, 0o4755, 0)),
-        (pax("uid=", "path=", "gid=4") + EVIL, ("/usr/bin/evil", 5, 0o4755, 0)),
-        (pax("uid=0", "path=a") + hdr(at108=b"7"), ("/a", 0, 0o644, 0)),
+        (pax("uid=", "path=", "gid=4") + EVIL, SEEN),
+        (pax("uid=0", "path=a") + hdr(at108=b"7"), named("/a")),
         # Long names go before pax.
         (pax("path=first") + extension(b"long\0more", b"L") + EVIL, ("/long", 5, 0o4755, 0)),
         # A sparse file's name and size are for sparse files.
-        (pax("GNU.sparse.name=harmless") + EVIL, ("/usr/bin/evil", 5, 0o4755, 0)),
-        (pax("GNU.sparse.realsize=0") + EVIL, ("/usr/bin/evil", 5, 0o4755, 0)),
+        (pax("GNU.sparse.major=9", VERSION_1[1], "GNU.sparse.name=x") + EVIL, SEEN),
+        (pax("GNU.sparse.name=harmless") + EVIL, SEEN),
+        (pax("GNU.sparse.realsize=0") + EVIL, SEEN),
         (
-            pax("GNU.sparse.major=9", "GNU.sparse.minor=0", "GNU.sparse.name=x") + EVIL,
-            ("/usr/bin/evil", 5, 0o4755, 0),
-        ),
-        (
-            pax(
-                "GNU.sparse.major=1",
-                "GNU.sparse.minor=0",
-                "GNU.sparse.name=var/big",
-                "GNU.sparse.realsize=1000000",
-            )
-            + EVIL,
+            pax(*VERSION_1, "GNU.sparse.name=var/big", "GNU.sparse.realsize=1000000") + EVIL,
             ("/var/big", 1_000_000, 0o4755, 0),
         ),
         (pax("GNU.sparse.map=0,4", "GNU.sparse.size=9") + EVIL, ("/usr/bin/evil", 9, 0o4755, 0)),
         # Each format has its prefix.
-        (hdr(b"b", at345=b"a"), ("/a/b", 0, 0o644, 0)),
-        (hdr(b"b", at345=b"p" * 131 + b"12345", at508=b"tar\0"), (f"/{'p' * 131}/b", 0, 0o644, 0)),
-        (hdr(b"b", at257=GNU, at345=b"12345"), ("/b", 0, 0o644, 0)),
-        (hdr(b"b", at257=GNU, at345=b"pre"), ("/pre/b", 0, 0o644, 0)),
-        (hdr(b"b", at257=GNU, at345=b"\xe9"), ("/b", 0, 0o644, 0)),
-        (hdr(b"b", at257=bytes(8), at345=b"a"), ("/b", 0, 0o644, 0)),
+        (hdr(b"b", at345=b"a"), named("/a/b")),
+        (hdr(b"b", at345=b"p" * 131 + b"12345", at508=b"tar\0"), named(f"/{'p' * 131}/b")),
+        (hdr(b"b", at257=GNU, at345=b"12345"), named("/b")),
+        (hdr(b"b", at257=GNU, at345=b"pre"), named("/pre/b")),
+        (hdr(b"b", at257=GNU, at345=b"\xe9"), named("/b")),
+        (hdr(b"b", at257=bytes(8), at345=b"a"), named("/b")),
         # Checksums of signed bytes, and numbers as they come.
-        (hdr(b"caf\xe9", sum_of=-256), ("/caf\\xe9", 0, 0o644, 0)),
-        (hdr(at108=b"0001750\0"), ("/x", 0, 0o644, 1000)),
-        (hdr(at108=b" 1750 \0 "), ("/x", 0, 0o644, 1000)),
-        (hdr(at108=b"17\0xxxxx"), ("/x", 0, 0o644, 15)),
-        (hdr(at108=b"\x80\x00\x00\x00\xff\xff\xff\xfe"), ("/x", 0, 0o644, 2**32 - 2)),
-        (hdr(at108=b"\x80\x00\x00\x01\x00\x00\x00\x00"), ("/x", 0, 0o644, -1)),
-        (hdr(at108=b"\xff" * 8), ("/x", 0, 0o644, -1)),
-        (hdr(at108=b" " * 8), ("/x", 0, 0o644, 0)),
+        (hdr(b"caf\xe9", sum_of=-256), named("/caf\\xe9")),
+        (hdr(at108=b"0001750\0"), named("/x", uid=1000)),
+        (hdr(at108=b" 1750 \0 "), named("/x", uid=1000)),
+        (hdr(at108=b"17\0xxxxx"), named("/x", uid=15)),
+        (hdr(at108=b"\x80\x00\x00\x00\xff\xff\xff\xfe"), named("/x", uid=2**32 - 2)),
+        (hdr(at108=b"\x80\x00\x00\x01\x00\x00\x00\x00"), named("/x", uid=-1)),
+        (hdr(at108=b"\xff" * 8), named("/x", uid=-1)),
+        (hdr(at108=b" " * 8), named("/x")),
         # The end: without padding, without zeros, with one block of them, after a lost header.
-        (EVIL[:517], ("/usr/bin/evil", 5, 0o4755, 0)),
-        (EVIL + bytes(512), ("/usr/bin/evil", 5, 0o4755, 0)),
-        (EVIL + bytes(1024) + b"anything", ("/usr/bin/evil", 5, 0o4755, 0)),
-        (EVIL + pax("path=lost"), ("/usr/bin/evil", 5, 0o4755, 0)),
+        (EVIL[:517], SEEN),
+        (EVIL + bytes(512), SEEN),
+        (EVIL + bytes(1024) + b"anything", SEEN),
+        (EVIL + pax("path=lost"), SEEN),
     ],
 )
 def test_an_archive_is_read_as_engines_read_it(
@@ -243,19 +203,15 @@ def test_an_archive_is_read_as_engines_read_it(
     assert [(each.path, each.bytes, each.mode, each.uid) for each in walked(data)] == [found]
 
 
-@pytest.mark.parametrize(("kind", "found"), [(b"\0", DIRECTORY), (b"0", FILE), (b"5", DIRECTORY)])
-def test_only_archives_from_before_posix_have_folders_by_a_slash(kind: bytes, found: int) -> None:
-    assert [(each.path, each.kind) for each in walked(hdr(b"d/", kind=kind))] == [("/d", found)]
+def test_only_archives_from_before_posix_have_folders_by_a_slash() -> None:
+    data = b"".join(hdr(b"d/", kind=kind) for kind in (b"\0", b"0", b"5"))
+    assert [KINDS[each.kind] for each in walked(data)] == ["directory", "file", "directory"]
 
 
 def test_what_brings_no_data_is_followed_by_none() -> None:
     data = b"".join(hdr(b"a", kind=bytes([kind]), size=b"777") for kind in b"123456") + EVIL
     assert [each.path for each in walked(data)] == ["/a"] * 6 + ["/usr/bin/evil"]
-
-
-@pytest.mark.parametrize("data", [b"", bytes(512), bytes(1024), bytes(10240)])
-def test_an_empty_layer(data: bytes) -> None:
-    assert walked(data) == []
+    assert [walked(bytes(length)) for length in (0, 512, 1024, 10240)] == [[]] * 4
 
 
 PETABYTE = b"\x80" + (10**15).to_bytes(11, "big")
@@ -265,10 +221,8 @@ PETABYTE = b"\x80" + (10**15).to_bytes(11, "big")
     ("data", "fact"),
     [
         (b"this is no tar archive" * 100, "tar archive"),
-        (b"\x89PNG" + bytes(range(256)) * 4, "tar archive"),
         (b"short", "tar archive"),
         (hdr(size=b"1000"), "'/x'"),
-        (hdr(size=b"1000") + bytes(100), "'/x'"),
         (hdr() + hdr()[:300], "byte 812"),
         (hdr() + b"y" + hdr()[1:], "checksum"),
         (hdr() + bytes(512) + hdr(), "end"),
@@ -279,13 +233,11 @@ PETABYTE = b"\x80" + (10**15).to_bytes(11, "big")
         (hdr(kind=b"g", size=b"1000") + bytes(20), "cut off"),
         (extension(b"nonsense") + hdr(), "pax"),
         (extension(b"99999999 path=x\n") + hdr(), "pax"),
-        (extension(b"9 size=abc\n") + hdr(), "pax"),
         (extension(b"0 path=x\n") + hdr(), "pax"),
         (extension(b"5 =a\n") + hdr(), "pax"),
         (extension(b"12 size=abc\n") + hdr(), "pax"),
         (extension(b"12 size=1_0\n") + hdr(), "pax"),
         (extension(b"11 size=-5\n") + hdr(), "-5"),
-        (pax("size=1000000000000000") + hdr(), "1,000,000,000,000,000"),
         (pax("GNU.sparse.map=0,1", "GNU.sparse.size=-10") + hdr(), "-10"),
         (extension(b"11 path=a\0\n") + hdr(), "pax"),
         (extension(b"n" * 600, b"L")[:700], "600"),
@@ -305,9 +257,9 @@ def test_a_broken_archive_is_an_error_that_says_where(data: bytes, fact: str) ->
 
 
 def test_an_archive_that_is_cut_off_anywhere_is_noticed() -> None:
-    data = tar(member("a", b"x" * 700), member("b" * 150, b"y"))[:4096]
+    data = archive({"a": b"x" * 700, "b" * 150: b"y"})[:4096]
     whole = [each.path for each in walked(data)]
-    for length in range(1, len(data)):
+    for length in range(1, len(data), 3):
         try:
             found = [each.path for each in walked(data[:length], 4096)]
         except DamagedContent:
@@ -317,38 +269,38 @@ def test_an_archive_that_is_cut_off_anywhere_is_noticed() -> None:
         assert not data[length : length + -length % 512].strip(b"\0")
 
 
-def test_bombs_of_headers_take_bounded_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs_of_headers_and_of_files_take_bounded_time_and_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     began = time.process_time()
     records = extension(b"6 a=b\n" * 174_762)
     assert [each.path for each in walked(records + EVIL, 10**6)] == ["/usr/bin/evil"]
-    monkeypatch.setattr("labapp.inside.layers.BUDGET_BYTES", 8_000_000)
-    other = extension(b"".join(b"13 k%06d=v\n" % number for number in range(80_000)))
-    tracemalloc.start()
-    try:
-        with pytest.raises(RegistryError):
-            layer(other for _ in range(900))
-        assert tracemalloc.get_traced_memory()[1] < 30_000_000
-    finally:
-        tracemalloc.stop()
-    assert time.process_time() - began < 5  # of a processor; it was many more
+    many = extension(b"".join(b"13 k%06d=v\n" % number for number in range(40_000)))
+    for bomb, budget in ((many, 4_000_000), (hdr(b"a" * 99), 800_000)):
+        monkeypatch.setattr("labapp.inside.layers.BUDGET_BYTES", budget)
+        tracemalloc.start()
+        try:
+            with pytest.raises(RegistryError):
+                endless = stream_of(itertools.repeat(bomb))
+                read_layer(endless, diff_id="", doing=DOING, budget=Budget(DOING))
+            assert tracemalloc.get_traced_memory()[1] < 30_000_000
+        finally:
+            tracemalloc.stop()
+    assert time.process_time() - began < 15  # of a processor; it was many more
 
 
 def gzipped(data: bytes) -> bytes:
     return gzip.compress(data, 1, mtime=0)
 
 
-def zstd(data: bytes) -> bytes:
-    return zstandard.compress(data)
-
-
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "none": bytes,
     "gzip": gzipped,
     "gzip in two members": lambda data: gzipped(data[:700]) + gzipped(data[700:]),
-    "zstd": zstd,
-    "zstd in two frames": lambda data: zstd(data[:700]) + zstd(data[700:]),
+    "zstd": compress,
+    "zstd in two frames": lambda data: compress(data[:700]) + compress(data[700:]),
 }
-SMALL = tar(member("etc/motd", b"hello\n" * 100), member("empty"))
+SMALL = archive({"etc/motd": b"hello\n" * 100, "empty": b""})
 
 
 def unpacked(blob: Generator[bytes], diff_id: str) -> list[str]:
@@ -409,23 +361,10 @@ def test_who_leaves_early_waits_for_nobody_and_ends_the_fetching() -> None:
     assert closed.wait(30)
 
 
-def _gzip_bomb(head: bytes, megabytes: int) -> bytes:
-    return gzipped(head) + gzip.compress(bytes(1_000_000), 9) * megabytes
-
-
-def _zstd_bomb(head: bytes, megabytes: int) -> bytes:
-    packer = zstandard.ZstdCompressor().compressobj()
-    zeros = bytes(1_000_000)
-    parts = [packer.compress(head), *(packer.compress(zeros) for _ in range(megabytes))]
-    return b"".join([*parts, packer.flush()])
-
-
-@pytest.mark.parametrize("bomb", [_gzip_bomb, _zstd_bomb])
-def test_memory_stays_bounded_whatever_a_layer_unpacks_to(
-    bomb: Callable[[bytes, int], bytes],
-) -> None:
-    count = 200_000_000
-    blob = bomb(hdr(b"zeros", size=b"%o" % count), count // 1_000_000)
+@pytest.mark.parametrize("name", ["gzip", "zstd"])
+def test_memory_stays_bounded_whatever_a_layer_unpacks_to(name: str) -> None:
+    count = 100_000_000
+    blob = COMPRESSIONS[name](hdr(b"zeros", size=b"%o" % count) + bytes(count))
     tracemalloc.start()
     try:
         with (
@@ -436,21 +375,3 @@ def test_memory_stays_bounded_whatever_a_layer_unpacks_to(
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
     finally:
         tracemalloc.stop()
-
-
-def many(count: int) -> Generator[bytes]:
-    """The archive of many empty files, without holding it."""
-    # Of a number and its complement the digits always add up to the same, and so do the headers.
-    before, after = hdr(b"000000999999").split(b"000000999999")
-    for start in range(0, count, 1000):
-        numbers = range(start, min(start + 1000, count))
-        yield b"".join(b"%b%06d%06d%b" % (before, n, 999_999 - n, after) for n in numbers)
-
-
-def test_many_tiny_files_are_read_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = layer(many(20_000))
-    assert (len(found.paths), found.files, found.unpacked_bytes) == (20_000, 20_000, 0)
-    assert found.paths[-1] == "/019999980000"
-    monkeypatch.setattr("labapp.inside.layers.BUDGET_BYTES", 1_000_000)
-    with pytest.raises(RegistryError):
-        layer(many(20_000))
