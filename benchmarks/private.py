@@ -151,8 +151,10 @@ def main(rounds: int, megabytes: int) -> None:
             private.log_in("bench", "bench")
             speeds = measure(bench, server, private, rounds, megabytes)
         finally:
-            private.remove()
-            server.remove(volume=True)
+            private.distrust()
+            private.stop()
+            for each in (private.server, server):
+                each.remove(volume=True)
     print(f"\nload {os.getloadavg()[0]:.1f}, {rounds} rounds of {megabytes} MiB, medians in MB/s")
     print(f"{'':20}{'private':>10}{'plain':>10}{'ratio':>8}   lowest and highest ratio of a round")
     for what in WHAT:

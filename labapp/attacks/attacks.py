@@ -1,65 +1,80 @@
-"""The attacks: at each step of an image's journey the wrong thing, done for real, and its undo.
+"""The attacks: at each step of an image's journey the wrong thing, done for real.
 
-A change is noted in the journal before it is made. It is undone by what was changed, a file, a tag,
-a blob, a container or an image, whoever did it; what was changed again since is left alone.
+Beside them stand a mirror that they need, and the controls of what is deployed: a gate before the
+server, and a container with less to it.
 """
 
 # ruff: noqa: D101, D102 - the title of an attack says what its class is, and does.
 
 from __future__ import annotations
 
-import contextlib
+import json
+import subprocess
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from labapp import feedback
-from labapp.attacks import mirror
-from labapp.attacks.controls import exposure
-from labapp.attacks.forging import doctored, forge, marker, startup_code, wheel_to_swap
-from labapp.attacks.journal import Change, Journal, own_container, own_path, own_tag, restore_file
+from labapp.attacks import middleman
+from labapp.attacks.forging import Forged, doctored, forge, marker, startup_code, wheel_to_swap
+from labapp.attacks.journal import Change, Journal, own_container, own_path, own_tag, write_byte
 from labapp.bench import Bench
-from labapp.errors import AttackError, ImageError, LabError, NotInRegistry, RegistryError
+from labapp.errors import AttackError, InvalidReference, NotInRegistry
+from labapp.inside.findings import TOOLS
 from labapp.journey import build, transfer
 from labapp.journey.bases import SLIM
-from labapp.journey.run import discard, published_url
+from labapp.journey.deploy import read_deployment
+from labapp.journey.run import wait_until_ready
 from labapp.reference import Reference
 from labapp.registry.client import Registry, RegistryImage
+from labapp.registry.http import same_address
 from labapp.registry.manifests import Descriptor, digest_of
-from labapp.registry.server import CONTENT
+from labapp.registry.server import PORT_INSIDE
+from labapp.state import ROLE_LABEL
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SECRET = "DEPLOY_PASSWORD=harmless-9f2c41d7-not-a-real-one"
 """What the attack on the build leaves in a layer."""
 
+HARDENED = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user 10001"
+"""How a server should run a container that needs nothing else."""
 
-@dataclass(frozen=True)
-class Scene:
-    """Where an attack happens: on a folder or a tag, or, without a target, on one of its own.
-
-    The release is that of the delivery in which it happens, if it does. It goes into whatever is
-    planted, so that no two deliveries leave the same digest.
-    """
-
-    bench: Bench
-    target: str | None = None
-    release: str = ""
-
-    @property
-    def journal(self) -> Journal:
-        return Journal(self.bench.state)
-
-    def folder(self, default: str) -> Path:
-        return own_path(self.bench, Path(self.target or self.bench.work / default))
-
-    def tag(self) -> Reference:
-        if self.target is None:
-            raise AttackError(
-                "attacking a tag: which image? Name a tag of your own: "
-                f"target='{self.bench.registry.address}/shop/web:1'."
-            )
-        return own_tag(self.bench, self.target)
+# Runs inside the container, and prints the answers as JSON: question, answer, open to an attacker.
+_PROBE = r"""
+import json, os, re, sys
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+uid, capabilities = os.getuid(), bin(int(status["CapEff"], 16)).count("1")
+gains = status.get("NoNewPrivs", "0").strip() == "0"
+def writable(folder):
+    path = os.path.join(folder, ".labapp-probe")
+    try:
+        open(path, "w").close()
+        os.remove(path)
+        return True
+    except OSError:
+        return False
+places = [folder for folder in ("/", "/etc", "/usr/bin", sys.prefix) if writable(folder)]
+rows = [
+    ("Who am I?", "root (uid 0)" if uid == 0 else "uid %d" % uid, uid == 0),
+    ("Which of the kernel's privileges?", "%d capabilities" % capabilities, capabilities > 0),
+    ("Can a set-uid program give me more?",
+     "yes" if gains else "no: no-new-privileges is set", gains),
+    ("Where can I write?", ", ".join(places) or "nowhere that matters", bool(places)),
+]
+folders = [folder for folder in os.environ.get("PATH", "").split(":") if os.path.isdir(folder)]
+programs = {name for folder in folders for name in os.listdir(folder)
+            if os.access(os.path.join(folder, name), os.X_OK)}
+for kind, pattern in json.loads(sys.argv[1]).items():
+    names = sorted(name for name in programs if re.fullmatch(pattern, name))
+    shown = ", ".join(names[:6]) + (" \u2026" if len(names) > 6 else "")
+    rows.append(("Is there a %s?" % kind, shown or "none", bool(names)))
+print(json.dumps(rows))
+"""
 
 
 class Attack:
@@ -71,20 +86,14 @@ class Attack:
     wrong: ClassVar[str]
     control: ClassVar[str]
 
-    def do(self, scene: Scene) -> Happened:
-        """Do it, to this lab's own things only."""
+    def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
+        """Do it; a delivery's release goes into what is planted, so that no two are the same."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Happened:
-    """What an attack did: to which target, and what is different now, in words.
-
-    Attributes:
-        evidence: what gives it away, by what it is: digests, paths, references.
-        sign: by which it is known in an image, if it is: a text in a layer, or a layer's diff ID.
-        address: of the mirror, for the attack in transit.
-    """
+    """What an attack did: by its sign, a text or a diff ID, it is known in an image."""
 
     attack: Attack
     target: str
@@ -111,33 +120,32 @@ class Secret(Attack):
     wrong = "a secret is copied in, and a later layer only hides it"
     control = ".dockerignore, build secrets, a scan of every layer"
 
-    def do(self, scene: Scene) -> Happened:
-        bench, folder = scene.bench, scene.folder("leak")
+    def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
+        folder, journal = own_path(bench, target or bench.work / "leak"), Journal(bench.state)
         file = folder / ".env"
         before = file.read_bytes() if file.exists() else b""
-        scene.journal.change_file(self.id, file, before + f"{SECRET}\n".encode())
-        if scene.release:
+        journal.change_file(self.id, file, before + f"{SECRET}\n".encode())
+        if release:
             told = f"There is a password in '{file}'."
             return Happened(self, str(file), told, {"file": str(file)}, SECRET)
         # Outside of a delivery, nobody else builds with it.
-        base, name = bench.base(SLIM), _own(bench, "team/leak")
+        base, name = bench.base(SLIM), Reference(bench.registry.address, "team/leak", "1")
         dockerfile = (
             f"ARG BASE={SLIM}\nFROM ${{BASE}}\nCOPY .env /src/.env\n"
             "RUN test -s /src/.env\nRUN rm /src/.env\n"
         )
-        scene.journal.change_file(self.id, folder / "Dockerfile", dockerfile.encode())
-        scene.journal.note(Change(self.id, "image", str(name)))
+        journal.change_file(self.id, folder / "Dockerfile", dockerfile.encode())
+        journal.note(Change(self.id, "image", str(name)))
         build.build(bench.engine, folder, tag=str(name), args={"BASE": str(base)})
         digest = transfer.push(bench.engine, bench.server, name).digest
         below = len(bench.registry.image(base).manifest.layers)
         layer = bench.registry.image(name).manifest.layers[below].digest
-        return Happened(
-            self,
-            str(name),
+        told = (
             f"'{name}' was built from '{folder}' and pushed: its Dockerfile copies a password in, "
-            "and deletes it in a later layer.",
-            {"image": digest, "layer": layer, "file in it": "/src/.env"},
+            "and deletes it in a later layer."
         )
+        evidence = {"image": digest, "layer": layer, "file in it": "/src/.env"}
+        return Happened(self, str(name), told, evidence)
 
 
 class MovedTag(Attack):
@@ -145,13 +153,13 @@ class MovedTag(Attack):
 
     told: ClassVar[str]
 
-    def do(self, scene: Scene) -> Happened:
-        bench, tag = scene.bench, scene.tag()
+    def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
+        tag = own_tag(bench, target)
         feedback.command(["docker", "push", str(tag)])
-        forged = forge(bench, tag, self.id, occasion=scene.release)
-        before = bench.registry.resolve(tag.repository, str(tag.tag))
+        forged = forge(bench, tag, self.id, occasion=release)
+        before = bench.registry.digest(tag)
         data = {"before": before, "after": forged.manifest.digest, "diff_id": forged.diff_id}
-        scene.journal.note(Change(self.id, "tag", str(tag), data))
+        Journal(bench.state).note(Change(self.id, "tag", str(tag), data))
         forged.upload(bench.registry, str(tag.tag))
         evidence = {"digest before": before, "digest now": data["after"], "layer": forged.layer}
         return Happened(self, str(tag), self.told.format(tag=tag), evidence, forged.diff_id)
@@ -165,11 +173,11 @@ class Base(MovedTag):
     control = "FROM …@sha256:…, and a fresh base for the fixes"
     told = "'{tag}' names another image now: the same base, with a backdoor in it."
 
-    def do(self, scene: Scene) -> Happened:
-        tag = copy_base(scene.bench) if scene.target is None else scene.tag()
-        happened = super().do(replace(scene, target=str(tag)))
+    def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
+        target = target or str(copy_base(bench))
+        happened = super().do(bench, target, release)
         # As on a fresh build machine: the tag is asked for anew.
-        transfer.remove(scene.bench.engine, tag)
+        transfer.remove(bench.engine, target)
         return happened
 
 
@@ -180,13 +188,13 @@ class Dependency(Attack):
     wrong = "a wheel is swapped for another of the same name and version"
     control = "hashes in the requirements; fewer packages"
 
-    def do(self, scene: Scene) -> Happened:
-        folder = scene.folder("app")
+    def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
+        folder = own_path(bench, target or bench.work / "app")
         wheel = wheel_to_swap(folder / "requirements.txt", folder / "wheels")
         before = digest_of(wheel.read_bytes())
-        words = f"code in '{wheel.name}'{f' for {scene.release}' if scene.release else ''}"
+        words = f"code in '{wheel.name}'{f' for {release}' if release else ''}"
         content = doctored(wheel, startup_code(self.id, words))
-        scene.journal.change_file(self.id, wheel, content)
+        Journal(bench.state).change_file(self.id, wheel, content)
         told = f"'{wheel}' was swapped: the same name, the same version, other code."
         evidence = {"wheel": wheel.name, "wheel before": before, "wheel now": digest_of(content)}
         return Happened(self, str(wheel), told, evidence, marker(self.id))
@@ -208,8 +216,8 @@ class Rest(Attack):
     wrong = "a blob is altered in the registry's storage"
     control = "content addressing: the pull refuses it"
 
-    def do(self, scene: Scene) -> Happened:
-        bench, tag = scene.bench, scene.tag()
+    def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
+        tag = own_tag(bench, target)
         own = own_layers(bench, bench.registry.image(tag))
         if not own:
             raise AttackError(
@@ -221,15 +229,13 @@ class Rest(Attack):
         place = layer.size // 2
         data = {"digest": layer.digest, "place": str(place)}
         data |= {"before": f"{blob[place]:03o}", "after": f"{blob[place] ^ 0xFF:03o}"}
-        change = scene.journal.note(Change(self.id, "blob", layer.digest, data))
-        _write_byte(bench, change, "after")
-        return Happened(
-            self,
-            str(tag),
+        change = Journal(bench.state).note(Change(self.id, "blob", layer.digest, data))
+        write_byte(bench, change, "after")
+        told = (
             f"One byte of a layer of '{tag}' was changed in the registry's storage. An engine that "
-            "has that layer already does not notice: remove the image from it, then pull.",
-            {"blob": layer.digest, "byte": str(place)},
+            "has that layer already does not notice: remove the image from it, then pull."
         )
+        return Happened(self, str(tag), told, {"blob": layer.digest, "byte": str(place)})
 
 
 class Transit(Attack):
@@ -239,24 +245,20 @@ class Transit(Attack):
     wrong = "a proxy in between answers with another manifest"
     control = "TLS; and the digest, which catches it even without"
 
-    def do(self, scene: Scene) -> Happened:
-        tag = scene.tag()
-        forged = forge(scene.bench, tag, self.id, occasion=scene.release)
-        address = mirror.place(scene.bench, self.id, forged)
+    def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
+        tag = own_tag(bench, target)
+        forged = forge(bench, tag, self.id, occasion=release)
+        address = place_mirror(bench, self.id, forged)
         evidence = {
             "pull through it": str(Reference(address, tag.repository, tag.tag)),
             "digest handed out": forged.manifest.digest,
             "layer": forged.layer,
         }
-        return Happened(
-            self,
-            str(tag),
+        told = (
             f"Between you and the registry stands a mirror, '{address}'. Whatever you ask it about "
-            f"'{tag.repository}', it answers with one and the same manifest.",
-            evidence,
-            forged.diff_id,
-            address=address,
+            f"'{tag.repository}', it answers with one and the same manifest."
         )
+        return Happened(self, str(tag), told, evidence, forged.diff_id, address)
 
 
 class Moved(MovedTag):
@@ -275,84 +277,98 @@ class Run(Attack):
     wrong = "root in the container, a shell and a compiler at hand"
     control = "non-root, slim, a read-only file system"
 
-    def do(self, scene: Scene) -> Happened:
-        tag = scene.tag()
-        table = exposure(scene.bench, tag)
-        found = {row["question"]: row["answer"] for row in table.to_dict("records") if row["open"]}
-        return Happened(
-            self,
-            str(tag),
-            f"Somebody got into a container of '{tag}' and looked around. Nothing was changed.",
-            {str(question): str(answer) for question, answer in found.items()},
-        )
+    def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
+        tag = own_tag(bench, target)
+        table = exposure(bench, tag)
+        seen = table[table["open"]]
+        found = dict(zip(seen["question"], seen["answer"], strict=True))
+        told = f"Somebody got into a container of '{tag}' and looked around. Nothing was changed."
+        return Happened(self, str(tag), told, found)
 
 
-_JOURNEY = (Secret, Base, Dependency, Push, Rest, Transit, Moved, Run)
-ATTACKS: tuple[Attack, ...] = tuple(attack() for attack in _JOURNEY)
+ATTACKS = (Secret(), Base(), Dependency(), Push(), Rest(), Transit(), Moved(), Run())
 """All attacks, in the order of the journey."""
 
 
 def find_attack(id: str) -> Attack:
     """Return the attack with an id."""
-    for attack in ATTACKS:
-        if attack.id == id:
-            return attack
-    known = ", ".join(attack.id for attack in ATTACKS)
-    raise AttackError(f"looking up the attack {id!r}: there is none. There are: {known}.")
+    known: dict[str, Attack] = {attack.id: attack for attack in ATTACKS}
+    if id not in known:
+        raise AttackError(
+            f"finding the attack {id!r}: there is none. There are: {', '.join(known)}."
+        )
+    return known[id]
 
 
 def start(bench: Bench, id: str, *, target: Path | Reference | str | None = None) -> Happened:
     """Do a wrong thing to a target, by default one of the attack's own, and say loudly what."""
-    happened = find_attack(id).do(Scene(bench, str(target) if target else None))
+    happened = find_attack(id).do(bench, str(target) if target else None)
     feedback.say(happened.box)
     return happened
 
 
-def undo(bench: Bench) -> None:
-    """Put everything back that attacks changed, the last change first.
+def mirror_name(bench: Bench) -> str:
+    """Return the name of the mirror's container."""
+    return f"labapp-mirror-{bench.state.lab_id}"
 
-    It does no harm where nothing was attacked, and goes on where an earlier undo was cut off. What
-    can't be put back stays in the journal, and is told when all else was.
-    """
-    journal, failed = Journal(bench.state), []
-    for change in reversed(journal.changes()):
-        try:
-            feedback.say(f"Undone: {_undo(bench, change)}.")
-        except LabError as error:
-            failed.append(f"  - {change}: {error}")
-        else:
-            journal.drop(change)
-    if failed:
-        listed = "\n".join(failed)
-        raise AttackError(
-            f"undoing the attacks: this could not be put back:\n{listed}\n"
-            "Mend the cause, then undo again. 'python3 -m labapp reset' makes everything new."
+
+def place_mirror(bench: Bench, attack: str, forged: Forged | None) -> str:
+    """Start a mirror and return its address; without a forged image to hand out, it is honest."""
+    name = mirror_name(bench)
+    doing = f"starting the mirror '{name}'"
+    if own_container(bench, name):
+        raise AttackError(f"{doing}: one runs already. Undo the attacks first.")
+    network, upstream = _registry_inside(bench)
+    environment, data = {"UPSTREAM": upstream}, {}
+    if forged is not None:
+        data = {"repository": forged.repository, "after": forged.manifest.digest}
+        environment |= {"REPOSITORY": forged.repository, "INSTEAD": forged.manifest.digest}
+    Journal(bench.state).note(Change(attack, "container", name, data))
+    if forged is not None:
+        forged.upload(bench.registry, forged.manifest.digest)
+    program = Path(middleman.__file__).read_text(encoding="utf-8")
+    with bench.engine.doing(doing, AttackError):
+        container = bench.engine.client.containers.run(
+            str(bench.base(SLIM)),
+            ["python3", "-u", "-c", program],
+            name=name,
+            environment=environment,
+            network=network,
+            ports={f"{middleman.PORT}/tcp": ("127.0.0.1", 0)},
+            labels={**bench.engine.labels, ROLE_LABEL: "attack"},
+            detach=True,
         )
+        url = wait_until_ready(container, middleman.PORT, "/v2/", doing=doing) or ""
+    return url.replace("http://127.0.0.1", "localhost")
+
+
+def mirror_log(bench: Bench) -> str:
+    """Return what the mirror has logged; empty when there is none."""
+    name = mirror_name(bench)
+    container = own_container(bench, name)
+    with bench.engine.doing(f"reading the log of '{name}'", AttackError):
+        return container.logs().decode("utf-8", "replace") if container else ""
+
+
+def _registry_inside(bench: Bench) -> tuple[str, str]:
+    """Return a network of the registry's container, and its host and port there."""
+    doing = f"looking for the registry's container '{bench.server.name}'"
+    with bench.engine.doing(doing, AttackError):
+        settings = bench.engine.client.api.inspect_container(bench.server.name)["NetworkSettings"]
+    for network, place in (settings.get("Networks") or {}).items():
+        if address := place.get("IPAddress"):
+            return network, f"{address}:{PORT_INSIDE.partition('/')[0]}"
+    raise AttackError(
+        f"{doing}: it has no address that another container reaches, as with rootless Podman. "
+        "This one attack needs an engine whose containers share a network, such as Docker."
+    )
 
 
 def copy_base(bench: Bench) -> Reference:
     """Give the lab's slim base image a second name in the registry, for attacks to work on."""
-    copy, held = _own(bench, "team/base"), bench.registry.image(bench.base(SLIM))
-    bench.registry.copy(bench.registry, held, to=copy)
+    copy = Reference(bench.registry.address, "team/base", "1")
+    bench.registry.copy(bench.registry, bench.registry.image(bench.base(SLIM)), to=copy)
     return copy
-
-
-def _own(bench: Bench, repository: str) -> Reference:
-    return Reference(bench.registry.address, repository, "1")
-
-
-def remove_names(bench: Bench, beginning: str, *, of: str | None = None) -> None:
-    """Take the names with a certain beginning from the engine's images, and all those of one.
-
-    An image that is in use stays.
-    """
-    with bench.engine.doing(f"removing the images '{beginning}…'", AttackError):
-        images = bench.engine.client.api.images()
-    for image in images:
-        for name in [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]:
-            if name.startswith(beginning) or image["Id"] == of:
-                with contextlib.suppress(ImageError):
-                    transfer.remove(bench.engine, name)
 
 
 def base_layers(bench: Bench) -> set[str]:
@@ -369,76 +385,60 @@ def own_layers(bench: Bench, held: RegistryImage) -> dict[Descriptor, str]:
     return {layer: diff_id for layer, diff_id in layers if diff_id not in shared}
 
 
-def _undo(bench: Bench, change: Change) -> str:
-    match change.kind:
-        case "file":
-            return restore_file(change)
-        case "tag":
-            return _restore_tag(bench, change)
-        case "blob":
-            # One that was stored anew has that byte already.
-            _write_byte(bench, change, "before")
-            return f"blob {change.data['digest']} is as it was"
-        case "container":
-            return _remove_container(bench, change)
-        case "image":
-            return _remove_image(bench, change)
+def refusals(file: Path, *, allowed: Sequence[str], registry: Registry) -> list[str]:
+    """Return what a gate would refuse in a deployment file, and why; empty when it may pass."""
+    return [
+        f"line {service.line}, service '{service.name}', image '{service.image}': {reason}"
+        for service in read_deployment(file)
+        if (reason := _reason(service.image, allowed, registry))
+    ]
 
 
-def _restore_tag(bench: Bench, change: Change) -> str:
-    """Let a tag name again what it named before, unless it was moved again since."""
-    registry, reference = bench.registry, Reference.parse(change.what)
-    repository, tag = reference.repository, str(reference.tag)
-    before, after = change.data["before"], change.data["after"]
-    done = f"left '{reference}' alone: the tag has been moved since, or had not been moved yet"
-    with contextlib.suppress(NotInRegistry):
-        if registry.resolve(repository, tag) == after:
-            raw, media_type = registry.manifest_bytes(repository, before)
-            registry.put_manifest(repository, tag, raw, media_type or "")
-            done = f"'{reference}' names {before} again"
-    with bench.engine.doing(f"looking for the image '{reference}'", AttackError):
-        held = bench.engine.image(str(reference))
-    if held and change.data["diff_id"] in (held.attrs.get("RootFS") or {}).get("Layers", ()):
-        # The engine has pulled the forged one. A container may still use it.
-        with contextlib.suppress(ImageError):
-            transfer.remove(bench.engine, reference)
-    _discard_manifest(registry, repository, after)
-    return done
+def gate(file: Path, *, allowed: Sequence[str], registry: Registry) -> bool:
+    """Say whether a deployment file may pass, as :func:`refusals` tells, and why not."""
+    found = refusals(file, allowed=allowed, registry=registry)
+    verdict = f"refuses '{file.name}':" if found else f"lets '{file.name}' pass."
+    feedback.say("\n  ".join([f"The gate {verdict}", *found]))
+    return not found
 
 
-def _discard_manifest(registry: Registry, repository: str, digest: str) -> None:
-    """Delete a forged manifest where no tag names it; one that may not be deleted does no harm."""
-    with contextlib.suppress(RegistryError):
-        tags = registry.tags(repository)
-        if digest not in {registry.resolve(repository, tag) for tag in tags}:
-            registry.delete_manifest(repository, digest)
+def _reason(image: str, allowed: Sequence[str], registry: Registry) -> str:
+    try:
+        reference = Reference.parse(image)
+    except InvalidReference as error:
+        return f"it is no reference: {error}"
+    if reference.digest is None:
+        named = f"the tag '{reference.tag}'" if reference.tag else "no tag, so 'latest'"
+        return f"not pinned: it names {named}, which may be another image tomorrow"
+    name = f"{reference.registry}/{reference.repository}"
+    if allowed and not any(fnmatchcase(name, pattern) for pattern in allowed):
+        return f"not allowed: only {', '.join(allowed)} may be deployed here"
+    if same_address(reference.registry, registry.address):
+        try:
+            registry.manifest_bytes(reference.repository, reference.digest)
+        except NotInRegistry:
+            return "the registry has no such digest"
+    return ""
 
 
-def _remove_container(bench: Bench, change: Change) -> str:
-    if container := own_container(bench, change.what):
-        with bench.engine.doing(f"removing the container '{change.what}'", AttackError):
-            discard(container)
-        if url := published_url(container):
-            # Nothing answers any more at the names that came through a mirror.
-            remove_names(bench, f"localhost:{url.rpartition(':')[2]}/")
-    if after := change.data.get("after"):
-        _discard_manifest(bench.registry, change.data["repository"], after)
-    return f"removed the container '{change.what}'"
+def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False) -> pd.DataFrame:
+    """Start a container of an image that has Python, and try from inside what it lets one do."""
+    import pandas as pd
 
-
-def _remove_image(bench: Bench, change: Change) -> str:
-    reference = Reference.parse(change.what)
-    transfer.remove(bench.engine, reference)
-    with contextlib.suppress(NotInRegistry):
-        digest = bench.registry.resolve(reference.repository, str(reference.tag))
-        bench.registry.delete_manifest(reference.repository, digest)
-    return f"removed the image '{reference}'"
-
-
-def _write_byte(bench: Bench, change: Change, which: str) -> None:
-    """Write one byte of a blob; dd would make the file of one that is gone by now."""
-    script = '[ ! -f "$1" ] || printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null'
-    algorithm, _, value = change.data["digest"].partition(":")
-    file = f"{CONTENT}/blobs/{algorithm}/{value[:2]}/{value}/data"
-    place, byte = change.data["place"], f"\\{change.data[which]}"
-    bench.server.storage(["sh", "-c", script, "write", file, place, byte])
+    reference = transfer.with_tag(reference)
+    words = ["docker", "run", "--rm", "--network", "none", *(HARDENED.split() if hardened else ())]
+    feedback.command([*words, str(reference)])
+    if bench.engine.image(str(reference)) is None:
+        transfer.pull(bench.engine, bench.server, reference)
+    words += [f"--label={name}={value}" for name, value in bench.engine.labels.items()]
+    words += ["--entrypoint", "python3", str(reference), "-c", _PROBE, json.dumps(TOOLS)]
+    looked = subprocess.run(
+        words, env=bench.engine.environment(), capture_output=True, text=True, errors="replace"
+    )
+    if looked.returncode:
+        raise AttackError(
+            f"looking into a container of '{reference}': the look ended with {looked.returncode}: "
+            f"{looked.stderr[-300:]}. Take an image that has Python."
+        )
+    rows = json.loads(looked.stdout.splitlines()[-1])
+    return pd.DataFrame(rows, columns=["question", "answer", "open"])

@@ -1,15 +1,16 @@
 """The delivery: a script of the learner's own, run step by step, with a saboteur between the steps.
 
 The script is called as ``SCRIPT build|inspect|push|pin|deploy`` in its own folder; what is what, it
-learns from environment variables, which the notebook of the chapter lists.
+learns from environment variables. It is judged by what runs at the end.
 
 The server is another machine in real life. Here one engine plays both, so the image is taken off
-it before ``deploy``, with all that was started from it and with what the builder keeps of it: what
-runs has to come through the mirror.
+it before ``deploy``, with what was started from it and what the builder keeps of it: what runs has
+to come through the mirror.
 """
 
 from __future__ import annotations
 
+import html
 import itertools
 import os
 import random
@@ -20,23 +21,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labapp import feedback
-from labapp.attacks import mirror
-from labapp.attacks.attacks import (
-    Happened,
-    Scene,
-    base_layers,
-    copy_base,
-    find_attack,
-    own_layers,
-    remove_names,
-    undo,
-)
+from labapp.attacks import attacks, journal
+from labapp.attacks.attacks import Happened
+from labapp.attacks.forging import marker
 from labapp.attacks.journal import Change, Journal, own_container, own_path, service_name
+from labapp.attacks.middleman import FORGED
 from labapp.bench import Bench
 from labapp.errors import AttackError, NotInRegistry, RunError
 from labapp.inside.archive import opened
@@ -45,6 +39,7 @@ from labapp.journey.run import PORT, discard, wait_until_ready
 from labapp.reference import Reference
 
 if TYPE_CHECKING:
+    import pandas as pd
     from docker.models.containers import Container
     from docker.models.images import Image
 
@@ -69,16 +64,11 @@ RELEASE = "release.txt"
 """The file in the application that names the delivery: an image without it was not built for it."""
 
 STEP_SECONDS = 600.0
-ANSWER_SECONDS = 15.0
-TIMED_OUT = 124  # the exit code of a step that took too long, as of the command `timeout`
 
 
 @dataclass(frozen=True)
 class Saboteur:
-    """Chooses the faults: the same for the same seed and learner, others for another learner.
-
-    The learner is a number; from another one of theirs on, the learner's own seed is looked for.
-    """
+    """Chooses the faults by seed and learner, a number; the own seed is looked for from another."""
 
     learner: int
     start: int
@@ -95,7 +85,7 @@ class Saboteur:
 
     def choose(self, seed: int) -> tuple[str, ...]:
         """Choose one to three faults by a seed."""
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if not isinstance(seed, int):
             raise AttackError(
                 f"choosing faults by the seed {seed!r}: a seed is a whole number. A delivery with "
                 "one certain fault: 'lab.prove(script, FAULT)'."
@@ -133,11 +123,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What the registry had right after the push; each sign of a fault with its layer's digest."""
+    """What the registry had right after the push, if anything, and its layers by signs in them."""
 
-    digest: str
-    diff_ids: tuple[str, ...] = field(repr=False)
-    signs: Mapping[str, str] = field(repr=False)
+    digest: str = ""
+    diff_ids: tuple[str, ...] = field(default=(), repr=False)
+    signs: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -153,14 +143,7 @@ class Deployed:
 class PipelineRun:
     """A delivery, as far as it has come; what was planted shows when it is judged.
 
-    Attributes:
-        image: the reference that was to be pushed.
-        faults: that the saboteur meant to plant, chosen by the seed if there is one.
-        steps: that were run; after one that failed, none.
-        pushed: what the registry had then; None if nothing was pushed.
-        deployed: what runs; None if nothing does.
-        undone_at: the step at which the script itself undid what was planted; empty for none.
-        planted: what came of the faults until the script stopped.
+    At the step ``undone_at``, if any, the script itself undid what was planted.
     """
 
     script: Path
@@ -168,7 +151,7 @@ class PipelineRun:
     seed: int | None = None
     faults: tuple[str, ...] = field(default=(), repr=False)
     steps: list[Step] = field(default_factory=list)
-    pushed: Pushed | None = None
+    pushed: Pushed = Pushed()
     deployed: Deployed | None = None
     undone_at: str = ""
     mirror_log: str = field(default="", repr=False)
@@ -194,7 +177,7 @@ class PipelineRun:
         """What it lacks to be a delivery of this application, in words; empty for nothing."""
         if self.undone_at:
             return f"at '{self.undone_at}', the script undid what the saboteur had done"
-        if self.pushed is None:
+        if not self.pushed.digest:
             return f"the registry has no '{self.image}'"
         if self.release not in self.pushed.signs:
             return f"the image that was pushed has no '{RELEASE}' that says '{self.release}'"
@@ -235,28 +218,24 @@ def run_pipeline(
 ) -> PipelineRun:
     """Run a delivery script step by step, and plant faults in between.
 
-    What was planted stays, to be looked at, until ``undo`` or the next run. What is built is the
-    folder ``app`` beside the script.
+    They stay, to be looked at, until the undo or the next run.
     """
     _command(script)
     app = own_path(bench, script.parent / "app")
+    if not app.is_dir():
+        raise AttackError(f"delivering '{app}': there is no such folder. Make it first.")
     # Not told: it would give away what was planted last time.
     with feedback.using(feedback.QuietFeedback()):
-        undo(bench)
-    base = copy_base(bench)
+        journal.undo(bench)
+    base = attacks.copy_base(bench)
     # As on a fresh build machine: the tag is asked for anew, and nothing of earlier runs is there.
     transfer.remove(bench.engine, base)
-    remove_names(bench, f"{bench.registry.address}/{REPOSITORY}")
+    journal.remove_names(bench, f"{bench.registry.address}/{REPOSITORY}")
     release = f"r{secrets.token_hex(4)}"
-    try:
-        # As a version control system would name the commit.
-        (app / RELEASE).write_text(release + "\n", encoding="utf-8")
-    except OSError as error:
-        raise AttackError(
-            f"writing '{app / RELEASE}': {error.strerror or error}. Make the application first."
-        ) from error
+    # As a version control system would name the commit.
+    (app / RELEASE).write_text(release + "\n", encoding="utf-8")
     image = Reference(bench.registry.address, REPOSITORY, release)
-    run, journal = PipelineRun(script, str(image), seed, tuple(faults)), Journal(bench.state)
+    run, noted = PipelineRun(script, str(image), seed, tuple(faults)), Journal(bench.state)
     targets = {"base": base, "secret": app, "dependency": app}
     environment = bench.engine.environment() | {
         "LAB_BASE": str(base),
@@ -271,10 +250,10 @@ def run_pipeline(
         environment["LAB_REGISTRY"] = address
         environment["LAB_IMAGE"] = str(replace(image, registry=address))
         feedback.command([script.name, name])
-        before = journal.changes()
+        before = noted.changes()
         step = run_step(script, name, environment)
         run.steps.append(step)
-        if not run.undone_at and not all(change in journal.changes() for change in before):
+        if not run.undone_at and not all(change in noted.changes() for change in before):
             run.undone_at = name
         ended = "went well" if step.code == 0 else f"stopped with exit code {step.code}"
         feedback.say(f"{name}: {ended} after {step.seconds:.1f} s")
@@ -282,27 +261,26 @@ def run_pipeline(
             break
         if name == "push":
             run.pushed = _pushed(bench, image, [each.sign for each in run.planted])
-    run.deployed, run.mirror_log = _deployed(bench), mirror.log(bench)
+    run.deployed, run.mirror_log = _deployed(bench), attacks.mirror_log(bench)
     return run
 
 
 def _prepare(bench: Bench, run: PipelineRun, name: str, targets: Mapping[str, object]) -> str:
-    """Plant the faults before a step, and return the address at which it finds the registry.
-
-    The last step is the server's, which has never seen the image, and gets it through a mirror.
-    """
+    """Plant the faults before a step, and return the address at which it finds the registry."""
+    address = bench.registry.address
     if name == "deploy":
+        # This is the server's, which has never seen the image, and gets it through a mirror.
         _forget(bench, run.image)
-    address = bench.registry.address if name != "deploy" else ""
+        address = ""
     for fault in run.faults:
         # Where nothing was pushed, nothing can be altered that was.
-        if FAULTS[fault] == name and (run.pushed or name == "build"):
+        if FAULTS[fault] == name and (run.pushed.digest or name == "build"):
             target = str(targets.get(fault, run.image))
-            happened = find_attack(fault).do(Scene(bench, target, run.release))
+            happened = attacks.find_attack(fault).do(bench, target, run.release)
             run.planted.append(happened)
             address = happened.address or address
     if name == "deploy":
-        address = address or mirror.place(bench, "mirror", None)
+        address = address or attacks.place_mirror(bench, "mirror", None)
         Journal(bench.state).note(Change("delivery", "container", service_name(bench)))
     return address
 
@@ -314,16 +292,16 @@ def _forget(bench: Bench, image: str) -> None:
         for container in _keeping(bench, held) if held else ():
             discard(container)
     # A pull of what somebody pushed over the tag leaves the built image by digest only.
-    remove_names(bench, f"{bench.registry.address}/{REPOSITORY}", of=held.id if held else None)
+    names = f"{bench.registry.address}/{REPOSITORY}"
+    journal.remove_names(bench, names, of=held.id if held else None)
 
 
 def _keeping(bench: Bench, held: Image) -> Iterator[Container]:
-    """Yield the containers that keep an image, or one of the layers that it adds to its base.
+    """Yield the containers that keep an image, or a layer of it, as those in which it was built.
 
-    Of the latter there are those in which it was built: the SDK leaves them behind unless told
-    otherwise. Only a builder names an image by its whole ID.
+    The SDK leaves these behind. Only a builder names an image by its whole ID.
     """
-    own = _layers(held) - base_layers(bench)
+    own = _layers(held) - attacks.base_layers(bench)
     containers = bench.engine.client.containers
     # One that is gone by the time it is asked about is no error.
     for container in containers.list(all=True, ignore_removed=True):
@@ -343,24 +321,17 @@ def run_step(script: Path, name: str, environment: Mapping[str, str]) -> Step:
     """Run a script for one step in its own folder; one that hangs ends with all it started."""
     script = script.absolute()
     began = time.monotonic()
-    try:
-        process = subprocess.Popen(
-            [*_command(script), name],
-            cwd=script.parent,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise AttackError(
-            f"running the delivery script '{script}': {error.strerror or error}. Make it readable."
-        ) from error
-    with process:
+    with subprocess.Popen(
+        [*_command(script), name],
+        cwd=script.parent,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
         try:
             output, _ = process.communicate(timeout=STEP_SECONDS)
             code = process.returncode
@@ -369,12 +340,11 @@ def run_step(script: Path, name: str, environment: Mapping[str, str]) -> Step:
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             told = f"\n(ended: it took more than {STEP_SECONDS:.0f} s)\n"
-            output, code = process.communicate()[0] + told, TIMED_OUT
+            output, code = process.communicate()[0] + told, 124  # as of the command `timeout`
     return Step(name, code, output, time.monotonic() - began)
 
 
 def _command(script: Path) -> list[str]:
-    """Return the beginning of the command line that runs a script: Python or a shell."""
     doing = f"running the delivery script '{script}'"
     if not script.is_file():
         raise AttackError(f"{doing}: there is no such file. Write it first, or copy another.")
@@ -385,16 +355,16 @@ def _command(script: Path) -> list[str]:
     raise AttackError(f"{doing}: its name ends in neither '.py' nor '.sh'. Rename it.")
 
 
-def _pushed(bench: Bench, image: Reference, signs: Iterable[str]) -> Pushed | None:
-    """Return what the registry has under a tag; None where it has no image there."""
+def _pushed(bench: Bench, image: Reference, signs: Iterable[str]) -> Pushed:
+    """Return what the registry has under a tag, and which of the signs are in it."""
     try:
         held = bench.registry.image(image)
     except NotInRegistry:
-        return None
+        return Pushed()
     # A sign that is a layer's diff ID is known without a look inside.
     texts = [str(image.tag), *(sign for sign in signs if sign and not sign.startswith("sha256:"))]
     found: dict[str, str] = {}
-    for layer, diff_id in own_layers(bench, held).items():
+    for layer, diff_id in attacks.own_layers(bench, held).items():
         blob = bench.registry.open_blob(image.repository, layer.digest)
         doing = f"looking into the layer '{layer.digest}' of '{image}'"
         with opened(blob, diff_id=diff_id, doing=doing) as stream:
@@ -415,7 +385,7 @@ def _deployed(bench: Bench) -> Deployed | None:
     doing = f"looking for the service '{name}'"
     with bench.engine.doing(doing, AttackError):
         try:
-            wait_until_ready(container, PORT, "/", doing=doing, seconds=ANSWER_SECONDS)
+            wait_until_ready(container, PORT, "/", doing=doing, seconds=15)
             answers = True
         except RunError:
             answers = False
@@ -425,3 +395,155 @@ def _deployed(bench: Bench) -> Deployed | None:
         diff_ids = tuple(held.attrs["RootFS"]["Layers"])
         log = container.logs(tail=200).decode("utf-8", "replace")
         return Deployed(diff_ids, answers, log)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a delivery fared with one fault; ``survived`` is None where it was not tried."""
+
+    fault: str
+    step: str
+    survived: bool | None
+    happened: str
+    evidence: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a delivery ended: ``ok`` if it survived its faults or, without any, if it delivered."""
+
+    run: PipelineRun = field(repr=False)
+    faults: tuple[Judged, ...]
+    ok: bool
+    happened: str
+
+    def _repr_html_(self) -> str:
+        """Show the faults in a notebook, or how it ended where there are none."""
+        import pandas as pd
+
+        if not self.faults:
+            return html.escape(self.happened)
+        table = pd.DataFrame([asdict(each) for each in self.faults], dtype=object)
+        table["survived"] = table["survived"].fillna("not tried")
+        # A line a piece: whole digests in one paragraph can't be read.
+        table["evidence"] = ["\n".join(map(": ".join, e.items())) for e in table["evidence"]]
+        return table.to_html(index=False).replace("\\n", "<br>")
+
+
+def judge(run: PipelineRun, *, tell: bool = True) -> Judgement:
+    """Judge a delivery by what runs at its end, and tell, or not, what was planted.
+
+    A script survives a fault when it stops with an exit code other than 0 and leaves nothing wrong
+    running, or when what it deployed is what it pushed, without the fault in it.
+    """
+    planted = {each.attack.id: each for each in run.planted}
+    faults = tuple(_judged(run, fault, planted.get(fault)) for fault in run.faults)
+    lost = [each for each in faults if each.survived is False]
+    happened = f"{len(lost)} of {len(faults)} faults not survived" if lost else _ending(run)
+    if len(faults) == 1:
+        happened = faults[0].happened
+    ok = not lost if faults else run.delivered
+    return Judgement(run, faults, ok, happened) if tell else Judgement(run, (), ok, _ending(run))
+
+
+def attempt(bench: Bench, script: Path, fault: str) -> Judgement:
+    """Run a delivery script in silence, with one fault or, where that is empty, without."""
+    with feedback.using(feedback.QuietFeedback()):
+        return judge(run_pipeline(bench, script, faults=filter(None, [fault])))
+
+
+def prove(bench: Bench, script: Path, *faults: str) -> pd.DataFrame:
+    """Run a delivery script without a fault, then with each alone; see :meth:`Lab.prove`."""
+    import pandas as pd
+
+    attempts = ["", *(faults or FAULTS)]
+    if unknown := [fault for fault in faults if fault not in list(FAULTS)]:
+        raise AttackError(
+            f"planning the fault {unknown[0]!r}: there is none. There are: {', '.join(FAULTS)}."
+        )
+    rows = []
+    title = f"proving {script.name}: a delivery without a fault, and one with each"
+    with feedback.bars(title, unit="steps") as bars:
+        for done, fault in enumerate(attempts):
+            bars.update(script.name, done, len(attempts), fault)
+            judged = attempt(bench, script, fault)
+            run, seconds = judged.run, round(sum(step.seconds for step in judged.run.steps), 1)
+            rows.append((fault, judged.ok, run.stopped_at, judged.happened, run.last_line, seconds))
+            if not (fault or judged.ok):
+                break
+        bars.finish(script.name, "")
+    columns = ["fault", "passed", "stopped_at", "happened", "last_line", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _judged(run: PipelineRun, fault: str, planted: Happened | None) -> Judged:
+    evidence = dict(planted.evidence) if planted else {}
+    if planted and planted.sign in run.pushed.signs:
+        evidence["layer"] = run.pushed.signs[planted.sign]
+    text, sign = run.deployed.log if run.deployed else "", marker(fault)
+    if fault == "transit":
+        text, sign = run.mirror_log, FORGED
+    line = next((line.strip() for line in text.splitlines() if sign in line), "")
+    if planted and line:
+        evidence["log line"] = line
+    return Judged(fault, attacks.find_attack(fault).step, *_outcome(run, planted), evidence)
+
+
+def _outcome(run: PipelineRun, planted: Happened | None) -> tuple[bool | None, str]:
+    """Return whether a delivery survived what was planted, and what became of it, in words."""
+    if run.undone_at:
+        return False, run.lacks
+    if planted is None:
+        # Where nothing was pushed although all steps went well, nothing was delivered either.
+        return None if run.stopped_at else False, _ending(run)
+    if run.deployed is None:
+        return bool(run.stopped_at), _ending(run)
+    runs, below = run.deployed.diff_ids, run.pushed.diff_ids
+    # What somebody put on top of the image still has in it what the image had.
+    on_top = bool(below) and runs[: len(below)] == below
+    if planted.sign in runs or (on_top and planted.sign in run.pushed.signs):
+        return False, "it is in what runs: it got through"
+    if any(each.sign in runs for each in run.planted):
+        return True, "another fault got through; this one is not in what runs"
+    if run.stopped_at and runs == below:
+        return True, f"the script stopped at '{run.stopped_at}'; what runs is the right image"
+    if run.lacks:
+        return False, run.lacks
+    blob = planted.evidence.get("blob")
+    if blob and not run.fetched(blob):
+        return None, "the server had that layer already, so nobody fetched the altered blob"
+    return True, "the right image was delivered all the same"
+
+
+def _ending(run: PipelineRun) -> str:
+    """Return how a delivery ended, in words, without a look at its faults."""
+    if run.stopped_at and not run.undone_at:
+        return f"the script stopped at '{run.stopped_at}'"
+    return run.lacks or "the image that was built was delivered, and it answers"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What was pushed by the last delivery with a seed, and each fault with its evidence."""
+
+    seed: int
+    release: str
+    image: str
+    planted: Mapping[str, Mapping[str, str]]
+
+
+def note_delivery(bench: Bench, run: PipelineRun) -> None:
+    """Note a delivery; one without a seed is passed over."""
+    if run.seed is not None:
+        image = f"{run.image.rpartition(':')[0]}@{run.pushed.digest}"
+        planted = {each.fault: each.evidence for each in judge(run).faults}
+        noted = Delivery(run.seed, run.release, image, planted)
+        bench.state.write("delivery", asdict(noted))
+
+
+def last_delivery(bench: Bench) -> Delivery | None:
+    """Return the last delivery with a seed; None before the first."""
+    try:
+        return Delivery(**bench.state.read("delivery"))
+    except TypeError:  # there is none, or it was noted by another version of the lab
+        return None

@@ -74,10 +74,7 @@ class Middleman(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse what is no HTTP, and hang up: engines try TLS first, and then do without.
-
-        Those that keep their images with containerd do so only on an answer in HTTP.
-        """
+        """Refuse in HTTP what is none: engines try TLS first; with containerd, they need that."""
         self.wfile.write(b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n")
         self.close_connection = True
 

@@ -1,7 +1,6 @@
 """Who may do what in the private registry: accounts with a password and rights.
 
-The passwords themselves are nowhere: what is kept is their scrypt (RFC 7914), which tells whether
-a password is the right one, and is slow on purpose.
+Of a password its scrypt (RFC 7914) is kept, which tells the right one, and is slow on purpose.
 """
 
 from __future__ import annotations
@@ -27,9 +26,6 @@ ACTIONS = ("pull", "push", "delete")
 _STORE = "private/accounts"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-Rights = Mapping[str, Sequence[str]]
-"""Maps patterns of repositories, ``shop/*``, to actions."""
-
 
 class Accounts:
     """The accounts of one private registry; several processes may change them at once."""
@@ -37,10 +33,7 @@ class Accounts:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def __repr__(self) -> str:
-        return f"Accounts({', '.join(self.names()) or 'none'})"
-
-    def add(self, name: str, password: str = "", *, rights: Rights) -> None:
+    def add(self, name: str, password: str = "", *, rights: Mapping[str, Sequence[str]]) -> None:
         """Add an account, or replace the one of that name.
 
         Args:
@@ -53,17 +46,20 @@ class Accounts:
             StateError: a name, password or right that can't be, or the file can't be written.
         """
         doing = f"adding the account '{name}'"
-        if name != ANONYMOUS and not _NAME.fullmatch(name):
+        if bool(password) != bool(name) or not (name == ANONYMOUS or _NAME.fullmatch(name)):
             raise StateError(
-                f"{doing}: a name has letters, digits, dots, dashes and underscores, 64 at most, "
-                "and begins with a letter or a digit. Take such a name."
+                f"{doing}: its name has letters, digits, dots, dashes and underscores, 64 at most, "
+                "and begins with a letter or a digit; and it has a password. Who does not log in "
+                "has neither."
             )
-        if name == ANONYMOUS and password:
-            raise StateError(f"{doing}: who does not log in has no password. Leave it out.")
-        if name != ANONYMOUS and not password:
-            raise StateError(f"{doing}: a password can't be empty. Take another.")
+        for pattern, actions in rights.items():
+            if not pattern or isinstance(actions, str) or not set(actions) <= set(ACTIONS):
+                raise StateError(
+                    f"{doing}: {pattern!r}: {actions!r} is no right. Rights are written as "
+                    "{'shop/*': ('pull', 'push')}; the actions are " + ", ".join(ACTIONS) + "."
+                )
         kept = {
-            "rights": _checked_rights(doing, rights),
+            "rights": {pattern: list(actions) for pattern, actions in rights.items()},
             "password": _kept(password) if password else "",
             "since": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
@@ -71,11 +67,7 @@ class Accounts:
             self._state.write(_STORE, {**self._read(), name: kept})
 
     def remove(self, name: str) -> None:
-        """Remove an account.
-
-        Raises:
-            StateError: there is none of that name.
-        """
+        """Remove an account; StateError if there is none of that name."""
         with self._state.lock("private-accounts"):
             accounts = self._read()
             if accounts.pop(name, None) is None:
@@ -105,25 +97,9 @@ class Accounts:
 
     def allowed(self, name: str, repository: str) -> frozenset[str]:
         """Return what an account may do in a repository: some of :data:`ACTIONS`."""
-        found: set[str] = set()
-        for pattern, actions in self.rights(name).items():
-            if fnmatchcase(repository, pattern):
-                found.update(actions)
-        return frozenset(found & set(ACTIONS))
-
-    def may_list(self, name: str) -> bool:
-        """Tell whether an account may list all repositories: who may pull each of them."""
-        return "pull" in self.rights(name).get("*", ())
-
-    def damaged(self) -> str:
-        """Return what to do where the file was damaged and put aside; empty where it was not."""
-        file = self._state.path(f"{_STORE}.json.damaged")
-        if self._read() or not file.exists():
-            return ""
-        return (
-            f"The accounts' file was damaged, and is now '{file}': there are no accounts any "
-            "more. Add them again."
-        )
+        rights = self.rights(name).items()
+        held = [actions for pattern, actions in rights if fnmatchcase(repository, pattern)]
+        return frozenset[str]().union(*held)
 
     def _read(self) -> dict[str, dict[str, Any]]:
         return self._state.read(_STORE)
@@ -134,16 +110,3 @@ def _kept(password: str, salt: str = "") -> str:
     salt = salt or secrets.token_hex(16)
     encoded = password.encode("utf-8", "surrogatepass")
     return f"{salt}${hashlib.scrypt(encoded, salt=salt.encode(), n=2**14, r=8, p=1).hex()}"
-
-
-def _checked_rights(doing: str, rights: Rights) -> dict[str, list[str]]:
-    checked = {}
-    for pattern, actions in rights.items():
-        unknown = [actions] if isinstance(actions, str) else sorted(set(actions) - set(ACTIONS))
-        if unknown or not pattern:
-            raise StateError(
-                f"{doing}: {unknown or [pattern]} is no right. Rights are written as "
-                "{'shop/*': ('pull', 'push')}; the actions are " + ", ".join(ACTIONS) + "."
-            )
-        checked[pattern] = [action for action in ACTIONS if action in actions]
-    return checked

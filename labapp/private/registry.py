@@ -1,38 +1,39 @@
 """The handle for notebooks: a registry that controls who may push and who may pull.
 
 Sources: CNCF Distribution, "Configuring a registry", ``http.tls`` and ``auth.token``; Docker,
-"Verify repository client with certificates"; Podman reads the same folder,
-containers-certs.d(5).
+"Verify repository client with certificates"; containers-certs.d(5), the same for Podman.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import shutil
-from dataclasses import asdict, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import trustme
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from ruamel.yaml import YAML
 
 from labapp import feedback
 from labapp.errors import InvalidReference, RegistryError, RegistryUnreachable
 from labapp.journey import transfer
-from labapp.journey.transfer import Login, Pull, Push
+from labapp.journey.transfer import Login, Transfer
 from labapp.machine.engine import Engine
 from labapp.machine.ports import LOOPBACK
 from labapp.machine.root import run_as_root
 from labapp.private import service
 from labapp.private.accounts import Accounts
-from labapp.private.authority import Authority
-from labapp.private.service import Decision
+from labapp.private.service import Decision, Issued
 from labapp.reference import Reference
 from labapp.registry.client import Registry
-from labapp.registry.login import Credentials, docker_credentials
+from labapp.registry.http import Credentials, docker_credentials
 from labapp.registry.server import CONFIG, CONFIG_INSIDE, STORAGE, RegistryServer, run_over
-from labapp.state import State
+from labapp.state import State, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,29 +41,65 @@ if TYPE_CHECKING:
 SYSTEM = "/etc/docker/certs.d"
 """The engine's folder of authorities, by registry; an engine without root has one of its own."""
 
+_AUTHORITY = "Image Build & Delivery lab authority"
 _INSIDE = "/etc/labapp"
-_FOLDER = "private"
 _DOCKER_CONFIG = "private/docker-config/config"
 _TRUSTED = "private/trusted"
-_ADD = 'mkdir -p "$1" && printf %s "$2" > "$1/ca.crt"'
-_REMOVE = 'rm -f "$1/ca.crt" && { rmdir "$1" 2>/dev/null || true; }'
+
+
+@dataclass(frozen=True)
+class Authority:
+    """An authority that signs certificates for servers; others have to trust its own."""
+
+    certificate: Path
+    _ca: trustme.CA = field(repr=False, compare=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> Authority:
+        """Open the authority in a folder; it is made on first use, and anew if it is damaged."""
+        key, certificate = folder / "authority.key", folder / "authority.pem"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            ca = trustme.CA.from_pem(certificate.read_bytes(), key.read_bytes())
+        except (FileNotFoundError, ValueError):
+            ca = trustme.CA(organization_name=_AUTHORITY)
+            write_atomically(key, ca.private_key_pem.bytes())
+            write_atomically(certificate, ca.cert_pem.bytes(), mode=0o644)
+        return cls(certificate, ca)
+
+    def issue(self, hosts: Iterable[str], *, name: str = "server", days: float = 30) -> Issued:
+        """Sign a certificate for host names and addresses; one with half its time left is kept."""
+        wanted, now = list(dict.fromkeys(hosts)), datetime.now(UTC)
+        folder = self.certificate.parent
+        issued = Issued(folder / f"{name}.pem", folder / f"{name}.key")
+        if not self._is_good(issued, wanted, now + timedelta(days=days / 2)):
+            end = now + timedelta(days=days)
+            begin = min(end, now) - timedelta(hours=1)  # clocks differ
+            leaf = self._ca.issue_cert(
+                *wanted, organization_name=_AUTHORITY, not_before=begin, not_after=end
+            )
+            [certificate] = leaf.cert_chain_pems
+            write_atomically(issued.key, leaf.private_key_pem.bytes())
+            write_atomically(issued.certificate, certificate.bytes(), mode=0o644)
+        return issued
+
+    def _is_good(self, issued: Issued, hosts: list[str], until: datetime) -> bool:
+        try:
+            found = x509.load_pem_x509_certificate(issued.certificate.read_bytes())
+            mine = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes())
+            found.verify_directly_issued_by(mine)
+        except (FileNotFoundError, ValueError, InvalidSignature):
+            return False
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        is_for = [str(name.value) for name in names]
+        return is_for == hosts and datetime.now(UTC) < until <= found.not_valid_after_utc
 
 
 class PrivateRegistry:
-    """A registry with accounts, TLS and tokens; its images and accounts outlast a stop.
-
-    Attributes:
-        accounts: who may do what.
-        host: the address of this machine that it listens on.
-        server: its container.
-    """
+    """A registry with accounts, TLS and tokens; its images and accounts outlast a stop."""
 
     def __init__(self, *, engine: Engine, state: State) -> None:
-        """Look where it is; nothing is started.
-
-        Raises:
-            EngineError: the engine does not answer.
-        """
+        """Look where it is; nothing is started. EngineError if the engine does not answer."""
         self.accounts = Accounts(state)
         self.host = bridge_address(engine)
         self.server = RegistryServer(
@@ -76,9 +113,6 @@ class PrivateRegistry:
         self._engine = engine
         self._state = state
 
-    def __repr__(self) -> str:
-        return f"PrivateRegistry({self.server.name!r})"
-
     @property
     def address(self) -> str:
         """Host and port, as in references; RegistryUnreachable if it has never been started."""
@@ -87,22 +121,10 @@ class PrivateRegistry:
     @property
     def authority(self) -> Authority:
         """Who signed its certificate: ``authority.certificate`` is the file to trust."""
-        return Authority.open(self._state.folder / _FOLDER)
-
-    @property
-    def verified_by_engine(self) -> bool:
-        """Whether the engine verifies the certificate.
-
-        Docker doesn't at 127.0.0.1, and an engine in a virtual machine has no other address here.
-        """
-        return self.host != LOOPBACK or self._engine.name == "Podman"
+        return Authority.open(self._state.folder / "private")
 
     def start(self) -> PrivateRegistry:
-        """Make it run and answer, whatever state it was left in; return it.
-
-        Raises:
-            RegistryError: the registry, or its token service, does not come up.
-        """
+        """Make it run and answer, whatever state it was left in, or raise RegistryError."""
         with self._state.lock("private-service"):
             certificate = self.authority.issue([self.host, LOOPBACK, "localhost"], name="server")
             # A key pair of its own: no other certificate of the authority can sign tokens.
@@ -128,7 +150,8 @@ class PrivateRegistry:
         image = RegistryServer(engine=self._engine, state=self._state).image
         registry = self.server.start(image=image, files=files)
         feedback.say(f"Its certificate is signed by '{self.authority.certificate}'.")
-        if not self.verified_by_engine:
+        # Podman verifies it there too; an engine in a virtual machine has no other address here.
+        if self.host == LOOPBACK and self._engine.name != "Podman":
             feedback.say(
                 f"At {registry.address}, Docker takes any certificate: this engine runs in a "
                 "virtual machine. The lab's own client verifies it all the same."
@@ -140,85 +163,53 @@ class PrivateRegistry:
         self.server.stop()
         service.stop(self._state)
 
-    def remove(self) -> None:
-        """Remove all of it: images, accounts, login, authority, and the engine's trust in it.
-
-        Raises:
-            RegistryError: the engine's trust can't be taken back.
-        """
-        self.distrust()
-        self.server.remove(volume=True)
-        service.stop(self._state)
-        shutil.rmtree(self._state.folder / _FOLDER, ignore_errors=True)
-
     def trust(self) -> None:
-        """Make the engine trust the authority, for this registry alone.
-
-        Raises:
-            RegistryError: the engine's folder of authorities can't be written.
-        """
-        feedback.command(trust(self._engine, self._state, self.address, self.authority.certificate))
+        """Make the engine trust the authority, for this registry alone, or raise RegistryError."""
+        trust(self._engine, self._state, self.address, self.authority.certificate)
         feedback.say(f"The engine now trusts the authority for {self.address}.")
 
     def distrust(self) -> None:
-        """Take the engine's trust back.
-
-        Raises:
-            RegistryError: the engine's folder of authorities can't be written.
-        """
-        for file in distrust(self._engine, self._state):
+        """Take the engine's trust back, or raise RegistryError."""
+        for file in trusted(self._state):
             feedback.command(["sudo", "rm", file])
+        distrust(self._engine, self._state)
 
     def log_in(self, name: str, password: str) -> None:
-        """Log an account in for :meth:`push` and :meth:`pull`; ask first whether it is right.
+        """Log an account in for :meth:`push` and :meth:`pull`, if its password is right.
 
         The login goes into a docker configuration of the lab's own.
 
         Raises:
             RegistryError: there is no such account, or its password is another.
         """
-        address = self.address
         login = self._login().command("login", "--username", name)
-        feedback.command([*login, "--password-stdin", address])
+        feedback.command([*login, "--password-stdin", self.address])
         try:
             self.registry(name, password).ping()
         except RegistryError as error:
             if self.accounts.verify(name, password):
                 raise
             raise RegistryError(
-                f"logging in as '{name}' at '{address}': there is no such account, or its "
-                "password is another. "
-                + (self.accounts.damaged() or "Check both, or add the account.")
+                f"logging in as '{name}' at '{self.address}': there is no such account, or its "
+                "password is another. Check both, or add the account."
             ) from error
-        basic = base64.b64encode(f"{name}:{password}".encode()).decode("ascii")
-        self._state.write(_DOCKER_CONFIG, {"auths": {address: {"auth": basic}}})
-        feedback.say(f"'{name}' is logged in at {address}.")
+        basic = Credentials(name, password).basic.removeprefix("Basic ")
+        self._state.write(_DOCKER_CONFIG, {"auths": {self.address: {"auth": basic}}})
+        feedback.say(f"'{name}' is logged in at {self.address}.")
 
-    def log_out(self) -> None:
-        """Forget the login."""
-        feedback.command(self._login().command("logout", self.address))
-        self._state.write(_DOCKER_CONFIG, {"auths": {}})
+    def registry(self, name: str = "", password: str = "") -> Registry:
+        """Return an HTTP client of an account; by default of nobody."""
+        return self._client(self.address, Credentials(name, password) if name else None)
 
-    def registry(self, name: str = "", password: str = "", *, trusted: bool = True) -> Registry:
-        """Return an HTTP client of an account.
-
-        Args:
-            name: the account; by default nobody.
-            password: its password.
-            trusted: whether the client trusts the lab's authority.
-        """
-        credentials = Credentials(name, password) if name else None
-        return self._client(self.address, credentials, trusted=trusted)
-
-    def _client(
-        self, address: str, credentials: Credentials | None = None, *, trusted: bool = True
-    ) -> Registry:
-        certificates = self.authority.certificate if trusted else None
+    def _client(self, address: str, credentials: Credentials | None = None) -> Registry:
         return Registry(
-            address, secure=True, credentials=lambda _: credentials, certificates=certificates
+            address,
+            secure=True,
+            credentials=lambda _: credentials,
+            certificates=self.authority.certificate,
         )
 
-    def push(self, reference: str) -> Push:
+    def push(self, reference: str) -> Transfer:
         """Send an image, as the account that is logged in: ``docker push``.
 
         Raises:
@@ -229,13 +220,10 @@ class PrivateRegistry:
         name = self._mine(reference, "pushing")
         return transfer.push(self._engine, None, name, login=self._login())
 
-    def pull(self, reference: str) -> Pull:
+    def pull(self, reference: str) -> Transfer:
         """Fetch an image, as the account that is logged in: ``docker pull``.
 
-        Raises:
-            InvalidReference: it is no reference, or to another registry.
-            PullError: the engine does not trust the registry, or the registry the account.
-            RegistryUnreachable: registry or token service do not run.
+        It fails as :meth:`push` does, with PullError in place of PushError.
         """
         name = self._mine(reference, "pulling")
         return transfer.pull(self._engine, None, name, login=self._login())
@@ -243,23 +231,19 @@ class PrivateRegistry:
     def decisions(self) -> pd.DataFrame:
         """Return what the token service was asked, and what it granted, oldest first.
 
-        Returns:
-            Columns ``time``, ``account``, ``repository``, ``asked``, ``granted``, ``status``,
-            ``why``.
+        The columns are those of :class:`labapp.private.service.Decision`.
         """
         import pandas as pd
 
-        columns = ["time", *(one.name for one in fields(Decision) if one.name != "time")]
-        rows = [asdict(decision) for decision in service.decisions(self._state)]
-        table = pd.DataFrame(rows, columns=columns)
+        columns = [column.name for column in fields(Decision)]
+        table = pd.DataFrame(service.decisions(self._state), columns=columns)
         table["time"] = pd.to_datetime(table["time"], utc=True, format="ISO8601")
         return table
 
     def _login(self) -> Login:
         file = self._state.path(f"{_DOCKER_CONFIG}.json")
         known = docker_credentials(self.address, file=file)
-        registry = self.registry(known.username, known.password) if known else self.registry()
-        return Login(registry, file.parent, known)
+        return Login(self._client(self.address, known), file.parent, known)
 
     def _mine(self, reference: str, verb: str) -> Reference:
         """Return a reference that the login may be used for, while there is somebody to use it."""
@@ -270,15 +254,10 @@ class PrivateRegistry:
                 f"'{parsed.registry}'. Write it as '{self.address}/{parsed.repository}…'."
             )
         # The engine would try for long, and then tell little.
-        running = {
-            "its token service": service.find(self._state) is not None,
-            "its container": self.server.is_running(),
-        }
-        if not all(running.values()):
-            down = " and ".join(part for part, runs in running.items() if not runs)
+        if service.find(self._state) is None or not self.server.is_running():
             raise RegistryUnreachable(
-                f"{verb} '{reference}': the private registry is down ({down} does not run). "
-                "Its 'start()' starts it again."
+                f"{verb} '{reference}': the private registry, or its token service, does not run. "
+                "Its 'start()' starts both again."
             )
         return parsed
 
@@ -286,11 +265,8 @@ class PrivateRegistry:
 def _config(realm: str) -> bytes:
     """Return the lab's own registry's configuration with TLS, and with tokens from a realm."""
     config = YAML(typ="safe").load(CONFIG.read_text(encoding="utf-8"))
-    config["http"]["tls"] = {
-        "certificate": f"{_INSIDE}/server.pem",
-        "key": f"{_INSIDE}/server.key",
-        "minimumtls": "tls1.2",
-    }
+    tls = {"certificate": f"{_INSIDE}/server.pem", "key": f"{_INSIDE}/server.key"}
+    config["http"]["tls"] = tls
     config["auth"] = {
         "token": {
             "realm": realm,
@@ -305,9 +281,8 @@ def _config(realm: str) -> bytes:
 def bridge_address(engine: Engine) -> str:
     """Return this machine's address on the engine's default bridge, or 127.0.0.1.
 
-    Docker trusts every registry at a loopback address, whatever certificate it shows; this address
-    is not one, and leads to this machine all the same. An engine in a virtual machine has its
-    bridge there.
+    Docker trusts every registry at a loopback address, whatever certificate it shows. An engine in
+    a virtual machine has its bridge there.
     """
     with engine.doing("looking for the engine's default bridge"):
         networks = engine.client.api.networks(names=["bridge"])
@@ -319,39 +294,33 @@ def bridge_address(engine: Engine) -> str:
     return LOOPBACK
 
 
-def trust(engine: Engine, state: State, address: str, certificate: Path) -> list[str]:
-    """Make an engine trust an authority for one registry; return the command that does the same.
-
-    Other registries are as before. What was trusted is kept in mind, for :func:`distrust`.
-    """
+def trust(engine: Engine, state: State, address: str, certificate: Path) -> None:
+    """Make an engine trust an authority for one registry, and say the command that does so."""
     with engine.doing("asking the engine about itself"):
         options = engine.client.info().get("SecurityOptions") or ()
     place = SYSTEM
     if any("rootless" in str(option) for option in options):
         program = "containers" if engine.name == "Podman" else "docker"
         place = str(Path.home() / ".config" / program / "certs.d")
-    state.write(_TRUSTED, {**state.read(_TRUSTED), address: place})
-    text = certificate.read_text(encoding="ascii")
-    doing = f"trusting the registry '{address}'"
-    _as_the_engine(engine, state, place, [_ADD, address, text], doing=doing)
     argv = ["install", "-D", "-m", "644", str(certificate), f"{place}/{address}/ca.crt"]
-    return ["sudo", *argv] if place == SYSTEM else argv
+    feedback.command(["sudo", *argv] if place == SYSTEM else argv)
+    state.write(_TRUSTED, {**state.read(_TRUSTED), address: place})
+    script = 'mkdir -p "$1" && printf %s "$2" > "$1/ca.crt"'
+    text = certificate.read_text(encoding="ascii")
+    _as_the_engine(engine, state, place, script, address, text)
 
 
-def distrust(engine: Engine | None, state: State) -> list[str]:
-    """Take back what :func:`trust` did for this lab; return the files that are gone.
-
-    Without an engine, it is this machine's that runs no more.
-    """
+def distrust(engine: Engine | None, state: State) -> None:
+    """Take back what :func:`trust` did for this lab; without an engine, on this machine."""
     for address, place in state.read(_TRUSTED).items():
-        doing = f"trusting the registry '{address}' no more"
         if engine is not None:
-            _as_the_engine(engine, state, place, [_REMOVE, address], doing=doing)
+            _as_the_engine(engine, state, place, 'rm -rf "$1"', address)
         elif (ran := run_as_root(["rm", "-rf", f"{place}/{address}"])).returncode:
-            raise RegistryError(f"{doing}: {ran.stderr.strip()}. Remove '{place}/{address}'.")
-    removed = trusted(state)
+            raise RegistryError(
+                f"trusting the registry '{address}' no more: {ran.stderr.strip()}. "
+                f"Remove '{place}/{address}'."
+            )
     state.write(_TRUSTED, {})
-    return removed
 
 
 def trusted(state: State) -> list[str]:
@@ -359,16 +328,8 @@ def trusted(state: State) -> list[str]:
     return [f"{place}/{address}/ca.crt" for address, place in state.read(_TRUSTED).items()]
 
 
-def _as_the_engine(
-    engine: Engine, state: State, folder: str, script: list[str], *, doing: str
-) -> None:
+def _as_the_engine(engine: Engine, state: State, folder: str, script: str, *words: str) -> None:
     """Run a script in a folder of the engine's own, wherever it runs; others can't write there."""
-    command, *arguments = script
+    argv = ["sh", "-c", f"cd {STORAGE} && {script}", "sh", *words]
     image = RegistryServer(engine=engine, state=state).image
-    argv = ["sh", "-c", f"cd {STORAGE} && {command}", "sh", *arguments]
-    try:
-        run_over(engine, folder, argv, image=image, labels=state.labels)
-    except RegistryError as error:
-        raise RegistryError(
-            f"{doing}: the engine's folder '{folder}' can't be written ({error})."
-        ) from error
+    run_over(engine, folder, argv, image=image, labels=state.labels)

@@ -1,8 +1,8 @@
 """The token service: it opens the private registry to accounts, and keeps a log of what it decided.
 
-Whoever asks for a token says what for; the answer is a signed token for as much of it as the
-account may do, which may be nothing. The registry itself never sees a password. The service is a
-thread of the process that started it, a notebook's kernel say, and ends with it.
+Whoever asks for a token says what for, and gets one for as much of it as the account may do. The
+registry itself never sees a password. The service is a thread of the process that started it, a
+notebook's kernel say, and ends with it.
 
 Source: CNCF Distribution, "Token Authentication Specification", "Token Scope Documentation" and
 "Token Authentication Implementation" (the claims of the JSON web token).
@@ -11,8 +11,8 @@ Source: CNCF Distribution, "Token Authentication Specification", "Token Scope Do
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-import re
 import secrets
 import ssl
 import threading
@@ -22,18 +22,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import requests
 
-from labapp.errors import RegistryError
-from labapp.machine.ports import free_port, is_listening
 from labapp.private.accounts import ANONYMOUS, Accounts
 from labapp.state import State
-
-if TYPE_CHECKING:
-    from labapp.private.authority import Issued
 
 ISSUER = "the lab's token service"
 SERVICE = "the lab's private registry"
@@ -41,11 +36,16 @@ SECONDS = 300
 """How long a token is valid."""
 
 _PLACE = "private/service"
-"""Where the state keeps ``host``, ``port`` and ``tls`` of the service."""
+"""Where the state keeps the address that gives tokens, ``realm``."""
+_LOG = ("private", "decisions.log")
 
-_TYPE = r"[a-z0-9]+(?:\([a-z0-9]+\))?"
-_NAME = r"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9._/-]+"
-_SCOPE = re.compile(rf"({_TYPE}):({_NAME}):([a-z*]*(?:,[a-z*]+)*)")
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate and its private key, as files in PEM."""
+
+    certificate: Path
+    key: Path
 
 
 @dataclass(frozen=True)
@@ -56,37 +56,25 @@ class Scope:
     name: str
     actions: tuple[str, ...]
 
-    def granted(self, allowed: Iterable[str]) -> Scope:
-        """Return the scope with those of its actions that are allowed."""
-        held = set(allowed)
-        return Scope(self.type, self.name, tuple(one for one in self.actions if one in held))
-
 
 def parse_scopes(texts: Iterable[str]) -> list[Scope]:
-    """Read scopes, each ``repository:shop/web:pull,push``; ValueError if one isn't of that form."""
+    """Read scopes, each ``repository:shop/web:pull,push``; what is none names no resource."""
     found = []
     for text in " ".join(texts).split():
-        match = _SCOPE.fullmatch(text)
-        if match is None:
-            raise ValueError(f"the scope {text[:120]!r} is not of the form 'type:name:actions'")
-        actions = tuple(dict.fromkeys(action for action in match[3].split(",") if action))
-        found.append(Scope(match[1], match[2], actions))
+        type, _, rest = text.partition(":")
+        name, _, actions = rest.rpartition(":")  # a name may begin with a host and its port
+        found.append(Scope(type, name, tuple(dict.fromkeys(filter(None, actions.split(","))))))
     return found
 
 
 def sign(issued: Issued, account: str, access: Iterable[Scope], *, seconds: int = SECONDS) -> str:
-    """Return a token for an account, signed by the key whose certificate the registry was given.
-
-    With ``seconds`` below 0, it has expired already.
-    """
+    """Return a token for an account, signed by the key whose certificate the registry was given."""
     # Slow to import, and a quick 'status' signs nothing.
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
     from joserfc import jwt
     from joserfc.jwk import ECKey
 
-    certificate = x509.load_pem_x509_certificate(issued.certificate.read_bytes())
-    chain = [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode("ascii")]
+    # PEM is a certificate in DER as base64, between two lines that say so.
+    _, *encoded, _ = issued.certificate.read_text(encoding="ascii").splitlines()
     now = int(time.time())
     claims = {
         "iss": ISSUER,
@@ -99,43 +87,32 @@ def sign(issued: Issued, account: str, access: Iterable[Scope], *, seconds: int 
         "access": [asdict(one) for one in access],
     }
     # The registry verifies with the key in the chain, after it has found whom to trust for it.
-    header = {"typ": "JWT", "alg": "ES256", "x5c": chain}
+    header = {"typ": "JWT", "alg": "ES256", "x5c": ["".join(encoded)]}
     key = ECKey.import_key(issued.key.read_bytes())
     return jwt.encode(header, claims, key, algorithms=["ES256"])
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision of the token service: who asked for what, and what the token opens.
+    """One decision: the account is empty for who does not log in, the repository for a login."""
 
-    The account is empty for who does not log in, the repository for a login alone; actions have
-    commas between them. ``why`` says in words why not all was granted; ``status`` is HTTP's,
-    ``time`` ISO 8601, UTC.
-    """
-
+    time: str
     account: str
-    repository: str = ""
-    asked: str = ""
-    granted: str = ""
-    status: int = 200
-    why: str = ""
-    time: str = ""
+    repository: str
+    asked: str
+    granted: str
+    status: int
+    why: str
 
 
 def decisions(state: State) -> list[Decision]:
     """Return what the token service has decided, oldest first; half a line is left out."""
-    file = _log(state)
     found = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            found.append(Decision(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
+    with contextlib.suppress(FileNotFoundError):
+        for line in state.path(*_LOG).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(Decision(**json.loads(line)))
     return found
-
-
-def _log(state: State) -> Path:
-    return state.path("private", "decisions.log")
 
 
 class _Refused(Exception):
@@ -145,16 +122,13 @@ class _Refused(Exception):
 
 
 class _Service(ThreadingHTTPServer):
-    """The server of one lab; each request has a thread of its own."""
-
     daemon_threads = True
 
-    def __init__(self, state: State, place: tuple[str, int], signer: Issued, made: bytes) -> None:
+    def __init__(self, state: State, place: tuple[str, int], signer: Issued) -> None:
         super().__init__(place, _Handler)
         self.state = state
         self.accounts = Accounts(state)
         self.signer = signer
-        self.made = made
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a client that hung up."""
@@ -163,41 +137,34 @@ class _Service(ThreadingHTTPServer):
         """Return the answer to a request for a token."""
         if query.get("service") != [SERVICE]:
             raise _Refused(400, f"this service gives tokens for {SERVICE!r} only")
-        try:
-            scopes = parse_scopes(query.get("scope", ()))
-        except ValueError as error:
-            self.note(Decision(account, status=400, why=str(error)))
-            raise _Refused(400, str(error)) from error
+        scopes = parse_scopes(query.get("scope", ()))
+        login = Scope("", "", ())
         if account != ANONYMOUS and not self.accounts.verify(account, password):
             why = "there is no such account, or its password is another"
-            for scope in scopes or [Scope("", "", ())]:
-                asked = ",".join(scope.actions)
-                self.note(Decision(account, scope.name, asked, status=401, why=why))
+            for scope in scopes or [login]:
+                self.note(account, scope, why, code=401)
             raise _Refused(401, why)
-        granted = [scope.granted(self._allowed(account, scope)) for scope in scopes]
-        for scope, given in zip(scopes, granted, strict=True):
-            missing = [action for action in scope.actions if action not in given.actions]
-            why = f"it has no right to {' and '.join(missing)} there" if missing else ""
-            words = ",".join(scope.actions), ",".join(given.actions)
-            self.note(Decision(account, scope.name, *words, why=why))
+        access = []
+        for scope in scopes:
+            allowed = self.accounts.allowed(account, scope.name)
+            held = allowed if scope.type == "repository" else ()
+            granted = tuple(action for action in scope.actions if action in held)
+            missing = " and ".join(action for action in scope.actions if action not in held)
+            why = f"it has no right to {missing} there" if missing else ""
+            self.note(account, scope, why, ",".join(granted))
+            if granted:
+                access.append(Scope(scope.type, scope.name, granted))
         if not scopes and account != ANONYMOUS:
-            self.note(Decision(account, why="a login, nothing else was asked for"))
-        token = sign(self.signer, account, [one for one in granted if one.actions])
-        now = datetime.now(UTC).isoformat()
-        return {"token": token, "access_token": token, "expires_in": SECONDS, "issued_at": now}
+            self.note(account, login, "a login, nothing else was asked for")
+        return {"token": sign(self.signer, account, access), "expires_in": SECONDS}
 
-    def _allowed(self, account: str, scope: Scope) -> frozenset[str]:
-        if scope.type == "repository":
-            return self.accounts.allowed(account, scope.name)
-        lists = (scope.type, scope.name) == ("registry", "catalog")
-        return frozenset("*" if lists and self.accounts.may_list(account) else "")
-
-    def note(self, decision: Decision) -> None:
-        """Add a decision to the log; its time is now."""
+    def note(self, account: str, scope: Scope, why: str, given: str = "", code: int = 200) -> None:
+        """Add a decision to the log."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({**asdict(decision), "time": now}) + "\n"
-        with _log(self.state).open("a", encoding="utf-8") as log:
-            log.write(line)
+        asked = ",".join(scope.actions)
+        decision = Decision(now, account, scope.name, asked, given, code, why)
+        with self.state.path(*_LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(asdict(decision)) + "\n")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -217,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(404, "there is nothing here but '/token'")
             self._answer(200, answer)
         except _Refused as refused:
-            code = {400: "UNSUPPORTED", 401: "UNAUTHORIZED"}.get(refused.status, "UNKNOWN")
+            code = "UNAUTHORIZED" if refused.status == 401 else "UNSUPPORTED"
             # As registries write errors, for `docker` to show (OCI, "Error Codes").
             errors = {"errors": [{"code": code, "message": str(refused)}]}
             self._answer(refused.status, errors)
@@ -228,16 +195,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _login(self) -> tuple[str, str]:
         """Return name and password of the request (RFC 7617); the anonymous account without."""
-        header = self.headers.get("Authorization", "")
-        if not header:
+        header = self.headers.get("Authorization")
+        if header is None:
             return ANONYMOUS, ""
         scheme, _, encoded = header.partition(" ")
-        try:
+        pair = ""
+        with contextlib.suppress(ValueError):
             pair = base64.b64decode(encoded, validate=True).decode()
-        except ValueError:
-            pair = ""
-        name, colon, password = pair.partition(":")
-        if scheme.lower() != "basic" or not colon or not name:
+        name, _, password = pair.partition(":")
+        if scheme.lower() != "basic" or not name:
             raise _Refused(400, "the login is not of the form 'Basic base64(name:password)'")
         return name, password
 
@@ -262,46 +228,31 @@ _running: dict[Path, _Service] = {}
 
 def find(state: State) -> str | None:
     """Return the address that gives tokens, if this lab's service answers there."""
-    place = state.read(_PLACE)
-    if not place:
-        return None
-    url = f"{'https' if place['tls'] else 'http'}://{place['host']}:{place['port']}"
-    try:
-        with requests.Session() as session:
-            session.trust_env = False  # an address of this machine: no proxy
-            session.verify = str(state.folder / "private" / "authority.pem")
-            if session.get(f"{url}/alive", timeout=5).json() == {"lab": state.lab_id}:
-                return f"{url}/token"
-    except (requests.RequestException, ValueError, OSError):
-        pass
+    realm: str = state.read(_PLACE).get("realm", "")
+    with contextlib.suppress(requests.RequestException, OSError), requests.Session() as session:
+        session.trust_env = False  # an address of this machine: no proxy
+        session.verify = str(state.folder / "private" / "authority.pem")
+        answer = session.get(urljoin(realm, "/alive"), timeout=5)
+        return realm if answer.json() == {"lab": state.lab_id} else None
     return None
 
 
 def start(state: State, *, host: str, signer: Issued, server: Issued | None) -> str:
-    """Make the token service run and answer, and return the address that gives tokens.
+    """Make the token service run, with TLS if ``server`` has a certificate; return its address.
 
-    It signs with the key of ``signer``, and speaks TLS with the certificate of ``server``, if there
-    is one. A service that answers is left alone, in whatever process it runs.
+    A service that answers is left alone, in whatever process it runs.
     """
-    place = state.read(_PLACE)
-    wanted = {"host": host, "tls": server is not None}
-    same = {"host": place.get("host"), "tls": place.get("tls")} == wanted
-    mine = _running.get(state.folder)
-    made = b"".join(one.certificate.read_bytes() for one in (signer, server) if one)
-    stale = mine is not None and mine.made != made
-    if same and not stale and (found := find(state)):
+    scheme = "https" if server is not None else "http"
+    before = urlsplit(state.read(_PLACE).get("realm", ""))
+    same = (before.scheme, before.hostname) == (scheme, host)
+    if same and (found := find(state)):
         return found
     stop(state)
-    port = place.get("port") if same else None
-    if port is None or is_listening(port, host=host):
-        port = free_port(host=host)
     try:
-        service = _Service(state, (host, port), signer, made)
-    except OSError as error:
-        raise RegistryError(
-            f"starting the token service at '{host}:{port}': {error.strerror or error}. "
-            "Start the private registry again."
-        ) from error
+        # At the same place, if it can: the registry was told where.
+        service = _Service(state, (host, before.port if same else 0), signer)
+    except OSError:
+        service = _Service(state, (host, 0), signer)
     if server is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(server.certificate, server.key)
@@ -311,8 +262,9 @@ def start(state: State, *, host: str, signer: Issued, server: Issued | None) -> 
         )
     threading.Thread(target=service.serve_forever, args=(0.1,), daemon=True).start()
     _running[state.folder] = service
-    state.write(_PLACE, {**wanted, "port": port})
-    return f"{'https' if server else 'http'}://{host}:{port}/token"
+    realm = f"{scheme}://{host}:{service.server_port}/token"
+    state.write(_PLACE, {"realm": realm})
+    return realm
 
 
 def stop(state: State) -> None:
