@@ -11,7 +11,6 @@ import shlex
 import sys
 import threading
 import time
-import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 Unit = Literal["bytes", "steps"]
-
-REDRAW_SECONDS = 0.1
 
 
 @dataclass
@@ -38,7 +35,10 @@ class Bar:
 
 
 class Bars:
-    """Progress of one operation, a bar for each of its parts; use it in a ``with`` block."""
+    """Progress of one operation, a bar for each of its parts; use it in a ``with`` block.
+
+    Here it is only kept; a kind that shows it has its own ``draw`` and ``close``.
+    """
 
     def __init__(self, title: str, *, unit: Unit = "bytes") -> None:
         self.title = title[:1].upper() + title[1:]
@@ -53,157 +53,98 @@ class Bars:
         self.draw()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._lock:
             self.failed = error is not None
-            if not self.failed:
-                for key in self.bars:
-                    self.finish(key, self.bars[key].note)
+            for key, bar in [] if self.failed else list(self.bars.items()):
+                if not bar.finished:
+                    self.finish(key, bar.note)
             self.draw()
             self.close()
 
-    @property
-    def seconds(self) -> float:
-        """How long the operation has taken so far, in seconds."""
-        return time.monotonic() - self._began
-
     def update(self, key: str, done: float, total: float | None, note: str = "") -> None:
-        """Say how far a part is.
-
-        Args:
-            key: the part's name; an unknown one adds a bar.
-            done: bytes or steps done so far.
-            total: of how many; None when that is not known.
-            note: a word or two shown behind the bar.
-        """
+        """Say how far a part is, with a word or two behind its bar; a new name adds a bar."""
         with self._lock:
             self.bars[key] = Bar(done, total, note)
-            if time.monotonic() - self._drawn >= REDRAW_SECONDS:
+            if time.monotonic() - self._drawn >= 0.1:  # seconds
                 self._drawn = time.monotonic()
                 self.draw()
 
     def finish(self, key: str, note: str = "done") -> None:
         """Say that a part reached its end."""
         with self._lock:
-            bar = self.bars.setdefault(key, Bar())
+            bar = self.bars.get(key, Bar())
             end = bar.total or bar.done or 1.0
             self.bars[key] = Bar(end, end, note, finished=True)
 
     def draw(self) -> None:
-        """Show the bars as they stand; a kind of feedback that shows none leaves this out."""
+        """Show the bars as they stand."""
 
     def close(self) -> None:
         """End the display."""
 
-
-class Feedback:
-    """Where the lab's words go: here, plain lines to standard output."""
-
-    def say(self, text: str) -> None:
-        """Print one line."""
-        print(text, flush=True)
-
-    def command(self, argv: Sequence[str]) -> None:
-        """Print the command line that does what the lab is about to do."""
-        self.say(f"$ {shlex.join(argv)}")
-
-    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
-        """Return progress bars under a title, to be used in a ``with`` block."""
-        return _PlainBars(title, unit=unit)
-
-
-class TerminalFeedback(Feedback):
-    """Lines, and on a terminal moving bars; where output is a file, a line when a part ends."""
-
-    def command(self, argv: Sequence[str]) -> None:
-        """Print the command line that does what the lab is about to do."""
-        click.secho(f"$ {shlex.join(argv)}", bold=True)
-
-    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
-        """Return progress bars under a title."""
-        return (_TerminalBars if sys.stdout.isatty() else _PlainBars)(title, unit=unit)
-
-
-class NotebookFeedback(Feedback):
-    """Plain lines and HTML bars, updated in place, in the output of a notebook's cell."""
-
-    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
-        """Return progress bars under a title."""
-        return _NotebookBars(title, unit=unit)
+    def _words(self, bar: Bar) -> list[str]:
+        if bar.total is None:
+            far = amount(bar.done, self.unit) if bar.done else ""
+        elif not bar.finished:
+            far = f"{amount(bar.done, self.unit)} of {amount(bar.total, self.unit)}"
+        else:
+            far = amount(bar.total) if self.unit == "bytes" and bar.total > 1 else ""
+        return [text for text in (far, bar.note) if text]
 
 
 @dataclass
-class QuietFeedback(Feedback):
-    """Keeps what it was told, and prints nothing."""
+class QuietFeedback:
+    """Keeps what the lab says instead of showing it; command lines without the ``$``."""
 
     lines: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     shown: list[Bars] = field(default_factory=list)
 
-    def say(self, text: str) -> None:
-        """Keep one line."""
-        self.lines.append(text)
 
-    def command(self, argv: Sequence[str]) -> None:
-        """Keep a command line, without the leading ``$``."""
-        self.commands.append(shlex.join(argv))
+Quiet = TypeVar("Quiet", QuietFeedback, None)
 
-    def bars(self, title: str, *, unit: Unit = "bytes") -> Bars:
-        """Return bars that are kept in ``shown``."""
-        self.shown.append(Bars(title, unit=unit))
-        return self.shown[-1]
-
-
-F = TypeVar("F", bound=Feedback)
-
-_current: Feedback | None = None
-
-
-def current() -> Feedback:
-    """Return where the lab's words go now: what :func:`using` named, else what fits this place."""
-    global _current
-    if _current is None:
-        _current = feedback_here()
-    return _current
+_quiet: QuietFeedback | None = None
 
 
 @contextmanager
-def using(feedback: F) -> Iterator[F]:
-    """Send the lab's words to a feedback of one's own, in all of this process, for a while."""
-    global _current
-    before, _current = _current, feedback
+def using(quiet: Quiet) -> Iterator[Quiet]:
+    """Keep the lab's words, in all of this process, for a while; None shows them again."""
+    global _quiet
+    before, _quiet = _quiet, quiet
     try:
-        yield feedback
+        yield quiet
     finally:
-        _current = before
+        _quiet = before
 
 
 def say(text: str) -> None:
     """Print one line."""
-    current().say(text)
+    if _quiet is not None:
+        _quiet.lines.append(text)
+    else:
+        print(text, flush=True)
 
 
 def command(argv: Sequence[str]) -> None:
     """Print the command line that does what the lab is about to do."""
-    current().command(argv)
+    line = shlex.join(argv)
+    if _quiet is not None:
+        _quiet.commands.append(line)
+    else:
+        say(click.style(f"$ {line}", bold=True) if sys.stdout.isatty() else f"$ {line}")
 
 
 def bars(title: str, *, unit: Unit = "bytes") -> Bars:
     """Return progress bars under a title, to be used in a ``with`` block."""
-    return current().bars(title, unit=unit)
-
-
-def feedback_here() -> Feedback:
-    """Return the feedback that fits: a notebook's inside a Jupyter kernel, else a terminal's."""
+    if _quiet is not None:
+        _quiet.shown.append(Bars(title, unit=unit))
+        return _quiet.shown[-1]
     # Importing IPython takes a second, and inside a kernel it has been imported.
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return NotebookFeedback() if getattr(shell, "kernel", None) else TerminalFeedback()
+    if getattr(ipython and ipython.get_ipython(), "kernel", None):
+        return _NotebookBars(title, unit=unit)
+    return (_TerminalBars if sys.stdout.isatty() else _PlainBars)(title, unit=unit)
 
 
 def amount(value: float, unit: Unit = "bytes") -> str:
@@ -216,14 +157,6 @@ def amount(value: float, unit: Unit = "bytes") -> str:
     return f"{value:.0f} B"
 
 
-def _how_far(bar: Bar, unit: Unit) -> str:
-    if bar.total is None:
-        return amount(bar.done, unit) if bar.done else ""
-    if bar.finished:
-        return amount(bar.total, unit) if unit == "bytes" and bar.total > 1 else ""
-    return f"{amount(bar.done, unit)} of {amount(bar.total, unit)}"
-
-
 class _PlainBars(Bars):
     """A line when the operation starts, and one for each part that ends."""
 
@@ -232,13 +165,10 @@ class _PlainBars(Bars):
             print(self.title, flush=True)
 
     def finish(self, key: str, note: str = "done") -> None:
-        already = key in self.bars and self.bars[key].finished
-        super().finish(key, note)
-        if not already:
-            words = " ".join(
-                filter(None, [key, _how_far(self.bars[key], self.unit), note or "done"])
-            )
-            print(f"  {words}", flush=True)
+        is_new = not self.bars.get(key, Bar()).finished
+        super().finish(key, note or "done")
+        if is_new:
+            print(f"  {' '.join([key, *self._words(self.bars[key])])}", flush=True)
 
 
 class _TerminalBars(Bars):
@@ -260,9 +190,9 @@ class _TerminalBars(Bars):
         for key, bar in self.bars.items():
             if key not in self._tasks:
                 self._tasks[key] = self._progress.add_task(key[:28], total=None, words="")
-            words = " ".join(filter(None, [_how_far(bar, self.unit), bar.note]))
+            words = " ".join(self._words(bar))[:60]
             self._progress.update(
-                self._tasks[key], completed=bar.done, total=bar.total, words=words[:60]
+                self._tasks[key], completed=bar.done, total=bar.total, words=words
             )
 
     def close(self) -> None:
@@ -275,43 +205,35 @@ _CELL = "padding:1px 10px 1px 0;border:0;text-align:left;vertical-align:middle"
 class _NotebookBars(Bars):
     """An HTML table with a ``<progress>`` in each row, redrawn by ``display_id``."""
 
-    def __init__(self, title: str, *, unit: Unit) -> None:
-        super().__init__(title, unit=unit)
-        self._handle: Any = None
-        self._last = ""
+    _handle: Any = None
 
     def draw(self) -> None:
         from IPython.display import HTML, display
 
-        text = self._html()
         if self._handle is None:
-            self._handle = display(HTML(text), display_id=True)  # type: ignore[no-untyped-call]
-        elif text != self._last:
-            self._handle.update(HTML(text))  # type: ignore[no-untyped-call]
-        self._last = text
+            self._handle = display(HTML(self._html()), display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(HTML(self._html()))  # type: ignore[no-untyped-call]
 
     def _html(self) -> str:
-        ended = bool(self.bars) and all(bar.finished for bar in self.bars.values())
         state, words = "running", "…"
         if self.failed:
             state, words = "failed", "stopped by an error"
-        elif ended:
-            state, words = "done", f"{self.seconds:.1f} s"
+        elif self.bars and all(bar.finished for bar in self.bars.values()):
+            state, words = "done", f"{time.monotonic() - self._began:.1f} s"
+        rows = "".join(self._row(key, bar) for key, bar in self.bars.items())
         return (
             f'<div class="labapp-bars" data-state="{state}">'
             f"<div>{html.escape(self.title)} <small>{words}</small></div>"
-            f'<table style="border-collapse:collapse;margin:2px 0 6px 0">{"".join(self._rows())}'
-            "</table></div>"
+            f'<table style="border-collapse:collapse;margin:2px 0 6px 0">{rows}</table></div>'
         )
 
-    def _rows(self) -> Iterator[str]:
-        for key, bar in self.bars.items():
-            end = bar.total or 1
-            value = f' value="{min(bar.done, end):.0f}"' if bar.total else ""
-            words = " · ".join(filter(None, [_how_far(bar, self.unit), bar.note]))
-            yield (
-                f'<tr><td style="{_CELL}"><code>{html.escape(key)}</code></td>'
-                f'<td style="{_CELL}"><progress max="{end:.0f}"{value} '
-                f'aria-label="{html.escape(key)}" style="width:160px"></progress></td>'
-                f'<td style="{_CELL}">{html.escape(words)}</td></tr>'
-            )
+    def _row(self, key: str, bar: Bar) -> str:
+        end, name = bar.total or 1, html.escape(key)
+        value = f' value="{min(bar.done, end):.0f}"' if bar.total else ""
+        return (
+            f'<tr><td style="{_CELL}"><code>{name}</code></td>'
+            f'<td style="{_CELL}"><progress max="{end:.0f}"{value} '
+            f'aria-label="{name}" style="width:160px"></progress></td>'
+            f'<td style="{_CELL}">{html.escape(" · ".join(self._words(bar)))}</td></tr>'
+        )

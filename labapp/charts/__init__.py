@@ -1,36 +1,21 @@
-"""Rows in, a labelled figure with alternative text out."""
+"""Rows in, a labelled figure with alternative text out.
 
-from labapp.charts.bars import (
-    build_times,
-    layers,
-    pull_times,
-    pushes,
-    shared_layers,
-    sizes,
-    variant_sizes,
-)
-from labapp.charts.cves import cves_since_release
-from labapp.charts.events import conversation, tag_history
-from labapp.charts.figure import Chart, show
-from labapp.charts.grids import classroom, journey
-from labapp.charts.surface import surface
-from labapp.charts.treemap import where_bytes_are
+Every chart checks what it is given: a :class:`~labapp.errors.LabError` tells what is missing from a
+table, and which number is none.
+"""
 
-__all__ = [
-    "Chart",
-    "build_times",
-    "classroom",
-    "conversation",
-    "cves_since_release",
-    "journey",
-    "layers",
-    "pull_times",
-    "pushes",
-    "shared_layers",
-    "show",
-    "sizes",
-    "surface",
-    "tag_history",
-    "variant_sizes",
-    "where_bytes_are",
-]
+from labapp.charts.bars import build_times as build_times
+from labapp.charts.bars import layers as layers
+from labapp.charts.bars import pull_times as pull_times
+from labapp.charts.bars import pushes as pushes
+from labapp.charts.bars import shared_layers as shared_layers
+from labapp.charts.bars import sizes as sizes
+from labapp.charts.bars import surface as surface
+from labapp.charts.bars import variant_sizes as variant_sizes
+from labapp.charts.diagrams import classroom as classroom
+from labapp.charts.diagrams import conversation as conversation
+from labapp.charts.diagrams import cves_since_release as cves_since_release
+from labapp.charts.diagrams import journey as journey
+from labapp.charts.diagrams import tag_history as tag_history
+from labapp.charts.figure import Chart as Chart
+from labapp.charts.treemap import where_bytes_are as where_bytes_are

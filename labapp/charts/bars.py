@@ -1,60 +1,30 @@
-"""Horizontal bars, made of blocks: layers, sizes, pushes, builds, pulls.
+"""Horizontal bars: layers, sizes, pushes, builds, pulls, and how much there is to attack.
 
 Every chart here is rows for :func:`stacked_bars`, a title that says the finding, and the numbers in
-words.
+words; the last has small bars side by side.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import statistics
 import string
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Polygon
 
-from labapp.charts.figure import (
-    BLUE,
-    DARK,
-    DEEP,
-    GREY,
-    MARGIN,
-    PALE,
-    PALETTE,
-    SMALL,
-    TEXT,
-    Chart,
-    axes_width,
-    fitted,
-    frame,
-    ink,
-    text_width,
-    whole,
-    wrapped,
-)
-from labapp.charts.words import (
-    ALIKE,
-    byte_unit,
-    checked,
-    checked_all,
-    counted,
-    duration,
-    extremes,
-    listed,
-    numbers,
-    quoted,
-    telling,
-    times,
-)
-from labapp.errors import LabError
+from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
+from labapp.charts.style import BLUE, DARK, DEEP, GREY, MARGIN, PALE, PALETTE, SMALL, TEXT, WIDTH
+from labapp.charts.words import ALIKE, checked, checked_all, counted, extremes, listed, times
 from labapp.feedback import amount
 
-THICK = 0.66
+_THICK = 0.66
 """How much of its row a bar fills."""
 
 LINES = {"slow": 10, "typical": 100, "fast": 1000}
@@ -63,13 +33,13 @@ LINES = {"slow": 10, "typical": 100, "fast": 1000}
 _NOTICED = 0.05
 """A step that takes less, in seconds, only wrote down a setting."""
 
+_ROW, _HEAD, _GAP = 18.0, 24.0, 24.0
+"""Of a small chart: the height of a bar's row and of the name above, and what is between two."""
+
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a bar: its length in the axis' unit, its colour, and what is written into it.
-
-    Where there is no room for the text, the letter before it stands alone.
-    """
+    """A part of a bar; where there is no room for its text, the letter before it stands alone."""
 
     length: float
     colour: str = BLUE
@@ -81,8 +51,7 @@ class Block:
 class Row:
     """A bar: the name before it, its blocks from left to right, and the words behind its end.
 
-    Rows with the same ``group`` stand together, under its name. ``begin`` is where the bar begins;
-    ``dots`` are single measurements, of which an outlined bar is the middle one.
+    Rows of one ``group`` stand together; ``runs`` are measurements, the bar is the middle one.
     """
 
     name: str
@@ -90,101 +59,98 @@ class Row:
     words: str
     group: str = ""
     begin: float = 0.0
-    dots: Sequence[float] = field(default=())
+    runs: Sequence[float] = ()
 
     @property
     def end(self) -> float:
         """How far the row reaches, in the axis' unit."""
-        return max([self.begin + sum(block.length for block in self.blocks), *self.dots])
+        return max([self.begin + sum(block.length for block in self.blocks), *self.runs])
 
 
 def stacked_bars(
-    rows: Sequence[Row], *, title: str, unit: str, note: str = "", row: float = 27.0,
-    thick: float = THICK,
-) -> tuple[Axes, list[float]]:  # fmt: skip
-    """Draw rows, the first on top; return the axes, and the place of each row on them.
-
-    The scale is the largest at which the words behind the bars still fit into the figure. ``unit``
-    is the axis', with what it measures; ``row`` is a row's height in points.
-    """
+    rows: Sequence[Row], *, title: str, unit: str, alt: str, note: str = "", row: float = 27.0
+) -> Chart:
+    """Draw rows of a height, the first on top; those of another group stand half a row apart."""
     starts = [number > 0 and row.group != rows[number - 1].group for number, row in enumerate(rows)]
     places = [number + 0.5 * sum(starts[: number + 1]) for number in range(len(rows))]
-    names = [fitted(row.name, 230, TEXT, keep="ends") for row in rows]
-    groups = ["\n".join(wrapped(row.group, 140, TEXT, bold=True)[:2]) for row in rows]
-    of_groups = max(text_width(line, TEXT, bold=True) for g in groups for line in g.split("\n"))
+    names = [fitted(row.name, 230, TEXT) for row in rows]
+    groups = {row.group: wrapped(row.group, 140, TEXT, bold=True)[:2] for row in rows}
+    of_groups = max(text_width(line, TEXT, bold=True) for g in groups.values() for line in g)
     left = MARGIN + max(text_width(name, TEXT) for name in names) + 8
-    axes = frame(
-        title=title, height=row * (places[-1] + 1), bottom=40 if unit else MARGIN, note=note,
-        left=left + (of_groups + 12 if of_groups else 0),
-    )  # fmt: skip
+    left += of_groups + 12 if of_groups else 0
+    axes = frame(title=title, height=row * (places[-1] + 1), left=left, right=20, note=note)
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_yticks(places, names, fontsize=TEXT, parse_math=False)
     axes.set_xlabel(unit, color=DARK, fontsize=SMALL, labelpad=6, parse_math=False)
-    room = axes_width(axes)
+    room = WIDTH - left - 20
     words = [fitted(row.words, 0.7 * room, TEXT) for row in rows]
-    scales = [
-        (room - 6 - text_width(text, TEXT)) / row.end
-        for row, text in zip(rows, words, strict=True)
-        if row.end > 0
-    ]
-    axes.set_xlim(0, room / min(scales, default=room))
+    scale = _scale([row.end for row in rows], words, room)
+    axes.set_xlim(0, room / scale)
     for one, place, text in zip(rows, places, words, strict=True):
-        _draw(axes, one, place, thick)
-        behind(axes, one.end, place, text)
-    for group in dict.fromkeys(groups):
-        own = [place for place, other in zip(places, groups, strict=True) if other == group]
-        axes.annotate(
-            group, (0, sum(own) / len(own)), xycoords=("figure points", "data"),
-            xytext=(MARGIN, 0), textcoords=("offset points", "offset points"),
-            va="center", fontsize=TEXT, weight="bold", color=DARK, parse_math=False,
-            annotation_clip=False,
+        _draw(axes, one, place, scale)
+        write(axes, one.end + 5 / scale, place, text, size=TEXT)
+    for group, lines in groups.items():
+        own = [place for place, other in zip(places, rows, strict=True) if other.group == group]
+        write(
+            axes, (MARGIN - left) / scale, statistics.mean(own), "\n".join(lines), size=TEXT,
+            weight="bold",
         )  # fmt: skip
     # A bar of nothing is seen to be one.
     axes.axvline(0, color=GREY, linewidth=1, zorder=0)
-    return axes, places
+    return Chart(axes, alt)
 
 
-def behind(axes: Axes, x: float, y: float, text: str) -> None:
-    """Write what a bar amounts to behind its end."""
-    axes.annotate(
-        text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=TEXT,
-        color=DARK, parse_math=False, annotation_clip=False,
-    )  # fmt: skip
+def _scale(lengths: Iterable[float], words: Sequence[str], room: float) -> float:
+    """Return the most points a unit may have, so that the words behind bars fit into a width."""
+    scales = [
+        (room - 6 - text_width(text, TEXT)) / length
+        for length, text in zip(lengths, words, strict=True)
+        if length > 0
+    ]
+    return min(scales, default=room)
 
 
-def _draw(axes: Axes, row: Row, place: float, thick: float) -> None:
-    left = row.begin
-    measured = {"color": "white", "edgecolor": DARK, "hatch": "////", "linewidth": 0.8}
-    for block in row.blocks:
-        single = len(row.blocks) == 1 and not block.text
-        look: dict[str, Any] = {"color": block.colour}
-        if block.colour == "white":
-            look = measured
-        elif not single:
-            look |= {"edgecolor": "white", "linewidth": 0.5}
-        axes.barh(place, block.length, left=left, height=thick, **look)
-        _write_inside(axes, block, left, place)
-        left += block.length
-    if len(row.dots) > 1:
-        axes.plot(row.dots, [place] * len(row.dots), "o", color=DARK, markersize=3.5,
+def _draw(axes: Axes, row: Row, place: float, scale: float) -> None:
+    edge: dict[str, Any] = {}
+    if row.runs:
+        edge = {"edgecolor": DARK, "hatch": "////", "linewidth": 0.8}
+    elif len(row.blocks) > 1:
+        edge = {"edgecolor": "white", "linewidth": 0.5}
+    lengths = [block.length for block in row.blocks]
+    lefts = list(itertools.accumulate(lengths, initial=row.begin))[:-1]
+    colours = [block.colour for block in row.blocks]
+    places = [place] * len(lengths)
+    axes.barh(places, lengths, left=lefts, height=_THICK, color=colours, **edge)
+    for block, left in zip(row.blocks, lefts, strict=True):
+        text = _inside(block, block.length * scale - 4)
+        middle = left + block.length / 2
+        write(axes, middle, place, text, ha="center", color=ink(block.colour))
+    if len(row.runs) > 1:
+        axes.plot(row.runs, [place] * len(row.runs), "o", color=DARK, markersize=3.5,
                   markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
 
 
-def _write_inside(axes: Axes, block: Block, left: float, place: float) -> None:
-    """Write into a block the end of what it is, if there is room for some of it."""
-    low, high = axes.get_xlim()
-    room = block.length / (high - low) * axes_width(axes) - 4
-    before = block.letter + " " if block.letter else ""
-    shown = fitted(block.text, room - 4 - text_width(before, SMALL), SMALL, keep="end")
-    if shown.startswith("…") and len(shown) < 10:
-        shown = ""
-    shown = (before + shown).strip()
-    if shown and text_width(shown, SMALL) <= room:
-        axes.text(
-            left + block.length / 2, place, shown, ha="center", va="center", fontsize=SMALL,
-            color=ink(block.colour), parse_math=False,
-        )  # fmt: skip
+def _inside(block: Block, room: float) -> str:
+    """Return a block's letter and text; instructions often begin alike, so their end is kept."""
+    words = block.text.split()
+    ends = [" ".join(words[start:]) for start in range(1, len(words))]
+    texts = [" ".join(words), *(f"…{end}" for end in ends if len(end) > 8), ""]
+    shown = [f"{block.letter} {text}".strip() for text in texts]
+    return next((text for text in shown if text_width(text, SMALL) <= room), "")
+
+
+def _telling(instruction: object) -> str:
+    """Return an instruction without the tidying up at its end, which tells nothing."""
+    return re.sub(r" ?&& ?rm -.*$", "", " ".join(str(instruction).split()))
+
+
+def _byte_unit(largest: float) -> tuple[float, str]:
+    """Return how many bytes the unit of an axis has (a power of ten), and its name."""
+    for size, name in ((1e9, "gigabytes"), (1e6, "megabytes"), (1e3, "kilobytes")):
+        if largest >= 2 * size:
+            return size, name
+    return 1.0, "bytes"
 
 
 def layers(rows: pd.DataFrame) -> Chart:
@@ -192,19 +158,16 @@ def layers(rows: pd.DataFrame) -> Chart:
 
     Args:
         rows: a row a layer, lowest first; columns ``instruction`` and ``download_bytes``.
-
-    Raises:
-        LabError: there are no rows, or a column is missing.
     """
-    checked("layers", rows, "instruction", "download_bytes#")
+    rows = checked("layers", rows, "instruction", "download_bytes#")
     names = [" ".join(str(text).split()) for text in rows["instruction"]]
-    weights = numbers(rows, "download_bytes")
+    weights = list(rows["download_bytes"])
     total, most = sum(weights), max(weights)
     count = counted(len(names), "layer")
     share = f", {most / total:.0%} of the download" if total else ""
-    largest = fitted(names[weights.index(most)], 500, SMALL, keep="ends")
+    largest = fitted(names[weights.index(most)], 500, SMALL)
     return _bytes_chart(
-        list(zip(names, weights, [amount(size) for size in weights], strict=True)),
+        [(name, size, amount(size)) for name, size in zip(names, weights, strict=True)],
         title=f"{count}, {amount(total)} to download; the first instruction is on top",
         unit="{} to download (compressed)",
         alt=f"Bar chart of {count}, {amount(total)} in all. The largest is '{largest}' with "
@@ -218,9 +181,6 @@ def sizes(values: Mapping[str, float], *, title: str) -> Chart:
     Args:
         values: bytes by name.
         title: what the bars have in common.
-
-    Raises:
-        LabError: there are no values, or one is no number of bytes.
     """
     checked_all("sizes", values)
     checked("sizes", pd.DataFrame({"bytes": list(values.values())}), "bytes#")
@@ -235,21 +195,18 @@ def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
     Args:
         rows: for each push's name its layers; columns ``bytes`` (compressed) and ``outcome``
             (``sent``, ``mounted`` or ``already there``).
-
-    Raises:
-        LabError: there are no rows, or a column is missing.
     """
+    tables = checked_all("pushes", rows, "bytes#", "outcome")
     drawn = []
-    for name, table in checked_all("pushes", rows, "bytes#", "outcome").items():
-        is_sent = table["outcome"] == "sent"
-        sent = float(table.loc[is_sent, "bytes"].sum())
-        words = f"{amount(sent)}: {is_sent.sum()} of {counted(len(table), 'layer')}"
-        drawn.append((name, sent, words))
-    largest = max(float(table["bytes"].sum()) for table in rows.values())
+    for name, table in tables.items():
+        sent = table.loc[table["outcome"] == "sent", "bytes"]
+        words = f"{amount(sent.sum())}: {len(sent)} of {counted(len(table), 'layer')}"
+        drawn.append((name, float(sent.sum()), words))
+    largest = amount(max(table["bytes"].sum() for table in tables.values()))
     said = "; ".join(f"{name}: {words}" for name, _, words in drawn)
     return _bytes_chart(
         drawn,
-        title=f"The image has {amount(largest)}. Each push sent only what was missing",
+        title=f"The image has {largest}. Each push sent only what was missing",
         unit="{} sent (layers, compressed)",
         alt=f"Bar chart of pushes. {said}.",
     )
@@ -259,10 +216,9 @@ def _bytes_chart(
     rows: Sequence[tuple[str, float, str]], *, title: str, unit: str, alt: str
 ) -> Chart:
     """Draw a name, bytes and words a row; ``{}`` in the axis' unit becomes the fitting one."""
-    size, word = byte_unit(max(value for _, value, _ in rows))
+    size, word = _byte_unit(max(value for _, value, _ in rows))
     bars = [Row(name, [Block(value / size)], words) for name, value, words in rows]
-    axes, _ = stacked_bars(bars, title=title, unit=unit.format(word))
-    return Chart(whole(axes), alt)
+    return stacked_bars(bars, title=title, unit=unit.format(word), alt=alt)
 
 
 def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
@@ -271,50 +227,39 @@ def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
     Args:
         variants: for each image's name its layers, lowest first; columns ``instruction``,
             ``download_bytes`` and ``unpacked_bytes``.
-
-    Raises:
-        LabError: there are no rows, or a column is missing.
     """
-    columns = {"download_bytes": "to download", "unpacked_bytes": "unpacked"}
-    checked_all("sizes of variants", variants, "instruction", *(f"{name}#" for name in columns))
-    totals = {
-        name: {column: sum(numbers(rows, column)) for column in columns}
-        for name, rows in variants.items()
-    }
-    size, unit = byte_unit(max(value for total in totals.values() for value in total.values()))
-    rows = []
-    for (name, table), column in itertools.product(variants.items(), columns):
-        layered = zip(numbers(table, column), table["instruction"], strict=True)
-        blocks = [
-            Block(value / size, (DEEP, PALE)[number % 2], telling(text))
-            for number, (value, text) in enumerate(layered)
-        ]
-        rows.append(Row(columns[column], blocks, amount(totals[name][column]), name))
-    axes, _ = stacked_bars(
-        rows, title=_sizes_title(totals), unit=f"{unit}; each block is a layer, the lowest first"
-    )
-    said = "; ".join(
-        f"{name}: {amount(totals[name]['download_bytes'])} to download, "
-        f"{amount(totals[name]['unpacked_bytes'])} unpacked, in {counted(len(table), 'layer')}"
-        for name, table in variants.items()
-    )
-    return Chart(whole(axes), f"Bar chart of sizes, stacked by layer. {said}.")
-
-
-def _sizes_title(totals: Mapping[str, Mapping[str, float]]) -> str:
-    """Say the finding: what the largest image is to the smallest."""
-    packed = {name: total["download_bytes"] for name, total in totals.items()}
+    states = {"download_bytes": "to download", "unpacked_bytes": "unpacked"}
+    columns = [f"{column}#" for column in states]
+    tables = checked_all("sizes of variants", variants, "instruction", *columns)
+    size, unit = _byte_unit(max(table[list(states)].sum().max() for table in tables.values()))
+    rows, said = [], []
+    for name, table in tables.items():
+        totals = {state: amount(table[column].sum()) for column, state in states.items()}
+        for column, state in states.items():
+            blocks = [
+                Block(value / size, (DEEP, PALE)[number % 2], _telling(text))
+                for number, (value, text) in enumerate(
+                    zip(table[column], table["instruction"], strict=True)
+                )
+            ]
+            rows.append(Row(state, blocks, totals[state], name))
+        both = ", ".join(f"{total} {state}" for state, total in totals.items())
+        said.append(f"{name}: {both}, in {counted(len(table), 'layer')}")
+    packed = {name: float(table["download_bytes"].sum()) for name, table in tables.items()}
     least, most = extremes(packed)
-    if len(packed) == 1:
-        unpacked = totals[most]["unpacked_bytes"]
-        return f"{most}: {amount(packed[most])} to download, {amount(unpacked)} unpacked"
-    if packed[most] <= ALIKE * packed[least]:
-        return f"All take about as many bytes to download, at most {amount(packed[most])}"
-    ratio = (
-        f"{times(packed[most], packed[least])} the bytes of {least}" if packed[least] else "most"
-    )
-    both = f"{amount(packed[most])} against {amount(packed[least])}"
-    return f"{most} takes {ratio} to download: {both}"
+    if len(tables) == 1:
+        title = said[0].rpartition(",")[0]
+    elif packed[most] <= ALIKE * packed[least]:
+        title = f"All take about as many bytes to download, at most {amount(packed[most])}"
+    else:
+        share = "most"
+        if packed[least]:
+            share = f"{times(packed[most], packed[least])} the bytes of {least}"
+        title = f"{most} takes {share} to download: "
+        title += f"{amount(packed[most])} against {amount(packed[least])}"
+    unit += "; each block is a layer, the lowest first"
+    alt = f"Bar chart of sizes, stacked by layer. {'; '.join(said)}."
+    return stacked_bars(rows, title=title, unit=unit, alt=alt)
 
 
 def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
@@ -323,81 +268,66 @@ def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
     Args:
         variants: for each image's name its layers, lowest first; columns ``instruction``,
             ``digest`` and ``download_bytes``.
-
-    Raises:
-        LabError: there are no rows, or a column is missing.
     """
-    checked_all("shared layers", variants, "instruction", "digest", "download_bytes#")
+    tables = checked_all("shared layers", variants, "instruction", "digest", "download_bytes#")
+    columns = ["instruction", "digest", "download_bytes"]
     # An image may hold the same layer twice, but nobody fetches it twice.
-    alone = {name: rows.drop_duplicates("digest") for name, rows in variants.items()}
-    holders = Counter(digest for rows in alone.values() for digest in rows["digest"])
-    layer = pd.concat(list(alone.values())).drop_duplicates("digest").set_index("digest")
-    sizes = {digest: float(layer["download_bytes"][digest]) for digest in holders}
-    shared = sorted((d for d in holders if holders[d] > 1), key=sizes.__getitem__, reverse=True)
-    colours = {digest: PALETTE[number % 5] for number, digest in enumerate(shared)}
+    alone = {name: rows.drop_duplicates("digest") for name, rows in tables.items()}
+    every = pd.concat(list(alone.values()))
+    every["holders"] = every.groupby("digest")["digest"].transform("size")
+    shared = every[every["holders"] > 1].drop_duplicates("digest")
+    shared = shared.sort_values("download_bytes", ascending=False, kind="stable")
+    colours = dict(zip(shared["digest"], itertools.cycle(PALETTE[:5]), strict=False))
     # A letter tells layers apart where colours don't, on paper.
-    letters = dict(zip(shared, string.ascii_uppercase, strict=False))
-    size, unit = byte_unit(max(sum(numbers(rows, "download_bytes")) for rows in alone.values()))
-    bars, words = [], {}
+    letters = dict(zip(shared["digest"], string.ascii_letters.swapcase(), strict=False))
+    size, unit = _byte_unit(max(rows["download_bytes"].sum() for rows in alone.values()))
+    bars, said = [], []
     for name, rows in alone.items():
-        own = [digest for digest in rows["digest"] if digest in colours]
-        total = amount(sum(sizes[digest] for digest in rows["digest"]))
-        in_common = f"{amount(sum(sizes[d] for d in own))} of it" if own else "nothing"
-        words[name] = f"{total}, {in_common} shared"
+        common = rows.loc[rows["digest"].isin(shared["digest"]), "download_bytes"]
+        words = f"{amount(rows['download_bytes'].sum())}, "
+        words += f"{amount(common.sum())} of it shared" if len(common) else "nothing shared"
         blocks = [
-            Block(sizes[digest] / size, colours.get(digest, GREY), telling(text),
-                  letters.get(digest, ""))
-            for digest, text in zip(rows["digest"], rows["instruction"], strict=True)
-        ]  # fmt: skip
-        bars.append(Row(name, blocks, words[name]))
-    saved = sum((holders[digest] - 1) * sizes[digest] for digest in shared)
-    title = _shared_title(len(variants), len(shared), saved)
+            Block(weight / size, colours.get(digest, GREY), _telling(text), letters.get(digest, ""))
+            for text, digest, weight in rows[columns].itertuples(index=False)
+        ]
+        bars.append(Row(name, blocks, words))
+        said.append(f"{name}: {counted(len(rows), 'layer')}, {words}")
+    title = f"These {len(tables)} images share no layer: each is fetched whole"
+    if len(tables) == 1:
+        title = "One image alone shares nothing: add another to compare"
+    elif len(shared):
+        saved = amount(((shared["holders"] - 1) * shared["download_bytes"]).sum())
+        title = f"{counted(len(shared), 'shared layer')}, in colour: who has pulled one image "
+        title += f"fetches {saved} less for the {'other' if len(tables) == 2 else 'others'}"
     told = [
-        f"{letters[d]}: {fitted(telling(layer['instruction'][d]), 300, SMALL, keep='ends')}, "
-        f"{amount(sizes[d])}"
-        for d in shared[:3]
+        f"{letters[digest]}: {fitted(_telling(text), 300, SMALL)}, {amount(weight)}"
+        for text, digest, weight in shared[columns].head(3).itertuples(index=False)
     ]
-    rest = f"; and {counted(len(shared) - 3, 'smaller one')}" if len(shared) > 3 else ""
-    axes, places = stacked_bars(
-        bars, title=title, row=40, note="; ".join(told) + rest + "." if told else "",
+    if len(shared) > 3:
+        told.append(f"and {counted(len(shared) - 3, 'smaller one')}")
+    chart = stacked_bars(
+        bars, title=title, row=40, note="; ".join(told) + "." if told else "",
         unit=f"{unit} to download (compressed); grey: in this image alone",
+        alt=f"Bar chart of layers. {title}. {'; '.join(said)}.",
     )  # fmt: skip
-    _ribbons(axes, places, bars, [list(rows["digest"]) for rows in alone.values()], colours)
-    said = "; ".join(
-        f"{name}: {counted(len(rows), 'layer')}, {words[name]}" for name, rows in alone.items()
-    )
-    return Chart(whole(axes), f"Bar chart of layers. {title}. {said}.")
+    _ribbons(chart.axes, bars)
+    return chart
 
 
-def _shared_title(images: int, layers: int, saved: float) -> str:
-    if images == 1:
-        return "One image alone shares nothing: add another to compare"
-    if not layers:
-        return f"These {images} images share no layer: each is fetched whole"
-    return (
-        f"{counted(layers, 'shared layer')}, in colour: who has pulled one image "
-        f"fetches {amount(saved)} less for the " + ("other" if images == 2 else "others")
-    )
-
-
-def _ribbons(
-    axes: Axes,
-    places: Sequence[float],
-    bars: Sequence[Row],
-    digests: Sequence[Sequence[str]],
-    colours: Mapping[str, str],
-) -> None:
+def _ribbons(axes: Axes, bars: Sequence[Row]) -> None:
     """Join a shared layer's block to the same one in the next image below."""
     spans = []
-    for bar, names in zip(bars, digests, strict=True):
-        ends = list(itertools.accumulate((block.length for block in bar.blocks), initial=0.0))
-        spans.append(dict(zip(names, itertools.pairwise(ends), strict=True)))
-    for (upper, above), (lower, below) in itertools.pairwise(zip(places, spans, strict=True)):
-        for digest in above.keys() & below.keys():
-            (left, right), (low_left, low_right) = above[digest], below[digest]
-            top, bottom = upper + THICK / 2, lower - THICK / 2
-            corners = [(left, top), (right, top), (low_right, bottom), (low_left, bottom)]
-            axes.add_patch(Polygon(corners, facecolor=colours[digest], alpha=0.3, linewidth=0))
+    for bar in bars:
+        ends = itertools.accumulate((block.length for block in bar.blocks), initial=0.0)
+        blocks = zip(bar.blocks, itertools.pairwise(ends), strict=True)
+        spans.append({block.letter: (block.colour, *span) for block, span in blocks})
+    for place, (above, below) in enumerate(itertools.pairwise(spans)):
+        top, bottom = place + _THICK / 2, place + 1 - _THICK / 2
+        for letter, (colour, left, right) in above.items():
+            if letter and letter in below:
+                _, low_left, low_right = below[letter]
+                corners = [(left, top), (right, top), (low_right, bottom), (low_left, bottom)]
+                axes.add_patch(Polygon(corners, facecolor=colour, alpha=0.3, linewidth=0))
 
 
 def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
@@ -406,60 +336,68 @@ def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
     Args:
         builds: for each build's name its steps; columns ``instruction``, ``cached``, ``seconds``,
             and ``stage`` in a build that has several (empty for one without a name).
-
-    Raises:
-        LabError: there are no rows, or a column is missing.
     """
-    checked_all("build times", builds, "instruction", "cached", "seconds#")
-    stages = {name: _stages(steps) for name, steps in builds.items()}
+    checked_builds = checked_all("build times", builds, "instruction", "cached", "seconds#")
+    stages = {name: _stages(steps) for name, steps in checked_builds.items()}
     has_stages = any(stage for parts in stages.values() for stage, _ in parts)
     rows, said = [], []
     for name, parts in stages.items():
         begin, worked = 0.0, 0
+        by = []
         for stage, steps in parts:
             blocks = [
-                Block(float(step["seconds"]), GREY if step["cached"] else (PALE, DEEP)[number % 2],
-                      "" if step["cached"] else str(step["instruction"]))
-                for number, step in enumerate(steps)
+                Block(step.seconds, GREY) if step.cached
+                else Block(step.seconds, (PALE, DEEP)[step.Index % 2], str(step.instruction))
+                for step in steps
             ]  # fmt: skip
-            had_work = [not s["cached"] and s["seconds"] >= _NOTICED for s in steps]
+            had_work = sum(not step.cached and step.seconds >= _NOTICED for step in steps)
             seconds = sum(block.length for block in blocks)
-            words = f"{duration(seconds)}, {counted(sum(had_work), 'step')} had work to do"
+            words = f"{duration(seconds)}, {counted(had_work, 'step')} had work to do"
             label, group = (stage or "all steps", name) if has_stages else (name, "")
             rows.append(Row(label, blocks, words, group, begin))
-            begin, worked = begin + seconds, worked + sum(had_work)
-        total = f"{name}: {duration(begin)}, {counted(worked, 'step')} had work to do"
-        by = [f"{row.name} {duration(row.end - row.begin)}" for row in rows[-len(parts) :]]
-        said.append(f"{total} (by stage: {listed(by)})" if len(parts) > 1 else total)
-    axes, _ = stacked_bars(
-        rows,
-        title="Each block is a step that had work to do; steps from the cache take no time"
-        + (". A stage's row begins where the one before it ended" if has_stages else ""),
-        unit="seconds of work",
-    )
-    return Chart(whole(axes), f"Bar chart of build times. {'; '.join(said)}.")
+            by.append(f"{label} {duration(seconds)}")
+            begin, worked = begin + seconds, worked + had_work
+        said.append(f"{name}: {duration(begin)}, {counted(worked, 'step')} had work to do")
+        if len(parts) > 1:
+            said[-1] += f" (by stage: {listed(by)})"
+    title = "Each block is a step that had work to do; steps from the cache take no time"
+    if has_stages:
+        title += ". A stage's row begins where the one before it ended"
+    alt = f"Bar chart of build times. {'; '.join(said)}."
+    return stacked_bars(rows, title=title, unit="seconds of work", alt=alt)
 
 
-def _stages(steps: pd.DataFrame) -> list[tuple[str, list[Mapping[Any, Any]]]]:
+def _stages(steps: pd.DataFrame) -> list[tuple[str, list[Any]]]:
     """Cut a build's steps where a stage ends; a build of one stage has no name for it."""
-    runs: list[tuple[str, list[Mapping[Any, Any]]]] = []
-    for step in steps.to_dict("records"):
-        stage = str(step.get("stage") or "")
-        # Before the first stage there are only arguments, which belong to it as well as to none.
-        only_arguments = len(runs) == 1 and not runs[0][0] and all(
-            str(one["instruction"]).upper().startswith("ARG") for one in runs[0][1]
-        )  # fmt: skip
-        if runs and (runs[-1][0] == stage or only_arguments):
-            runs[-1] = (stage, [*runs[-1][1], step])
-        else:
-            runs.append((stage, [step]))
+    rows: Iterable[Any] = steps.assign(stage=steps.get("stage", "")).itertuples()
+    runs = [
+        (name or "", list(own)) for name, own in itertools.groupby(rows, lambda step: step.stage)
+    ]
+    # Before the first stage there are only arguments, which take no time.
+    if not runs[0][0] and all(step.instruction.upper().startswith("ARG") for step in runs[0][1]):
+        runs = runs[1:] or runs
     if len(runs) == 1:
         return runs
     last = len(runs)
     return [
-        (stage or ("the last stage" if number == last else f"stage {number}"), own)
-        for number, (stage, own) in enumerate(runs, start=1)
+        (name or ("the last stage" if number == last else f"stage {number}"), own)
+        for number, (name, own) in enumerate(runs, start=1)
     ]
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: ``0.4 s``, ``20 s``, ``3 min 23 s``, ``2 h 5 min``."""
+    if seconds < 0.005:
+        return "0 s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else f"{seconds:.2f} s"
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
+    minutes, rest, units = *divmod(round(seconds), 60), "min s"
+    if minutes >= 60:
+        minutes, rest, units = *divmod(round(seconds / 60), 60), "h min"
+    one, other = units.split()
+    return f"{minutes} {one} {rest} {other}" if rest else f"{minutes} {one}"
 
 
 def pull_times(
@@ -473,56 +411,85 @@ def pull_times(
         variants: bytes to download by image.
         measured: seconds of each measured pull by image, as many as there were; the middle one
             is the bar. An image may be left out.
-
-    Raises:
-        LabError: there is nothing to draw, a number is missing or negative, or something was
-            measured that has no bytes.
     """
     checked_all("pull times", variants)
     checked("pull times", pd.DataFrame({"bytes": list(variants.values())}), "bytes#")
     runs = {name: list(seconds) for name, seconds in (measured or {}).items() if len(seconds)}
-    for name, seconds in runs.items():
-        checked("pull times", pd.DataFrame({"seconds": seconds}), "seconds#", name=name)
-        if name not in variants:
-            raise LabError(
-                f"drawing pull times of '{name}': it was measured, but its bytes are not given, "
-                f"only those of {quoted(variants)}. Use the same names."
-            )
-    took = {
-        name: {line: size * 8 / (speed * 1e6) for line, speed in LINES.items()}
-        for name, size in variants.items()
-    }
-    middle = {name: statistics.median(seconds) for name, seconds in runs.items()}
-    rows = []
-    for name, lines in took.items():
-        for (line, alone), colour in zip(lines.items(), (DEEP, BLUE, PALE), strict=True):
+    rows, said, slow = [], [], {}
+    for name, size in variants.items():
+        took = {line: size * 8 / (speed * 1e6) for line, speed in LINES.items()}
+        slow[name] = duration(took["slow"])
+        for (line, seconds), colour in zip(took.items(), (DEEP, BLUE, PALE), strict=True):
             label = f"{line}, {LINES[line]:,} Mbit/s"
-            rows.append(Row(label, [Block(alone, colour)], duration(alone), name))
-        if name in runs:
-            count = f" ({counted(len(runs[name]), 'run')})" if len(runs[name]) > 1 else ""
-            bar = [Block(middle[name], "white")]
-            words = duration(middle[name]) + count
-            rows.append(Row("measured here", bar, words, name, dots=runs[name]))
-    several = any(len(seconds) > 1 for seconds in runs.values())
-    least, most = extremes(variants)
-    title = f"On a slow line a pull of {most} takes {duration(took[most]['slow'])}"
-    if len(variants) > 1:
-        title += f", of {least} {duration(took[least]['slow'])}"
-    axes, _ = stacked_bars(
-        rows, title=f"{title}: computed from the bytes", unit="seconds", row=21, thick=0.74,
-        note="Computed: bytes to download, divided by the line's speed, nothing else."
-        + (" Measured: from the registry, on this machine." if runs else "")
-        + (" The bar is the middle run, each dot is a run." if several else ""),
-    )  # fmt: skip
-    said = []
-    for name, lines in took.items():
-        words = listed([f"{duration(own)} on a {line} line" for line, own in lines.items()])
+            rows.append(Row(label, [Block(seconds, colour)], duration(seconds), name))
+        words = listed([f"{duration(seconds)} on a {line} line" for line, seconds in took.items()])
         said.append(f"{name}: {words}")
         if name in runs:
-            said[-1] += f"; measured {duration(middle[name])}"
+            own = runs[name]
+            middle = statistics.median(own)
+            words = duration(middle) + (f" ({len(own)} runs)" if len(own) > 1 else "")
+            rows.append(Row("measured here", [Block(middle, "white")], words, name, runs=own))
+            said[-1] += f"; measured {duration(middle)}"
+    least, most = extremes(variants)
+    title = f"On a slow line a pull of {most} takes {slow[most]}"
+    title += f", of {least} {slow[least]}" if len(variants) > 1 else ""
+    note = "Computed: bytes to download, divided by the line's speed, nothing else."
+    note += " Measured: from the registry, on this machine." if runs else ""
+    if any(len(own) > 1 for own in runs.values()):
+        note += " The bar is the middle run, each dot is a run."
+    title += ": computed from the bytes"
     speeds = listed([f"{line} is {speed:,} Mbit/s" for line, speed in LINES.items()])
-    return Chart(
-        whole(axes),
-        "Bar chart of times to pull, computed from the bytes to download alone. "
-        f"{'. '.join(said)}. {speeds[:1].upper()}{speeds[1:]}.",
-    )
+    alt = "Bar chart of times to pull, computed from the bytes to download alone. "
+    alt += f"{'. '.join(said)}. {speeds[:1].upper()}{speeds[1:]}."
+    return stacked_bars(rows, title=title, unit="seconds", alt=alt, note=note, row=21)
+
+
+def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
+    """Draw how much there is to attack and to patch: a small chart for each kind of thing.
+
+    Args:
+        variants: for each image's name how many it has of each kind, such as
+            ``{"packages": 431, "shells": 2}``. What is not known may be left out, or NaN.
+    """
+    checked_all("surface", variants)
+    counts = pd.DataFrame(variants).astype(float)
+    names = [fitted(name, 110, TEXT) for name in variants]
+    left = MARGIN + max(text_width(name, TEXT) for name in names) + 8
+    columns = 2 if len(counts) in (2, 4) else 3
+    wide = (WIDTH - left - MARGIN + _GAP) / columns - _GAP
+    high = _HEAD + _ROW * len(names)
+    axes = canvas(
+        title=f"{_surface_finding(counts)}Fewer is better; each small chart has a scale of its own",
+        height=math.ceil(len(counts) / columns) * (high + 8) - 8, left=left,
+    )  # fmt: skip
+    said = []
+    for place, (kind, own) in enumerate(counts.iterrows()):
+        line, column = divmod(place, columns)
+        x, y = column * (wide + _GAP), line * (high + 8)
+        head = fitted(str(kind)[:1].upper() + str(kind)[1:], wide, TEXT, bold=True)
+        write(axes, x, y + _HEAD / 2 + 2, head, size=TEXT, weight="bold")
+        axes.plot([x, x], [y + _HEAD, y + high], color=GREY, linewidth=1, zorder=0)
+        words = [_number(value) for value in own]
+        scale = _scale(own, words, wide)
+        for number, (value, text) in enumerate(zip(own.fillna(0), words, strict=True)):
+            middle = y + _HEAD + (number + 0.5) * _ROW
+            axes.barh(middle, value * scale, left=x, height=_ROW * _THICK, color=BLUE)
+            write(axes, x + value * scale + 5, middle, text, size=TEXT)
+            if not column:
+                write(axes, -8, middle, names[number], size=TEXT, ha="right")
+        every = listed([f"{name} {text}" for name, text in zip(variants, words, strict=True)])
+        said.append(f"{kind}: {every}")
+    return Chart(axes, f"Small bar charts, fewer is better. {'; '.join(said)}.")
+
+
+def _surface_finding(counts: pd.DataFrame) -> str:
+    """Say how far the images are apart in the first kind of thing that is known of all."""
+    for kind, own in counts.dropna().iterrows():
+        if own.min() < own.max():
+            most, least = own.idxmax(), own.idxmin()
+            return f"{most} has {_number(own.max())} {kind}, {least} {_number(own.min())}. "
+    return ""
+
+
+def _number(value: float) -> str:
+    return "not known" if math.isnan(value) else f"{value:,.0f}"

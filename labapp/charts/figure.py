@@ -1,8 +1,6 @@
 """What a chart is, a figure and what it says, and how text fits into one.
 
-The style is quiet: few colours, safe for the colour-blind and different in brightness, labels at
-the marks instead of a legend, units on every axis. Lengths are in points, 1/72 of an inch, unless
-said otherwise. Nothing in this package measures; it only draws.
+Nothing in this package measures; it only draws.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ import base64
 import functools
 import html
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,32 +21,31 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
+from labapp.charts.style import DARK, GREY, MARGIN, SMALL, TITLE, WIDTH
 from labapp.errors import LabError
-
-BLUE, DEEP, PALE = "#3f90da", "#1f5f9e", "#b5d6f4"
-ORANGE, AMBER, GREY, DARK = "#bd1f01", "#e0a04a", "#b9bec4", "#30343a"
-PALETTE = (DEEP, "#ffa90e", "#832db6", "#92dadd", ORANGE, GREY)
-"""For things that are told apart by colour: dark and bright by turns, for a print without it."""
-
-SMALL, TEXT, TITLE = 9.0, 9.5, 11.5
-WIDTH, MARGIN = 640.0, 8.0
+from labapp.state import write_file
 
 _SHOWN_DPI = 88
+_BRIGHT = 0.25
+"""On what is brighter, dark text has more contrast than white."""
+
 _SLACK = 1.03
 """Letters are set at whole pixels, and an SVG viewer may have only a font that is like ours."""
 
 
 @dataclass(frozen=True, repr=False)
 class Chart:
-    """A figure and what it says.
+    """A figure and ``alt``, the finding in a sentence or two for those who don't see it."""
 
-    Attributes:
-        figure: the picture.
-        alt: the finding in a sentence or two, for those who don't see the picture.
-    """
-
-    figure: Figure
+    axes: Axes
     alt: str
+
+    @property
+    def figure(self) -> Figure:
+        """The whole picture."""
+        figure = self.axes.figure
+        assert isinstance(figure, Figure)
+        return figure
 
     @property
     def title(self) -> str:
@@ -100,27 +98,14 @@ class Chart:
             LabError: the name ends with neither, or the file can't be written.
         """
         path = Path(path)
-        writers = {".png": self.png, ".svg": self.svg}
-        if path.suffix.lower() not in writers:
+        draw = {".png": self.png, ".svg": self.svg}.get(path.suffix.lower())
+        if draw is None:
             raise LabError(
                 f"saving a chart as '{path}': a chart is saved as PNG or SVG. "
                 "Give a file name that ends with '.png' or '.svg'."
             )
-        data = writers[path.suffix.lower()]()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        except OSError as error:
-            raise LabError(
-                f"saving a chart as '{path}': {error.strerror or error}. "
-                "Choose a folder that you may write to."
-            ) from error
+        write_file(path, draw(), mode=0o644)
         return path
-
-
-def show(chart: Chart) -> None:
-    """Show a chart below the notebook's cell, with its alternative text."""
-    chart.show()
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
@@ -128,40 +113,26 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
     return _SLACK * size * sum(_advance(character, bold) for character in text)
 
 
-def fitted(text: str, width: float, size: float, *, bold: bool = False, keep: str = "start") -> str:
-    """Return a text in one line; one that is too wide keeps its start, its end, or both ends.
-
-    Both ends of a long name tell it apart; instructions often begin alike, so their end is kept,
-    from a whole word on if the last ones have room.
-    """
-    text = " ".join(text.split())
-    cut = text
+def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:
+    """Return a text in one line; one that is too wide keeps both ends, which tell it apart."""
+    text = shown = " ".join(text.split())
     for length in range(len(text) - 1, -1, -1):
-        if text_width(cut, size, bold=bold) <= width:
+        if text_width(shown, size, bold=bold) <= width:
             break
-        cut = {
-            "start": text[:length].rstrip() + "…",
-            "end": "…" + text[len(text) - length :].lstrip(),
-            "ends": text[: (length + 1) // 2] + "…" + text[len(text) - length // 2 :],
-        }[keep]
-    if keep == "ends":
-        return cut
-    if text_width(cut, size, bold=bold) > width or cut == "…":
-        return ""
-    words = cut.partition(" ")[2]
-    return f"…{words}" if keep == "end" and cut != text and len(words) > 8 else cut
+        shown = text[: (length + 1) // 2] + "…" + text[len(text) - length // 2 :]
+    return shown
 
 
-def wrapped(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:
-    """Return a text as lines that are no wider than allowed, broken at spaces where it can be."""
-    lines, line = [], ""
-    for word in text.split():
-        longer = f"{line} {word}".strip()
-        if line and text_width(longer, size, bold=bold) > width:
-            lines.append(line)
-            longer = word
-        line = fitted(longer, width, size, bold=bold, keep="ends")
-    return [*lines, line]
+def wrapped(
+    text: str, width: float, size: float, *, bold: bool = False, after: str = " "
+) -> list[str]:
+    """Return a text as lines that are no wider than allowed, broken after certain characters."""
+    lines = [""]
+    for part in re.findall(f"[{after}]*[^{after}]+[{after}]*", " ".join(text.split())):
+        if lines[-1] and text_width((lines[-1] + part).rstrip(), size, bold=bold) > width:
+            lines.append("")
+        lines[-1] += part
+    return [fitted(line, width, size, bold=bold) for line in lines]
 
 
 def ink(colour: str) -> str:
@@ -169,18 +140,18 @@ def ink(colour: str) -> str:
 
     Source: Web Content Accessibility Guidelines 2.2, contrast ratio and relative luminance.
     """
-    ground = _luminance(colour) + 0.05
-    white, dark = 1.05 / ground, ground / (_luminance(DARK) + 0.05)
-    return DARK if dark > white else "white"
+    red, green, blue = (
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+        for share in to_rgb(colour)
+    )
+    return DARK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _BRIGHT else "white"
 
 
-def frame(*, title: str, height: float, left: float, right: float = 20.0, bottom: float = 40.0,
+def frame(*, title: str, height: float, left: float, right: float, bottom: float = 40.0,
           note: str = "") -> Axes:  # fmt: skip
-    """Return the axes of a new figure that is as wide as all others.
+    """Return the axes of a new figure, with its title on top, and below a source or a limit.
 
-    The title, the finding or how to read the chart, is written on top; the note, a source or what
-    the numbers leave out, below. ``height`` is that of the axes, ``left``, ``right`` and ``bottom``
-    are from them to the figure's edge.
+    ``height`` is that of the axes; ``left``, ``right`` and ``bottom`` are to the figure's edge.
     """
     lines = wrapped(title, WIDTH - 2 * MARGIN, TITLE)
     notes = wrapped(note, WIDTH - 2 * MARGIN, SMALL) if note else []
@@ -219,35 +190,16 @@ def canvas(*, title: str, height: float, left: float = MARGIN, right: float = MA
 def write(axes: Axes, x: float, y: float, text: str, *, size: float = SMALL, **look: Any) -> None:
     """Write a text that is no formula, from a place to the right."""
     usual: dict[str, Any] = {"va": "center", "color": DARK, "linespacing": 1.2}
-    axes.text(x, y, text, fontsize=size, parse_math=False, **usual | look)
-
-
-def axes_width(axes: Axes) -> float:
-    """Return how wide axes are, in points."""
-    return float(axes.get_position().width * whole(axes).get_figwidth() * 72)
-
-
-def whole(axes: Axes) -> Figure:
-    """Return the figure that axes stand in."""
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    return figure
-
-
-def _luminance(colour: str) -> float:
-    red, green, blue = (
-        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
-        for share in to_rgb(colour)
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    if text:
+        axes.text(x, y, text, fontsize=size, parse_math=False, **usual | look)
 
 
 @functools.cache
 def _advance(character: str, bold: bool) -> float:
     """Return by how much a character moves the pen, as a share of the font size."""
     font = FontProperties(weight="bold" if bold else "normal", size=100)
-
-    def wide(text: str) -> float:
-        return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
-
-    return (wide(f"n{character}n") - wide("nn")) / 100
+    alone, between = (
+        text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
+        for text in ("nn", f"n{character}n")
+    )
+    return float(between - alone) / 100

@@ -1,0 +1,385 @@
+"""What happened one after the other, and who is where: lanes, lines and grids."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
+from labapp.charts.style import (
+    AMBER,
+    BLUE,
+    DARK,
+    DEEP,
+    GREY,
+    MARGIN,
+    ORANGE,
+    PALE,
+    PALETTE,
+    SMALL,
+    TEXT,
+    WIDTH,
+)
+from labapp.charts.words import ALIKE, checked, checked_all, counted, extremes, listed, times
+from labapp.feedback import amount
+
+PHRASES = {200: "yes", 201: "stored", 202: "go on", 404: "no"}
+"""What a registry's answers mean, in a word or two."""
+
+_EXCHANGE = 36.0
+"""How much room a request and its answer take."""
+
+_LINES = (
+    (DEEP, "-", "o"), (ORANGE, "--", "s"), ("#832db6", "-.", "^"),
+    ("#717581", ":", "D"), (BLUE, (0, (6, 1, 1, 1, 1, 1)), "v"),
+)  # fmt: skip
+"""Colour, dashes and mark of each line: any of the three tells it apart."""
+
+_HIGH, _MONTHS = 230.0, 7
+"""How high the lines' axes are; as many months are named below them, or one more."""
+
+_ROW, _HEAD = 17.0, 62.0
+"""A learner's row, and the room above the grid for the exercises' names."""
+
+_FILLS = {"alone": DEEP, "hints": PALE, "solution": AMBER, "tried": "white"}
+"""How a cell is filled: passed alone, passed with hints, after the solution, or not passed."""
+
+_STEP, _STEP_HEAD, _BOX = 46.0, 20.0, 40.0
+_LINE, _NAME, _ATTACK, _CONTROL = 22.0, 44.0, 160.0, 396.0
+"""Where, from the left, the journey's line and its columns stand."""
+
+
+def conversation(rows: pd.DataFrame) -> Chart:
+    """Draw requests to a registry as a sequence diagram.
+
+    Engines send several layers side by side, so that their requests are mixed in the log. Equal
+    requests are drawn once, where the first of them came, with their number.
+
+    Args:
+        rows: requests in order; columns ``client``, ``method``, ``meaning``, ``status``, ``bytes``.
+    """
+    columns = ("client", "method", "meaning", "status#", "bytes#")
+    rows = checked("a conversation", rows, *columns)
+    keys = ["method", "meaning", "status"]
+    steps = rows.groupby(keys, sort=False)["bytes"].agg(["sum", "size"]).reset_index()
+    client = str(rows["client"].iloc[0])
+    axes = canvas(
+        title="Equal requests are drawn once, where the first of them came",
+        height=_EXCHANGE * (len(steps) + 0.9),
+    )
+    left, right = 75.0, WIDTH - 2 * MARGIN - 75
+    for x, name in ((left, client), (right, "registry")):
+        axes.plot(
+            [x, x], [0.5 * _EXCHANGE, (len(steps) + 0.7) * _EXCHANGE], color=GREY, linewidth=1
+        )
+        name = fitted(name, 140, TEXT, bold=True)
+        write(axes, x, 0.28 * _EXCHANGE, name, size=TEXT, ha="center", weight="bold")
+    said = []
+    exchanges: list[Any] = list(steps.itertuples(index=False))
+    for number, (method, meaning, status, size, count) in enumerate(exchanges, start=1):
+        y = number * _EXCHANGE
+        said.append(f"{count} times {method} {meaning}: {status}")
+        axes.annotate("", xy=(right, y), xytext=(left, y),
+                      arrowprops={"arrowstyle": "-|>", "color": BLUE})  # fmt: skip
+        request = (f"{count} times " if count > 1 else "") + f"{method}  {meaning}"
+        request = fitted(request, 0.94 * (right - left), TEXT)
+        write(axes, left + 16, y - 4, request, size=TEXT, va="bottom")
+        axes.annotate("", xy=(left, y + 13), xytext=(right, y + 13),
+                      arrowprops={"arrowstyle": "-|>", "color": GREY, "ls": "--"})  # fmt: skip
+        answer = f"{status} {PHRASES.get(status, '')}".strip()
+        answer += f", {amount(size)}" if size > 2 else ""
+        write(axes, right - 25, y + 13, answer, ha="right",
+              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
+    words = "; ".join(said)
+    return Chart(axes, f"Sequence diagram between {client} and the registry. {words}.")
+
+
+def tag_history(rows: pd.DataFrame) -> Chart:
+    """Draw what a tag named and what a server ran, event by event.
+
+    Args:
+        rows: a row an event; columns ``event``, ``tag`` and ``running`` (digests, or None).
+    """
+    checked("a tag's history", rows, "event", "tag", "running")
+    lanes = {"the tag names": "tag", "the server runs": "running"}
+    # What ran first has the first colour in every chart.
+    seen = [d for lane in ("running", "tag") for d in rows[lane] if isinstance(d, str)]
+    colours = {digest: PALETTE[n % 6] for n, digest in enumerate(dict.fromkeys(seen))}
+    left = MARGIN + max(text_width(lane, TEXT) for lane in lanes) + 8
+    column = (WIDTH - left - MARGIN) / len(rows)
+    events = [wrapped(str(event), column - 8, SMALL) for event in rows["event"]]
+    axes = canvas(
+        title="First eight digits of each digest, after each event", left=left,
+        height=80 + max(map(len, events)) * SMALL * 1.35,
+    )  # fmt: skip
+    for y, (lane, digests) in zip((19, 57), lanes.items(), strict=True):
+        write(axes, -8, y, lane, size=TEXT, ha="right")
+        for number, digest in enumerate(rows[digests]):
+            if isinstance(digest, str):
+                x, colour = number * column, colours[digest]
+                axes.barh(
+                    y, column, left=x, height=27, color=colour, edgecolor="white", linewidth=2
+                )
+                eight = fitted(_eight(digest), column - 4, TEXT)
+                write(axes, x + column / 2, y, eight, size=TEXT, ha="center", color=ink(colour))
+    for number, lines in enumerate(events):
+        write(axes, (number + 0.5) * column, 80, "\n".join(lines), ha="center", va="top")
+    said = "; ".join(
+        f"after '{row.event}' the tag names {_eight(row.tag)} and the server runs "
+        f"{_eight(row.running)}"
+        for row in rows.itertuples()
+    )
+    return Chart(axes, f"Two lanes of digests over time. {said}.")
+
+
+def _eight(digest: object) -> str:
+    return digest.removeprefix("sha256:")[:8] if isinstance(digest, str) else "nothing"
+
+
+def cves_since_release(
+    variants: Mapping[str, pd.DataFrame], *, source: str, date: datetime.date, blind: str = ""
+) -> Chart:
+    """Draw how the CVEs add up in images that were built on release day and never again.
+
+    Args:
+        variants: for each image's name a row a month; columns ``month`` (its first day) and
+            ``cves`` (distinct ones from the release to the month's end). No rows mean that no
+            dated fix is known.
+        source: who says so; it is named in the chart.
+        date: of what the source says.
+        blind: what the source can't see, in a sentence.
+    """
+    now = pd.Timestamp(date.year, date.month, date.day)
+    lines = {
+        name: _line(name, rows, now)
+        for name, rows in checked_all("CVEs since the release", variants).items()
+    }
+    began = min([now - pd.DateOffset(months=1), *itertools.chain(*lines.values())]).replace(day=1)
+    last = {name: max(line.values(), default=0.0) for name, line in lines.items()}
+    words = [f"{fitted(name, 120, TEXT)}: {_number(value)}" for name, value in last.items()]
+    day = f"{date.day} {date:%B %Y}"
+    axes = frame(
+        title=_cves_title(last), height=_HIGH, left=MARGIN + 56, bottom=34,
+        right=MARGIN + 16 + max(text_width(text, TEXT) for text in words),
+        note=f"Source: {source}, {day}. Counted are CVEs that were fixed in the image's packages "
+        f"since this Debian was released, but for kernel headers, which never run. {blind}",
+    )  # fmt: skip
+    for (name, line), look in zip(lines.items(), itertools.cycle(_LINES)):
+        # Nothing on release day, and the same from the last month on until today.
+        ends = {began: 0.0, **line, now: last[name]}
+        colour, dashes, mark = look
+        every = max(1, len(ends) // 8)
+        # The last point has a mark, the first has none: all lines begin there.
+        marked = ((len(ends) - 1) % every or every, every)
+        axes.plot(
+            pd.DatetimeIndex(list(ends)).to_numpy(), list(ends.values()), color=colour,
+            linestyle=dashes, linewidth=2, marker=mark, markersize=4.5, markevery=marked,
+            clip_on=False,
+        )  # fmt: skip
+    axes.set_xlim(began, now)  # type: ignore[arg-type]
+    axes.set_ylim(0, max(*last.values(), 1.0) * 1.04)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y", color=GREY, alpha=0.4, linewidth=0.6)
+    apart = math.ceil((now - began).days / 30 / _MONTHS)
+    months = pd.date_range(began, now, freq=f"{apart}MS")
+    axes.set_xticks(months.to_numpy(), [f"{month:%b %Y}" for month in months])
+    axes.tick_params(pad=6)
+    axes.set_ylabel("CVEs fixed since the release", color=DARK, fontsize=SMALL)
+    axes.set_xlabel("month", color=DARK, fontsize=SMALL)
+    _write_ends(axes, list(last.values()), words)
+    said = listed([f"{name} {_number(value)}" for name, value in last.items()])
+    return Chart(
+        axes,
+        f"Line chart of CVEs fixed since the release, added up until {day}, from {source}: {said}.",
+    )
+
+
+def _line(name: str, rows: pd.DataFrame, now: pd.Timestamp) -> dict[pd.Timestamp, float]:
+    """Return CVEs by the end of each month, or by now; none when the first month began."""
+    if isinstance(rows, pd.DataFrame) and rows.empty:
+        return {}
+    rows = checked("CVEs since the release", rows, "month", "cves#", name=name)
+    ends = pd.to_datetime(rows["month"]) + pd.offsets.MonthEnd(0)
+    line = {min(end, now): float(cves) for end, cves in zip(ends, rows["cves"], strict=True)}
+    return {min(line).replace(day=1): 0.0, **line}
+
+
+def _number(cves: float) -> str:
+    return f"{cves:,.0f}" if cves else "none known"
+
+
+def _cves_title(last: Mapping[str, float]) -> str:
+    """Say the finding: how many today, in the image that has most and the one that has least."""
+    least, most = extremes(last)
+    if not last[most]:
+        return "No fix with a date is known in these packages since the release"
+    title = f"Never rebuilt since the release, {most} would have {counted(last[most], 'known CVE')}"
+    if len(last) == 1:
+        return title
+    if not last[least]:
+        return f"{title}, {least} none"
+    if last[most] < ALIKE * last[least]:
+        return f"{title}, {least} {last[least]:,.0f}"
+    return f"{title}: {times(last[most], last[least])} those of {least} ({last[least]:,.0f})"
+
+
+def _write_ends(axes: Axes, ends: Sequence[float], words: Sequence[str]) -> None:
+    """Write each line's name at its end; where lines end close together, spread the names."""
+    high = axes.get_ylim()[1]
+    apart = TEXT * 1.35 / _HIGH * high
+    order = np.argsort(ends, kind="stable")
+    piled = np.arange(len(ends)) * apart
+    # From the lowest up, each as low as it can be; then the pile is pushed below the top.
+    places = np.maximum.accumulate(np.array(ends)[order] - piled) + piled
+    places = np.minimum(places, high - piled[::-1])
+    for number, place in zip(order, places, strict=True):
+        axes.annotate(
+            words[number], (1, ends[number]), xycoords=("axes fraction", "data"),
+            xytext=(14, place), textcoords=("offset points", "data"), va="center", fontsize=TEXT,
+            color=DARK, annotation_clip=False, parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "shrinkA": 1, "shrinkB": 4,
+                        "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def classroom(cells: pd.DataFrame) -> Chart:
+    """Draw who passed which exercise: a grid of learners and exercises.
+
+    Args:
+        cells: a row for each learner and exercise, both in the order to draw; columns ``learner``,
+            ``exercise``, ``state`` (``alone``, ``hints``, ``solution``, ``tried`` or ``open``) and
+            ``tries``.
+    """
+    cells = checked("a class", cells, "learner", "exercise", "state", "tries#")
+    learners = list(dict.fromkeys(cells["learner"]))
+    passed = list(cells.loc[cells["state"].isin(("alone", "hints", "solution")), "exercise"])
+    count = {exercise: passed.count(exercise) for exercise in dict.fromkeys(cells["exercise"])}
+    names = [fitted(str(name), 170, TEXT) for name in learners]
+    left = MARGIN + max(text_width(name, TEXT) for name in [*names, "passed by"]) + 10
+    foot = _HEAD + (len(learners) + 0.9) * _ROW
+    axes = canvas(
+        title=_class_title(cells, count, len(learners)), height=foot + _ROW / 2,
+        left=left, right=20,
+        note="The number in a square is how many answers it took. Dark: passed without help. "
+        "Light: with hints. A dark corner: after the solution was looked at. Outlined: tried, not "
+        "passed yet.",
+    )  # fmt: skip
+    rows = {name: _HEAD + (number + 0.5) * _ROW for number, name in enumerate(learners)}
+    for shown, y in zip([*names, "passed by"], [*rows.values(), foot], strict=True):
+        write(axes, -8, y, shown, size=TEXT, ha="right")
+    wide = min((WIDTH - left - 20) / len(count), 34.0)
+    columns = {exercise: (number + 0.5) * wide for number, exercise in enumerate(count)}
+    chapters: dict[str, list[float]] = {}
+    for exercise, x in columns.items():
+        chapter, _, word = exercise.partition("-")
+        chapters.setdefault(chapter, []).append(x)
+        write(axes, x, _HEAD - 4, word or chapter, rotation=90, ha="center", va="bottom")
+        write(axes, x, foot, str(count[exercise]), ha="center", weight="bold")
+    for chapter, own in chapters.items():
+        start, end = own[0] - wide / 2 + 1.5, own[-1] + wide / 2 - 1.5
+        axes.plot([start, end], [12, 12], color=GREY, linewidth=1)
+        write(axes, (start + end) / 2, 5, chapter, ha="center", weight="bold")
+    all_cells: list[Any] = list(cells.itertuples())
+    for cell in all_cells:
+        _cell(axes, columns[cell.exercise], rows[cell.learner], wide, cell.state, int(cell.tries))
+    said = "; ".join(f"{exercise} by {number}" for exercise, number in count.items())
+    size = f"{counted(len(learners), 'learner')} and {counted(len(count), 'exercise')}"
+    return Chart(axes, f"Grid of {size}. Passed: {said}.")
+
+
+def _class_title(cells: pd.DataFrame, count: dict[str, int], learners: int) -> str:
+    """Say how far the class is, and the exercise at which most of it hangs."""
+    most, done = learners * len(count), sum(count.values())
+    if done == most:
+        return f"Everybody passed everything: {counted(most, 'receipt')}"
+    title = f"{counted(learners, 'learner')}: {done} of {most} exercises passed"
+    tried = list(cells.loc[cells["state"] == "tried", "exercise"])
+    hard = max(count, key=tried.count)
+    if tried.count(hard) < 2:
+        return title
+    return f"{title}; {tried.count(hard)} tried {hard} and have not passed it yet"
+
+
+def _cell(axes: Axes, x: float, y: float, wide: float, state: str, tries: int) -> None:
+    if state not in _FILLS:
+        axes.plot([x], [y], marker=".", color=GREY, markersize=4)
+        return
+    fill, right, top = _FILLS[state], x + wide / 2 - 1, y - _ROW / 2 + 1
+    axes.add_patch(
+        Rectangle((x - wide / 2 + 1, top), wide - 2, _ROW - 2, facecolor=fill, linewidth=0.8,
+                  edgecolor=GREY if state == "tried" else fill)
+    )  # fmt: skip
+    if state == "solution":
+        corner = ((right - 5, top), (right, top), (right, top + 5))
+        axes.add_patch(Polygon(corner, facecolor=DARK, edgecolor="none"))
+    number = str(tries) if tries < 100 else "…"
+    write(axes, x, y, number, ha="center", va="center_baseline", color=ink(fill))
+
+
+def journey(rows: pd.DataFrame) -> Chart:
+    """Draw the steps of the journey; one whose exercises are all passed is lit.
+
+    Args:
+        rows: a row a step, in order; columns ``step``, ``attack``, ``control``, ``passed`` and
+            ``exercises`` (how many are passed, of how many).
+    """
+    checked("the journey", rows, "step", "attack", "control", "passed#", "exercises#")
+    steps: list[Any] = list(rows.itertuples())
+    lit = [step.step for step in steps if step.passed >= step.exercises]
+    title = f"{len(lit)} of {len(steps)} steps {'is' if len(lit) == 1 else 'are'} lit"
+    if not lit:
+        title = f"{len(steps)} steps, and at each one the wrong thing can get in. None is lit yet"
+    elif len(lit) == len(steps):
+        title = f"All {len(steps)} steps are lit: "
+        title += "you know what gets in at each one, and what stops it"
+    axes = canvas(title=title, height=_STEP_HEAD + len(steps) * _STEP)
+    write(axes, _ATTACK, _STEP_HEAD / 2, "what can get in")
+    write(axes, _CONTROL, _STEP_HEAD / 2, "what stops it")
+    middles = [_STEP_HEAD + number * _STEP + _BOX / 2 for number in range(len(steps))]
+    axes.plot([_LINE, _LINE], [middles[0], middles[-1]], color=GREY, linewidth=3, zorder=2)
+    said = []
+    for step, middle in zip(steps, middles, strict=True):
+        share = f"{step.passed:.0f} of {step.exercises:.0f}"
+        said.append(f"{step.step}: {share} exercises passed")
+        _station(axes, middle, step.passed, is_lit=step.step in lit)
+        write(axes, _NAME, middle - 7, step.step, size=TEXT, weight="bold", zorder=4)
+        noun = "exercise" if step.exercises == 1 else "exercises"
+        write(axes, _NAME, middle + 7, f"{share} {noun}", zorder=4)
+        for x, wide, text in (
+            (_ATTACK, _CONTROL - _ATTACK, step.attack),
+            (_CONTROL, WIDTH - 2 * MARGIN - _CONTROL, step.control),
+        ):
+            lines = wrapped(text, wide - 14, SMALL)
+            write(axes, x, middle, "\n".join(lines[:3]), zorder=4)
+    which = f"Lit: {listed(lit)}" if lit else "None is lit"
+    words = "; ".join(said)
+    return Chart(axes, f"Map of the journey of an image, in {len(steps)} steps. {which}. {words}.")
+
+
+def _station(axes: Axes, middle: float, passed: float, *, is_lit: bool) -> None:
+    """Draw a step's box, and its place on the line with a mark or how many are passed."""
+    axes.add_patch(
+        FancyBboxPatch(
+            (_NAME - 8, middle - _BOX / 2), WIDTH - 2 * MARGIN - _NAME + 7, _BOX,
+            boxstyle="round,pad=0,rounding_size=4", facecolor=PALE if is_lit else "white",
+            edgecolor=DEEP if is_lit else GREY, linewidth=1.2 if is_lit else 0.8, zorder=1,
+        )
+    )  # fmt: skip
+    colour = DEEP if is_lit else PALE if passed else "white"
+    edge = DEEP if passed else GREY
+    axes.add_patch(
+        Circle((_LINE, middle), 9.0, facecolor=colour, edgecolor=edge, linewidth=2, zorder=3)
+    )
+    mark = "✓" if is_lit else f"{passed:.0f}" if passed else ""
+    write(axes, _LINE, middle, mark, ha="center", va="center_baseline", zorder=4, weight="bold",
+          color=ink(colour))  # fmt: skip
