@@ -8,65 +8,65 @@ import requests
 
 from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.exercises import Verdict, correct, not_yet, wrong
+from labapp.course.exercises import NotYet, Verdict, Wrong, correct
 
 
 def check_00_tag(bench: Bench, answer: object) -> Verdict:
     """Does the registry serve the same image as ``mine`` and as ``1.0``?"""
     first = checks.given(bench, "hello/web:1.0").digest
-    mine = checks.digest(bench, "hello/web", "mine")
+    mine = checks.digest(bench, "hello/web:mine")
     if mine is None:
         if checks.on_engine(bench, "hello/web:mine"):
-            raise wrong(
+            raise Wrong(
                 "The engine has the tag 'mine', the registry doesn't. A tag on the engine is "
                 "local until it is pushed."
             )
         for elsewhere in bench.registry.repositories():
-            if checks.digest(bench, elsewhere, "mine") == first:
-                raise wrong(
+            if checks.digest(bench, f"{elsewhere}:mine") == first:
+                raise Wrong(
                     f"The registry has your tag 'mine' in '{elsewhere}'. It belongs in 'hello/web'."
                 )
         tags = ", ".join(bench.registry.tags("hello/web"))
-        raise not_yet(f"The registry has these tags of 'hello/web': {tags}. 'mine' is missing.")
+        raise NotYet(f"The registry has these tags of 'hello/web': {tags}. 'mine' is missing.")
     if mine != first:
-        raise wrong(
+        raise Wrong(
             f"'hello/web:mine' is {checks.short(mine)} and 'hello/web:1.0' is "
             f"{checks.short(first)}: two different images. Was another image tagged, or built?"
         )
     return correct(
         f"Two labels, one image: both tags name {checks.short(mine)}",
-        image=checks.pinned(bench, "hello/web", mine),
+        image=f"{bench.registry.address}/hello/web@{mine}",
     )
 
 
 def check_00_run(bench: Bench, answer: object) -> Verdict:
     """Does a container of the learner's tag answer on a port of this machine?"""
-    digest = checks.digest(bench, "hello/web", "mine") or ""
-    wanted = f"{bench.registry.address}/hello/web:mine"
+    repository = f"{bench.registry.address}/hello/web"
+    digest = checks.digest(bench, "hello/web:mine") or ""
     # By tag, or by digest, which says the same and more.
-    pinned = checks.pinned(bench, "hello/web", digest)
+    wanted, pinned = f"{repository}:mine", f"{repository}@{digest}"
     found = [c for c in checks.containers(bench) if "/hello/web" in c["Config"]["Image"]]
     ours = [c for c in found if c["Config"]["Image"] in (wanted, pinned, f"{wanted}@{digest}")]
     running = [c for c in ours if c["State"]["Running"]]
     if not ours:
         others = sorted({c["Config"]["Image"] for c in found if c["State"]["Running"]})
         if others and digest:
-            raise not_yet(f"A container runs from '{others[0]}'. None was started from '{wanted}'.")
-        raise not_yet(f"No container was started from '{wanted}' yet.")
+            raise NotYet(f"A container runs from '{others[0]}'. None was started from '{wanted}'.")
+        raise NotYet(f"No container was started from '{wanted}' yet.")
     if not running:
-        raise wrong(
+        raise Wrong(
             f"A container was started from '{wanted}', but it ended with code "
             f"{ours[0]['State'].get('ExitCode')}. Was another command given behind the image's "
             "name?"
         )
     ports = [port for port in map(_published_port, running) if port]
     if not ports:
-        raise wrong(
+        raise Wrong(
             "The container runs, but no port of this machine leads to it, so nobody can reach "
             "it. Publish its port 8000."
         )
     if not any(map(_answers, ports)):
-        raise wrong(
+        raise Wrong(
             f"The container runs, and nothing answers on port {ports[0]} of this machine. The web "
             "server inside listens on port 8000: is that the one you published?"
         )
@@ -75,7 +75,6 @@ def check_00_run(bench: Bench, answer: object) -> Verdict:
 
 
 def _published_port(container: dict[str, Any]) -> str | None:
-    """Return the port of this machine through which a container is reached; None without one."""
     bindings = (container["NetworkSettings"].get("Ports") or {}).values()
     return next((binding["HostPort"] for each in bindings for binding in each or ()), None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
@@ -12,15 +11,14 @@ from pathlib import Path
 
 from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.exercises import Verdict, correct, not_yet, wrong
+from labapp.course.exercises import NotYet, Verdict, Wrong, correct
 from labapp.errors import BuildError, ImageError
 from labapp.journey import build as builds
 from labapp.journey import transfer
 from labapp.journey.build import Build, choosing
+from labapp.registry.manifests import digest_of
 
-_SECRET, _BACKUP = "secrets.env", "backup.sql"
-_BESIDE = "Dockerfile.dockerignore"
-
+_UNWANTED = {"secrets.env", "backup.sql"}
 _PROBE = """
 import importlib.metadata, json, pathlib, sys
 installed, source = {}, ""
@@ -44,18 +42,18 @@ def check_01_cache(bench: Bench, answer: object) -> Verdict:
     """Does a change in the source leave the requirements as they were installed before?"""
     app = bench.work / "app"
     if not checks.on_engine(bench, "shop/web:cached"):
-        raise not_yet("The engine has no image 'shop/web:cached' yet.")
+        raise NotYet("The engine has no image 'shop/web:cached' yet.")
     if not (app / "Dockerfile").is_file():
-        raise wrong(f"There is no 'Dockerfile' in '{app}'. Run the cells above to get it back.")
+        raise Wrong(f"There is no 'Dockerfile' in '{app}'. Run the cells above to get it back.")
     tag = f"{bench.registry.address}/labapp/check:cache"
     try:
         with tempfile.TemporaryDirectory() as temporary:
             copy = Path(shutil.copytree(app, Path(temporary) / "app"))
             return _judge_rebuild(bench, copy, tag)
     except BuildError as error:
-        raise wrong(f"Your Dockerfile does not build: {error}") from error
+        raise Wrong(f"Your Dockerfile does not build: {error}") from error
     except ImageError as error:
-        raise wrong(f"It builds, but the shop does not start in the image: {error}") from error
+        raise Wrong(f"It builds, but the shop does not start in the image: {error}") from error
     finally:
         transfer.remove(bench.engine, tag)
 
@@ -64,7 +62,7 @@ def _judge_rebuild(bench: Bench, copy: Path, tag: str) -> Verdict:
     """Build a copy of the source as it is, and once more after a change in it."""
     _, before, _ = _built(bench, copy, tag)
     if missing := [name for name, time in before.items() if time is None]:
-        raise wrong(
+        raise Wrong(
             f"No step of your Dockerfile installs 'requirements.txt' any more: '{missing[0]}' is "
             "not in the image."
         )
@@ -76,19 +74,18 @@ def _judge_rebuild(bench: Bench, copy: Path, tag: str) -> Verdict:
         bases = choosing(build.steps)
         missed = [step for step in build.steps if not step.cached and step.number not in bases]
         first = f"'{missed[0].instruction}'" if missed else "above them"
-        raise wrong(
+        raise Wrong(
             "After a change in 'shop/app.py' the requirements were installed again. The first step "
             f"that missed the cache was {first}: everything below it runs again."
         )
     if mark not in text:
-        raise wrong(
+        raise Wrong(
             "The change in 'shop/app.py' did not reach the image. Is the source still copied "
             "and installed, below the requirements?"
         )
-    dockerfile = hashlib.sha256((copy / "Dockerfile").read_bytes()).hexdigest()
     return correct(
         "A change in the source installs the shop again, and the requirements don't.",
-        dockerfile=f"sha256:{dockerfile}",
+        dockerfile=digest_of((copy / "Dockerfile").read_bytes()),
     )
 
 
@@ -106,24 +103,21 @@ def _built(bench: Bench, folder: Path, tag: str) -> tuple[Build, dict[str, int |
 def check_01_context(bench: Bench, answer: object) -> Verdict:
     """Do neither the image nor the build context have the two files?"""
     app = bench.work / "app"
-    unwanted = [name for name in (_SECRET, _BACKUP) if (app / name).exists()]
     held = checks.pushed(bench, "shop/web:clean")
-    files = {path for path, _ in checks.added(bench, held)}
-    inside = sorted(path for path in files if path.endswith((f"/{_SECRET}", f"/{_BACKUP}")))
-    if inside:
-        raise wrong(f"Whoever pulls 'shop/web:clean' gets '{inside[0]}': it is in a layer.")
+    files = sorted({path for path, _ in checks.added(bench, held)})
+    if inside := [path for path in files if path.rpartition("/")[2] in _UNWANTED]:
+        raise Wrong(f"Whoever pulls 'shop/web:clean' gets '{inside[0]}': it is in a layer.")
     if not any(path.endswith("/shop/app.py") for path in files):
-        raise wrong("'shop/web:clean' does not hold the shop's source at all. Was it built here?")
-    if len(unwanted) < 2:
-        raise wrong(
+        raise Wrong("'shop/web:clean' does not hold the shop's source at all. Was it built here?")
+    if not all((app / name).exists() for name in _UNWANTED):
+        raise Wrong(
             f"The image is clean because files are gone from '{app.name}/'. They must stay on "
             "your disk: you need them, the image doesn't. Run the cell that made them again."
         )
-    sent = _context_files(app, bench.engine.builder) & set(unwanted)
-    if sent:
-        raise wrong(
-            f"The image is clean, but '{sorted(sent)[0]}' still travels to the engine with each "
-            "build. Which file says what stays out of the context?"
+    if sent := sorted(_context_files(app, bench.engine.builder) & _UNWANTED):
+        raise Wrong(
+            f"The image is clean, but '{sent[0]}' still travels to the engine with each build. "
+            "Which file says what stays out of the context?"
         )
     return correct(
         "Neither file travels to the engine, and neither is in the image.", image=held.pinned
@@ -134,7 +128,8 @@ def _context_files(folder: Path, builder: str) -> set[str]:
     """Return what a build of a folder is sent; buildx prefers the file beside the Dockerfile."""
     from docker.utils.build import exclude_paths
 
-    names = [".dockerignore"] if builder == "classic" else [_BESIDE, ".dockerignore"]
+    beside = ["Dockerfile.dockerignore"] if builder != "classic" else []
+    names = [*beside, ".dockerignore"]
     ignore = next((folder / name for name in names if (folder / name).is_file()), None)
     lines = ignore.read_text(encoding="utf-8-sig").splitlines() if ignore else []
     patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]

@@ -6,18 +6,18 @@ from typing import Any
 
 from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.exercises import Verdict, correct, not_yet, wrong
+from labapp.course.exercises import NotYet, Verdict, Wrong, correct
 from labapp.errors import DeploymentError, InvalidReference
 from labapp.journey.deploy import DEPLOYMENT_LABEL, read_deployment
 from labapp.reference import Reference
 
-_TESTED = "1.4-tested"
+_TESTED = "shop/web:1.4-tested"
 
 
 def check_03_digest(bench: Bench, answer: object) -> Verdict:
     """Is the answer the digest by which the registry serves the tested image?"""
     answer = checks.answered(answer, "your computation")
-    held = checks.given(bench, f"shop/web:{_TESTED}")
+    held = checks.given(bench, _TESTED)
     # Where the tag names an index, both its bytes and the image's are served under their digests.
     if answer in (held.manifest.digest, held.digest):
         return correct(
@@ -25,10 +25,10 @@ def check_03_digest(bench: Bench, answer: object) -> Verdict:
         )
     checks.check_form(answer, held.manifest.digest)
     if answer == held.manifest.config.digest:
-        raise wrong("That is the digest of the config. Some engines call it the image ID.")
-    if answer == checks.digest(bench, "shop/web", "1.4"):
-        raise wrong(f"That is what the tag '1.4' names now. Expected: '{_TESTED}'.")
-    raise wrong(
+        raise Wrong("That is the digest of the config. Some engines call it the image ID.")
+    if answer == checks.digest(bench, "shop/web:1.4"):
+        raise Wrong("That is what the tag '1.4' names now. Expected: '1.4-tested'.")
+    raise Wrong(
         f"The registry serves no manifest {checks.short(answer)} for this image. Did you use the "
         "bytes as they came, before any parsing or printing?"
     )
@@ -36,38 +36,37 @@ def check_03_digest(bench: Bench, answer: object) -> Verdict:
 
 def check_03_pin(bench: Bench, answer: object) -> Verdict:
     """Is the file pinned to what was tested, and does a container run from it?"""
-    file = bench.work / "production.yaml"
-    tested = checks.digest(bench, "shop/web", _TESTED)
-    if tested is None or not file.is_file():
-        raise not_yet("'production.yaml' or the tested image is missing. Run the cells above.")
+    file, tested = checks.written(bench, "production.yaml"), checks.digest(bench, _TESTED)
+    if tested is None:
+        raise NotYet(f"The registry has no '{_TESTED}' yet. Run the cells above first.")
     try:
         images = {service.name: service.image for service in read_deployment(file)}
         references = {name: Reference.parse(image) for name, image in images.items()}
     except (DeploymentError, InvalidReference) as error:
-        raise wrong(f"'production.yaml' can't be used as it is: {error}") from error
+        raise Wrong(f"'production.yaml' can't be used as it is: {error}") from error
     reference = references.get("web")
     if reference is None:
-        raise wrong("'production.yaml' has no service 'web' any more.")
+        raise Wrong("'production.yaml' has no service 'web' any more.")
     if reference.digest is None:
-        raise not_yet(f"'production.yaml' still names a tag: '{reference}'.")
+        raise NotYet(f"'production.yaml' still names a tag: '{reference}'.")
     if reference.digest != tested:
-        if reference.digest == checks.digest(bench, "shop/web", "1.4"):
-            raise wrong(
+        if reference.digest == checks.digest(bench, "shop/web:1.4"):
+            raise Wrong(
                 f"'production.yaml' is pinned to {checks.short(reference.digest)}: that is what "
                 "the tag '1.4' names since your colleague's push. Nobody tested it."
             )
-        if checks.image(bench, reference.repository, reference.digest) is None:
-            raise wrong(
+        if checks.image(bench, f"{reference.repository}@{reference.digest}") is None:
+            raise Wrong(
                 f"The registry has no manifest {checks.short(reference.digest)}. Is it an image "
                 "ID, the digest of a config?"
             )
-        raise wrong(f"{checks.short(reference.digest)} is not the image that was tested.")
+        raise Wrong(f"{checks.short(reference.digest)} is not the image that was tested.")
     running = [c for c in checks.containers(bench) if c["State"]["Running"] and not _is_other(c)]
     if not any(c["Config"]["Image"] in (str(reference), images["web"]) for c in running):
-        raise wrong("The file is pinned to the tested digest, but nothing runs from it: deploy.")
+        raise Wrong("The file is pinned to the tested digest, but nothing runs from it: deploy.")
     return correct(
         f"The server runs {checks.short(tested)}, the image that was tested.",
-        image=checks.pinned(bench, reference.repository, tested),
+        image=reference.pinned(tested),
     )
 
 
@@ -79,14 +78,12 @@ def _is_other(container: dict[str, Any]) -> bool:
 
 def check_03_from(bench: Bench, answer: object) -> Verdict:
     """Does the Dockerfile trust nothing but the base by digest, and was the page built on that?"""
-    file = bench.work / "page" / "Dockerfile"
-    base = checks.image(bench, "team/base", "1")
-    if base is None or not file.is_file():
-        raise not_yet("'page/Dockerfile' or 'team/base:1' is missing. Run the cells above first.")
+    base = checks.given(bench, "team/base:1")
+    file = checks.written(bench, "page/Dockerfile")
     named = checks.pinned_images(file)
     right = (base.digest, base.manifest.digest)
     if not any(r.repository == "team/base" and r.digest in right for r in named):
-        raise wrong(
+        raise Wrong(
             f"The FROM line is pinned to '{named[-1].repository}' at "
             f"{checks.short(named[-1].digest)}; 'team/base:1' is {checks.short(base.digest)}"
         )

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from labapp.attacks.controls import refusals
+from labapp.attacks.attacks import refusals
 from labapp.attacks.forging import marker
 from labapp.attacks.journal import Journal
 from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.exercises import Verdict, correct, not_yet, wrong
-from labapp.errors import DeploymentError, InvalidReference
-from labapp.inside.layers import hides, removal
+from labapp.course.exercises import NotYet, Verdict, Wrong, correct
+from labapp.errors import DeploymentError
 from labapp.journey.bases import SLIM
 from labapp.journey.deploy import DIGEST_LABEL, SERVICE_LABEL, read_deployment
-from labapp.private import service as decisions
-from labapp.private.accounts import ACTIONS, ANONYMOUS, Accounts
+from labapp.private.accounts import ANONYMOUS, Accounts
+from labapp.private.service import decisions
 from labapp.reference import Reference
 from labapp.registry.client import RegistryImage
 from labapp.registry.manifests import Manifest, parse_config
@@ -31,34 +29,30 @@ _INSIDE = "shop/"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HASH = re.compile(r"--hash[= ]\s*[\"']?(sha256|sha384|sha512):([0-9A-Fa-f]+)")
 _COMMENT = re.compile(r"(^|\s)#.*")
-_ALGORITHMS = ("sha256", "sha384", "sha512")
 
 
 def check_06_secret(bench: Bench, answer: object) -> Verdict:
     """Was the password used in the build, and is it nowhere in the image?"""
-    env = bench.work / "safe" / ".env"
-    if not env.is_file():
-        raise not_yet("'work/06/safe' is not there yet. Run the cell above first.")
-    secret = env.read_bytes()
+    secret = checks.written(bench, "safe/.env").read_bytes()
     word = secret.strip().rpartition(b"=")[2]
     if not word:
-        raise not_yet("'safe/.env' holds no password any more. Run the cell above again.")
+        raise NotYet("'safe/.env' holds no password any more. Run the cell above again.")
     held = checks.pushed(bench, "team/safe:1")
     for part, file in _places(bench, held, word):
         if part == "layer":
-            raise wrong(f"The password is in a layer: '{file}'. A later layer can only hide it.")
+            raise Wrong(f"The password is in a layer: '{file}'. A later layer can only hide it.")
         if part == "config":
-            raise wrong(
+            raise Wrong(
                 "The password is in the image's settings or history: 'docker history' shows it to "
                 "everyone. Build arguments, labels and ENV are no place for it."
             )
-        raise wrong(f"The password is in the image's {part}, which everyone may read.")
-    used = _visible(bench, held, "/src/used")
-    if not used:
-        raise wrong("No password in it, but no '/src/used' either: the build has to use it once.")
+        raise Wrong(f"The password is in the image's {part}, which everyone may read.")
+    used = [content for path, content in checks.added(bench, held) if path == "/src/used"]
+    if not used or "/src/used" not in set(checks.contents(bench, held).files["path"]):
+        raise Wrong("No password in it, but no '/src/used' either: the build has to use it once.")
     ways = (secret, secret.strip(), word, word + b"\n")
-    if not any(hashlib.sha256(way).hexdigest().encode() in used for way in ways):
-        raise wrong("'/src/used' was not made from the password in 'safe/.env'.")
+    if not any(hashlib.sha256(way).hexdigest().encode() in used[-1] for way in ways):
+        raise Wrong("'/src/used' was not made from the password in 'safe/.env'.")
     return correct("The build used the password, and no layer knows it.", image=held.pinned)
 
 
@@ -87,47 +81,28 @@ def _places(bench: Bench, held: RegistryImage, text: bytes) -> Iterator[tuple[st
                 # buildx stores how an image was built beside it, in the form of one more image.
                 yield "provenance", ""
             elif text in layer:
-                files = (path for path, read in checks.entries(layer) if text in read())
+                files = (path for path, content in checks.entries(layer) if text in content)
                 # A name, or the target of a link, is no file's content.
                 yield "layer", next(files, "the name of a file")
 
 
-def _visible(bench: Bench, held: RegistryImage, path: str) -> bytes:
-    """Return what a container sees in a file that an image adds; empty where it sees none."""
-    content = b""
-    for layer in checks.layers(bench, held):
-        found, hidden = None, False
-        for name, read in checks.entries(layer):
-            gone = removal(name)
-            hidden = hidden or (gone is not None and hides(path, *gone))
-            if name == path:
-                found = read()
-        content = found if found is not None else b"" if hidden else content
-    return content
-
-
 def check_06_base(bench: Bench, answer: object) -> Verdict:
     """Is everything that the build stands on pinned to what was reviewed?"""
-    file = bench.work / "page" / "Dockerfile"
-    if not file.is_file():
-        raise not_yet("'work/06/page/Dockerfile' is not there yet. Run the cells above first.")
-    named = checks.pinned_images(file)
+    named = checks.pinned_images(checks.written(bench, "page/Dockerfile"))
     honest = bench.base(SLIM).digest
     strange = [reference.digest for reference in named if reference.digest != honest]
-    if checks.digest(bench, "team/base", "1") in strange:
-        raise wrong(
-            f"{checks.short(checks.digest(bench, 'team/base', '1'))} is what the tag names "
-            "since the attack: you have pinned the backdoor."
-        )
+    if (now := checks.digest(bench, "team/base:1")) in strange:
+        said = f"{checks.short(now)} is what the tag names since the attack"
+        raise Wrong(f"{said}: you have pinned the backdoor.")
     if len(strange) == len(named):
-        raise wrong(
+        raise Wrong(
             f"{checks.short(strange[-1])} is not the base that was reviewed. Its digest is "
             "in the box of the attack."
         )
     base = bench.registry.image(bench.base(SLIM))
     held = checks.built_on(bench, "team/page:safe", base)
     if any(_places(bench, held, marker("base").encode())):
-        raise wrong("'team/page:safe' has the backdoor in it. It was built before the FROM line.")
+        raise Wrong("'team/page:safe' has the backdoor in it. It was built before the FROM line.")
     return correct(
         "The tag may go where it likes: this build starts from what was reviewed.",
         image=held.pinned,
@@ -137,23 +112,19 @@ def check_06_base(bench: Bench, answer: object) -> Verdict:
 
 def check_06_wheel(bench: Bench, answer: object) -> Verdict:
     """Has each requirement the digest of the wheel that was tested, and was the shop built?"""
-    file = bench.work / "app" / "requirements.txt"
-    if not file.is_file():
-        raise not_yet("'work/06/app' is not there yet. Run the cell above first.")
+    file = checks.written(bench, "app/requirements.txt")
     found = _requirements(file.read_text(encoding="utf-8", errors="replace"))
     if not any(found.values()):
-        raise not_yet("'app/requirements.txt' names versions, and no digest.")
+        raise NotYet("'app/requirements.txt' names versions, and no digest.")
     _check_requirements(bench, found)
-    held = checks.image(bench, "shop/web", "hashed")
+    held = checks.image(bench, "shop/web:hashed")
     if held is None:
-        raise wrong("The requirements have digests. Now build 'shop/web:hashed', and push it.")
+        raise Wrong("The requirements have digests. Now build 'shop/web:hashed', and push it.")
     for part, name in _places(bench, held, marker("dependency").encode()):
-        raise wrong(f"'shop/web:hashed' has the attacker's code in it: '{name or part}'.")
+        raise Wrong(f"'shop/web:hashed' has the attacker's code in it: '{name or part}'.")
     checks.check_answers(bench, held, "The requirements are right, 'shop/web:hashed' is there.")
-    return correct(
-        "Another file of the same name and version ends the build from now on.",
-        image=held.pinned,
-    )
+    said = "Another file of the same name and version ends the build from now on."
+    return correct(said, image=held.pinned)
 
 
 def _requirements(text: str) -> dict[str, set[str]]:
@@ -167,13 +138,13 @@ def _requirements(text: str) -> dict[str, set[str]]:
     return found
 
 
-def _wheels(folder: Path) -> dict[str, set[str]]:
-    """Return the digests of the wheels in a folder, by their names as pip compares them."""
-    found: dict[str, set[str]] = {}
-    for wheel in sorted(folder.glob("*.whl")):
-        content = wheel.read_bytes()
-        digests = {f"{kind}:{hashlib.new(kind, content).hexdigest()}" for kind in _ALGORITHMS}
-        found.setdefault(_normal(wheel.name.partition("-")[0]), set()).update(digests)
+def _wheels(folder: Path) -> dict[str, str]:
+    """Return by its digests, of each algorithm, the name of each wheel as pip compares it."""
+    found = {}
+    for wheel in folder.glob("*.whl"):
+        for kind in ("sha256", "sha384", "sha512"):
+            digits = hashlib.new(kind, wheel.read_bytes()).hexdigest()
+            found[f"{kind}:{digits}"] = _normal(wheel.name.partition("-")[0])
     return found
 
 
@@ -182,31 +153,26 @@ def _normal(name: str) -> str:
 
 
 def _check_requirements(bench: Bench, found: dict[str, set[str]]) -> None:
-    """End the check where the requirements are not those that were tested, with their digests."""
-    honest = _wheels(bench.application / "wheels")
-    here = _wheels(bench.work / "app" / "wheels")
+    honest, here = (_wheels(app / "wheels") for app in (bench.application, bench.work / "app"))
     for name, digests in found.items():
-        right = honest.get(name, set())
-        for digest in sorted(digests - right):
-            if digest in set().union(*honest.values()):
-                raise wrong(f"{checks.short(digest)} is the digest of another wheel than '{name}'.")
-            if digest in set().union(*here.values()):
-                raise wrong(
+        for digest in sorted(digests):
+            if honest.get(digest, name) != name:
+                raise Wrong(f"{checks.short(digest)} is the digest of another wheel than '{name}'.")
+            if digest in here and digest not in honest:
+                raise Wrong(
                     f"{checks.short(digest)} is the digest of the swapped wheel: you have put "
                     "your trust in what the attacker left. Which wheels did you test?"
                 )
         # Beside the right one there may be others: those of wheels for other machines.
-        if digests and not digests & right:
-            raise wrong(f"{checks.short(min(digests))} is the digest of no wheel of this shop.")
-    bare = [name for name, digests in found.items() if not digests]
-    if bare:
-        raise wrong(f"'{bare[0]}' has no digest. pip wants one for every line, or none.")
+        if digests and not any(honest.get(digest) == name for digest in digests):
+            raise Wrong(f"{checks.short(min(digests))} is the digest of no wheel of this shop.")
+    if bare := [name for name, digests in found.items() if not digests]:
+        raise Wrong(f"'{bare[0]}' has no digest. pip wants one for every line, or none.")
     text = (bench.application / "requirements.txt").read_text(encoding="utf-8")
-    for name in _requirements(text):
-        if name not in found:
-            raise wrong(
-                f"'app/requirements.txt' does not name '{name}' any more. The shop needs it."
-            )
+    if missing := [name for name in _requirements(text) if name not in found]:
+        raise Wrong(
+            f"'app/requirements.txt' does not name '{missing[0]}' any more. The shop needs it."
+        )
 
 
 def check_06_rights(bench: Bench, answer: object) -> Verdict:
@@ -214,23 +180,23 @@ def check_06_rights(bench: Bench, answer: object) -> Verdict:
     accounts = Accounts(bench.state)
     names = accounts.names()
     if "server" not in names:
-        raise not_yet("There is no account 'server' yet.")
+        raise NotYet("There is no account 'server' yet.")
     if slip := _slip_in_rights(accounts, "server", ["pull"]):
-        raise wrong(
+        raise Wrong(
             f"{slip} It is to pull all of 'shop/', and no more: whoever breaks in can do the same."
         )
     if slip := _slip_in_rights(accounts, "ci", ["pull", "push"]):
-        raise wrong(f"{slip} It is to keep its rights: to pull and push all of 'shop/'.")
+        raise Wrong(f"{slip} It is to keep its rights: to pull and push all of 'shop/'.")
     for name in (ANONYMOUS, *(name for name in names if name not in ("ci", "server"))):
         for pattern in _rights(accounts, name):
             who = f"'{name}'" if name else "Somebody who does not log in"
-            raise wrong(f"{who} has rights in '{pattern}' too. Nobody else is to have any.")
+            raise Wrong(f"{who} has rights in '{pattern}' too. Nobody else is to have any.")
     pulled, refused, earlier = _tries(bench, "server")
     again = " What it did before it was changed does not count." if earlier else ""
     if not pulled:
-        raise wrong(f"The rights are right. Now try them: as 'server', pull 'shop/web:1.4'.{again}")
+        raise Wrong(f"The rights are right. Now try them: as 'server', pull 'shop/web:1.4'.{again}")
     if not refused:
-        raise wrong(f"'server' pulled. Does the registry refuse its push? Try that too.{again}")
+        raise Wrong(f"'server' pulled. Does the registry refuse its push? Try that too.{again}")
     return correct("A server that is broken into can't hand its image to the others.")
 
 
@@ -248,21 +214,17 @@ def _slip_in_rights(accounts: Accounts, name: str, wanted: Sequence[str]) -> str
     return None
 
 
-def _rights(accounts: Accounts, name: str) -> Mapping[str, list[str]]:
-    rights = accounts.rights(name).items()
-    found = {pattern: [one for one in ACTIONS if one in actions] for pattern, actions in rights}
-    return {pattern: actions for pattern, actions in found.items() if actions}
+def _rights(accounts: Accounts, name: str) -> dict[str, list[str]]:
+    return {pattern: actions for pattern, actions in accounts.rights(name).items() if actions}
 
 
 def _tries(bench: Bench, name: str) -> tuple[bool, bool, bool]:
-    """Read from the log what an account has tried since it was added, with its rights of now.
+    """Tell whether an account, with its rights of now, has pulled, and was refused a push.
 
-    Returns:
-        Whether a pull was granted; whether a push was refused; whether there are tries of an older
-        account of that name, which count not.
+    The third is whether there are tries of an older account of that name, which count not.
     """
     since = Accounts(bench.state).since(name)
-    logged = [one for one in decisions.decisions(bench.state) if one.account == name]
+    logged = [one for one in decisions(bench.state) if one.account == name]
     pulled = refused = False
     for one in logged:
         # Whoever has guessed a password wrong has not tried the account's rights.
@@ -275,79 +237,74 @@ def _tries(bench: Bench, name: str) -> tuple[bool, bool, bool]:
 
 def check_06_gate(bench: Bench, answer: object) -> Verdict:
     """Does the gate let pass what was tested and nothing else, and does it run?"""
-    file = bench.work / "production.yaml"
-    if not file.is_file():
-        raise not_yet("'work/06/production.yaml' is not there yet. Run the cell above first.")
-    tested, planted = _moved(bench, "shop/web", "1.4")
+    file = checks.written(bench, "production.yaml")
+    tested, planted = _moved(bench, "shop/web:1.4")
     if tested is None:
-        raise not_yet("The registry has no 'shop/web:1.4'. Run the cells above first.")
+        raise NotYet("The registry has no 'shop/web:1.4'. Run the cells above first.")
     try:
         services = {each.name: each.image for each in read_deployment(file)}
         refused = refusals(
             file, allowed=[f"{bench.registry.address}/shop/*"], registry=bench.registry
         )
     except DeploymentError as error:
-        raise wrong(f"'production.yaml' can't be used as it is: {error}") from error
+        raise Wrong(f"'production.yaml' can't be used as it is: {error}") from error
     if refused and "@sha256:" not in services.get("web", "@sha256:"):
-        raise not_yet(f"'web' in 'production.yaml' is not pinned yet: {refused[0]}")
+        raise NotYet(f"'web' in 'production.yaml' is not pinned yet: {refused[0]}")
     if refused:
-        raise wrong(f"The gate refuses 'production.yaml': {refused[0]}")
+        raise Wrong(f"The gate refuses 'production.yaml': {refused[0]}")
     if "web" not in services:
-        raise wrong("'production.yaml' has no service 'web' any more: the shop is to run.")
+        raise Wrong("'production.yaml' has no service 'web' any more: the shop is to run.")
     pinned = {name: Reference.parse(image) for name, image in services.items()}
     for name, reference in pinned.items():
         if reference.digest in planted:
-            raise wrong(
+            raise Wrong(
                 f"'{name}' is pinned to {checks.short(reference.digest)}: that is what '1.4' "
                 "names since the push that nobody tested. The gate can't know that; you can: what "
                 "was the digest before?"
             )
     if pinned["web"].digest != tested:
-        raise wrong(f"{checks.short(pinned['web'].digest)} is not what was tested as '1.4'.")
+        raise Wrong(f"{checks.short(pinned['web'].digest)} is not what was tested as '1.4'.")
     spelled = {services["web"], str(pinned["web"])}
     return _judge_deployed(bench, pinned["web"], spelled, planted)
 
 
-def _moved(bench: Bench, repository: str, tag: str) -> tuple[str | None, set[str]]:
+def _moved(bench: Bench, name: str) -> tuple[str | None, set[str]]:
     """Return the digest that a tag names by its owner's will, and those that attacks gave it."""
-    before: list[str] = []
-    after: set[str] = set()
-    for change in Journal(bench.state).changes():
-        with suppress(InvalidReference):
-            if change.kind == "tag":
-                reference = Reference.parse(change.what)
-                if (reference.repository, reference.tag) == (repository, tag):
-                    before.append(change.data["before"])
-                    after.add(change.data["after"])
-    # An attack on what an attack has left, or a push in between: the last one by the owner counts.
-    own = [digest for digest in before if digest not in after]
-    now = checks.digest(bench, repository, tag)
-    return (now if now not in after else own[-1] if own else None), after
+    changes = [
+        change.data
+        for change in Journal(bench.state).changes()
+        if change.kind == "tag" and change.what.partition("/")[2] == name
+    ]
+    planted = {data["after"] for data in changes}
+    now = checks.digest(bench, name)
+    if now in planted:
+        # An attack on what an attack left, or a push in between: the owner's last one counts.
+        own = [data["before"] for data in changes if data["before"] not in planted]
+        now = own[-1] if own else None
+    return now, planted
 
 
 def _judge_deployed(
     bench: Bench, reference: Reference, spelled: set[str], planted: set[str]
 ) -> Verdict:
-    """Judge whether what was tested runs as ``web``, and nothing that attacks planted."""
     found = checks.containers(bench)
-    running = [one for one in found if one["State"]["Running"]]
-    for one in running:
-        labels = one["Config"]["Labels"] or {}
-        image, service = one["Config"]["Image"], labels.get(SERVICE_LABEL)
-        if service is not None and labels.get(DIGEST_LABEL) in planted:
-            raise wrong(
-                f"The gate lets the file pass. But what runs as '{service}' was started from "
-                f"'{image}' since the attack: deploy the file as it is now."
+    for one in found:
+        image, labels = one["Config"]["Image"], one["Config"]["Labels"] or {}
+        if one["State"]["Running"] and labels.get(DIGEST_LABEL) in planted:
+            raise Wrong(
+                f"The gate lets the file pass. But what runs as '{labels.get(SERVICE_LABEL)}' was "
+                f"started from '{image}' since the attack: deploy the file as it is now."
             )
-    if any(one["Config"]["Image"] in spelled for one in running):
+    ours = [one for one in found if one["Config"]["Image"] in spelled]
+    if any(one["State"]["Running"] for one in ours):
         return correct(
             f"The server runs {checks.short(reference.digest)}: what was tested, and nothing "
             "else can pass.",
             image=reference,
         )
-    if any(one["Config"]["Image"] in spelled for one in found):
-        raise wrong(
+    if ours:
+        raise Wrong(
             "The gate lets it pass, and it was started. But it has stopped: 'docker logs' may say "
             "why. Deploy it again."
         )
-    raise wrong("The gate lets it pass. Now deploy it: nothing runs from the file as it is now.")
+    raise Wrong("The gate lets it pass. Now deploy it: nothing runs from the file as it is now.")

@@ -7,7 +7,7 @@ import zlib
 
 from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.exercises import Verdict, correct, not_yet, wrong
+from labapp.course.exercises import Verdict, Wrong, correct
 from labapp.errors import PullError, RegistryError, RegistryUnreachable, RunError
 from labapp.journey import transfer
 from labapp.registry.client import RegistryImage
@@ -20,13 +20,10 @@ _LARGEST = 1_000_000
 def check_07_diffid(bench: Bench, answer: object) -> Verdict:
     """Is the answer the digest of the file's tar?"""
     answer = checks.answered(answer, "your computation")
-    file = bench.work / "layer.tar.gz"
-    if not file.is_file():
-        raise not_yet("'layer.tar.gz' is missing. Run the cells above first.")
-    packed = file.read_bytes()
+    packed = checks.written(bench, "layer.tar.gz").read_bytes()
     layer = _unpacked(packed)
     if layer is None or bench.state.lab_id.encode() not in layer:
-        raise wrong(
+        raise Wrong(
             "'layer.tar.gz' is not what the cell above made: a compressed tar that holds this "
             "lab's number. Run that cell again."
         )
@@ -38,13 +35,13 @@ def check_07_diffid(bench: Bench, answer: object) -> Verdict:
         )
     checks.check_form(answer, digest_of(layer))
     if answer == digest_of(packed):
-        raise wrong(
+        raise Wrong(
             "That is the digest of the compressed bytes: the manifest's name for this layer. The "
             "config knows it by its tar, unpacked."
         )
-    if answer in {digest_of(read()) for _, read in checks.entries(layer)}:
-        raise wrong("That is the digest of the program in the tar. A layer is the whole tar.")
-    raise wrong(
+    if answer in {digest_of(content) for _, content in checks.entries(layer)}:
+        raise Wrong("That is the digest of the program in the tar. A layer is the whole tar.")
+    raise Wrong(
         f"{checks.short(answer)} is not the digest of this file's tar. Did you take the bytes "
         "of the file, and unpack them before anything else?"
     )
@@ -55,17 +52,17 @@ def check_07_upload(bench: Bench, answer: object) -> Verdict:
     hello = checks.given(bench, "hand/hello:1")
     held = _held(bench, "hand/hello:mine")
     if held.config.diff_ids == hello.config.diff_ids:
-        raise wrong("'hand/hello:mine' has the layer of 'hand/hello:1', and no other on top.")
+        raise Wrong("'hand/hello:mine' has the layer of 'hand/hello:1', and no other on top.")
     _check_fit(bench, held)
     lowest, wanted = (next(iter(each.config.diff_ids), None) for each in (held, hello))
     if lowest != wanted:
-        raise wrong(
+        raise Wrong(
             f"'hand/hello:mine' stands on the layer {checks.short(lowest)}; expected is that of "
             f"'hand/hello:1', {checks.short(wanted)} The lowest comes first."
         )
     said = _said(bench, held)
     if bench.state.lab_id not in said:
-        raise wrong(
+        raise Wrong(
             f"'hand/hello:mine' says '{said.strip()[:60]}'. Expected: the text with this lab's "
             f"number, {bench.state.lab_id}. Is the layer on top that of 'layer.tar.gz'?"
         )
@@ -80,13 +77,13 @@ def check_07_change(bench: Bench, answer: object) -> Verdict:
     hello, changed = checks.given(bench, "hand/hello:1"), checks.given(bench, "hand/hello:changed")
     held = _held(bench, "hand/hello:repaired")
     if held.manifest.layers == hello.manifest.layers:
-        raise wrong(
+        raise Wrong(
             "'hand/hello:repaired' has the layer of 'hand/hello:1', without the changed byte. "
             "Expected: the changed layer, and a config and a manifest that fit it."
         )
     found, wanted = ([layer.digest for layer in each.manifest.layers] for each in (held, changed))
     if found != wanted:
-        raise wrong(
+        raise Wrong(
             f"'hand/hello:repaired' has the layer {checks.short(next(iter(found), None))}; that "
             f"of 'hand/hello:changed' is {checks.short(next(iter(wanted), None))}"
         )
@@ -101,8 +98,7 @@ def check_07_change(bench: Bench, answer: object) -> Verdict:
 
 
 def _held(bench: Bench, name: str) -> RegistryImage:
-    """Return the learner's image, or end the check where there is none to judge."""
-    if checks.digest(bench, *name.split(":")) is None:
+    if checks.digest(bench, name) is None:
         checks.pushed(bench, name)
     try:
         held = bench.registry.image(
@@ -111,9 +107,9 @@ def _held(bench: Bench, name: str) -> RegistryImage:
     except RegistryUnreachable:
         raise
     except RegistryError as error:
-        raise wrong(f"'{name}' is there, but can't be read: {error}") from error
+        raise Wrong(f"'{name}' is there, but can't be read: {error}") from error
     if held.manifest.download_bytes > _LARGEST:
-        raise wrong(
+        raise Wrong(
             f"'{name}' has {held.manifest.download_bytes / 1e6:.1f} MB of layers. Expected: some "
             "hundred bytes, with the two layers of this chapter. What else is in it?"
         )
@@ -121,18 +117,16 @@ def _held(bench: Bench, name: str) -> RegistryImage:
 
 
 def _check_fit(bench: Bench, held: RegistryImage) -> None:
-    """End the check where a size, a digest, a diff ID or the processor does not fit."""
     registry, repository = bench.registry, held.reference.repository
     name = f"'{repository}:{held.reference.tag}'"
-    damage = registry.damaged_blobs(repository, held.manifest, contents=True)
-    if damage:
-        raise wrong(
+    if damage := registry.damaged_blobs(repository, held.manifest, contents=True):
+        raise Wrong(
             f"{name}: the manifest does not fit: {damage[0]}. Were digest and size those of these "
             "bytes?"
         )
     layers, promised = held.manifest.layers, held.config.diff_ids
     if len(layers) != len(promised):
-        raise wrong(
+        raise Wrong(
             f"{name}: the manifest has {len(layers)} layers, the config {len(promised)} diff IDs. "
             "Each layer needs one, in the same order."
         )
@@ -140,20 +134,20 @@ def _check_fit(bench: Bench, held: RegistryImage) -> None:
     for number, layer in enumerate(layers, 1):
         tar = _unpacked(registry.read_blob(repository, layer.digest))
         if tar is None:
-            raise wrong(f"{name}: layer {number} is compressed, and can't be unpacked.")
+            raise Wrong(f"{name}: layer {number} is compressed, and can't be unpacked.")
         found.append(digest_of(tar))
     for number, (layer, diff_id, real) in enumerate(zip(layers, promised, found, strict=True), 1):
         if real == diff_id:
             continue
         said = f"{name}: the config's diff ID of layer {number} is {checks.short(diff_id)}"
         if diff_id == layer.digest:
-            raise wrong(f"{said} That is the digest of its compressed bytes. Expected: of its tar.")
+            raise Wrong(f"{said} That is the digest of its compressed bytes. Expected: of its tar.")
         if sorted(found) == sorted(promised):
-            raise wrong(f"{said} That is another of its layers. Both lists begin with the lowest.")
-        raise wrong(f"{said} Unpacked, it has {checks.short(real)} Which bytes did you take?")
+            raise Wrong(f"{said} That is another of its layers. Both lists begin with the lowest.")
+        raise Wrong(f"{said} Unpacked, it has {checks.short(real)} Which bytes did you take?")
     machine, wanted = held.config.platform.architecture, bench.engine.platform.split("/")[1]
     if machine != wanted:
-        raise wrong(f"{name}: the config is for '{machine}'; this engine runs '{wanted}'.")
+        raise Wrong(f"{name}: the config is for '{machine}'; this engine runs '{wanted}'.")
 
 
 def _said(bench: Bench, held: RegistryImage) -> str:
@@ -162,7 +156,7 @@ def _said(bench: Bench, held: RegistryImage) -> str:
     try:
         return checks.run_once(bench, held.pinned, [])
     except (RunError, PullError) as error:
-        raise wrong(f"'{held.reference}' is in the registry, but does not run: {error}") from error
+        raise Wrong(f"'{held.reference}' is in the registry, but does not run: {error}") from error
     finally:
         # An engine that has a layer does not unpack it again, and would not see the next slip.
         if not was_here:

@@ -6,24 +6,21 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from labapp.attacks import judge
-from labapp.attacks.attacks import find_attack, undo
-from labapp.attacks.delivery import FAULTS, PipelineRun
+from labapp import feedback
+from labapp.attacks import delivery as deliveries
+from labapp.attacks.attacks import find_attack
+from labapp.attacks.delivery import FAULTS, Delivery, Judgement, PipelineRun, attempt
 from labapp.attacks.forging import marker
-from labapp.attacks.judge import Delivery, Judgement, attempt
+from labapp.attacks.journal import undo
 from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.coach import own_seed
-from labapp.course.exercises import Verdict, correct, not_yet, wrong
+from labapp.course.exercises import NotYet, Verdict, Wrong, correct, saboteur
+from labapp.course.receipts import Receipts
 from labapp.errors import AttackError
-from labapp.feedback import feedback_here
-from labapp.reference import Reference
 from labapp.registry.manifests import digest_of
 
 _NAIVE, _MINE = "naive", "mine"
 """The folders of the script that the chapter writes, and of the learner's own."""
-
-_NAMES = ("deliver.py", "deliver.sh")
 
 _SLIPS: Mapping[str, str] = {
     "secret": "What of the folder does the build copy? Can your script see a file too many?",
@@ -46,44 +43,43 @@ def check_08_survive(bench: Bench, answer: object) -> Verdict:
     try:
         return _prove(bench, script)
     except AttackError as error:
-        raise wrong(f"'{script.name}' can't be tried: {error}") from error
+        raise Wrong(f"'{script.name}' can't be tried: {error}") from error
     finally:
         with checks.quietly():
             undo(bench)
 
 
 def _script(bench: Bench) -> Path:
-    """Return the learner's script, or end the check where there is none to judge."""
     naive, mine = bench.work / _NAIVE / "deliver.py", bench.work / _MINE
     if not naive.is_file() or not mine.is_dir():
-        raise not_yet("'work/08/mine' is not there yet. Run the cells above first.")
-    there = [mine / name for name in _NAMES if (mine / name).is_file()]
+        raise NotYet("'work/08/mine' is not there yet. Run the cells above first.")
+    there = [file for file in (mine / "deliver.py", mine / "deliver.sh") if file.is_file()]
     if not there:
-        raise not_yet("In 'work/08/mine' there is no 'deliver.py', and no 'deliver.sh' either.")
+        raise NotYet("In 'work/08/mine' there is no 'deliver.py', and no 'deliver.sh' either.")
     starter = naive.read_bytes().split()
     changed = [each for each in there if each.read_bytes().split() != starter]
     if not changed:
-        raise not_yet("'deliver.py' is still the naive script: it has nothing against anybody.")
+        raise NotYet("'deliver.py' is still the naive script: it has nothing against anybody.")
     if len(changed) > 1:
-        raise not_yet("Both 'deliver.py' and 'deliver.sh' are yours. Remove the one not meant.")
+        raise NotYet("Both 'deliver.py' and 'deliver.sh' are yours. Remove the one not meant.")
     return changed[0]
 
 
 def _prove(bench: Bench, script: Path) -> Verdict:
-    """Run the script without a fault and with each; the first that it fails at is told."""
-    delivered = 0
-    image = ""
+    delivered, image = 0, ""
     runs = ("", *FAULTS, "")
-    with feedback_here().bars(f"trying {script.name}", unit="steps") as bars:
+    with feedback.using(None):
+        shown = feedback.bars(f"trying {script.name}", unit="steps")
+    with shown as bars:
         for done, fault in enumerate(runs):
             # Once more, where it stopped at every fault: it may be one that works only once.
             if done > len(FAULTS) and delivered > 1:
                 break
             bars.update(script.name, done, len(runs), fault)
             proof = attempt(bench, script, fault)
-            _check_proof(bench, script, fault, proof)
+            _check_proof(script, fault, proof)
             delivered += proof.run.delivered
-            image = image or _pinned(bench, proof.run)
+            image = image if fault else _till(bench, proof.run)
     return correct(
         f"'{script.name}' delivers, and none of {len(FAULTS)} faults gets through.",
         image=image,
@@ -91,68 +87,56 @@ def _prove(bench: Bench, script: Path) -> Verdict:
     )
 
 
-def _check_proof(bench: Bench, script: Path, fault: str, proof: Judgement) -> None:
-    """End the check where a delivery is not as it should be."""
+def _check_proof(script: Path, fault: str, proof: Judgement) -> None:
     words = f" Its last words: '{proof.run.last_line[:160]}'." if proof.run.last_line else ""
     ending = f"{proof.happened}.{words}"
     if fault and not proof.ok:
-        attack = find_attack(fault)
-        raise wrong(
-            f"It delivers, but not against '{fault}' ({attack.title}): {ending} {_SLIPS[fault]}"
-        )
+        title = find_attack(fault).title
+        raise Wrong(f"It delivers, but not against '{fault}' ({title}): {ending} {_SLIPS[fault]}")
     if not proof.ok:
-        raise wrong(
+        raise Wrong(
             f"Without any fault, '{script.name}' has to deliver, each time, what it builds from "
             f"'app'. This time: {ending}"
         )
-    if not fault:
-        _check_till(bench, proof.run)
 
 
-def _check_till(bench: Bench, run: PipelineRun) -> None:
-    """End the check where the image is not the application."""
+def _till(bench: Bench, run: PipelineRun) -> str:
+    """Return what was delivered, by digest, or end the check where it is not the application."""
     held = bench.registry.image(run.image)
     wanted = (bench.work / _NAIVE / "app" / "till.py").read_bytes()
-    found = library = False
-    for path, read in checks.added(bench, held):
-        found = found or (path.endswith("/till.py") and read() == wanted)
-        library = library or path.endswith("/itsdangerous/__init__.py")
-    if not found:
-        raise wrong("It delivers something else: the image has no 'till.py' as the chapter wrote.")
-    if not library:
-        raise wrong("The till it delivers has no 'itsdangerous'. A library less is no control.")
-
-
-def _pinned(bench: Bench, run: PipelineRun) -> str:
-    digest = run.pushed.digest if run.pushed is not None else ""
-    return checks.pinned(bench, Reference.parse(run.image).repository, digest)
+    files = dict(checks.added(bench, held))
+    if not any(path.endswith("/till.py") and files[path] == wanted for path in files):
+        raise Wrong("It delivers something else: the image has no 'till.py' as the chapter wrote.")
+    if not any(path.endswith("/itsdangerous/__init__.py") for path in files):
+        raise Wrong("The till it delivers has no 'itsdangerous'. A library less is no control.")
+    return str(held.pinned)
 
 
 def check_08_find(bench: Bench, answer: object) -> Verdict:
     """Does the answer name what happened to the learner's own delivery, and what gives it away?"""
     if answer is ...:
-        raise not_yet("No answer yet: replace the ... with what you have found.")
-    seed, delivery = own_seed(bench), judge.last_delivery(bench)
+        raise NotYet("No answer yet: replace the ... with what you have found.")
+    seed, delivery = saboteur(Receipts(bench.state)).own_seed, deliveries.last_delivery(bench)
     if delivery is None or delivery.seed != seed:
         last = f"The last one had the seed {delivery.seed}. " if delivery is not None else ""
-        raise not_yet(f"There is no delivery with your own seed, {seed}. {last}Deliver once more.")
-    if delivery.left_out or not all(_proofs(left) for left in delivery.planted.values()):
-        raise not_yet(
+        raise NotYet(f"There is no delivery with your own seed, {seed}. {last}Deliver once more.")
+    if not all(_proofs(left) for left in delivery.planted.values()):
+        raise NotYet(
             "The last delivery with your own seed let not all of it in. Deliver the naive script, "
             "which stops at nothing: 'work/08/naive/deliver.py'."
         )
     if not isinstance(answer, Mapping):
-        raise wrong(
+        raise Wrong(
             f"The answer is of type {type(answer).__name__}. Expected: a dict with what happened, "
             "by its name in the table, and the evidence."
         )
     if unknown := [name for name in answer if name not in FAULTS]:
-        raise wrong(f"{unknown[0]!r} is not in the table. There are: {', '.join(FAULTS)}.")
+        raise Wrong(f"{unknown[0]!r} is not in the table. There are: {', '.join(FAULTS)}.")
     for fault, found in answer.items():
         if (slip := _mistaken(delivery, fault, found)) is not None:
-            raise wrong(f"'{fault}': {slip}")
+            raise Wrong(f"'{fault}': {slip}")
     if len(answer) < len(delivery.planted):
-        raise wrong(
+        raise Wrong(
             f"You have found {len(answer) or 'nothing'} of {len(delivery.planted)}. One came in "
             "before the build, one after the push."
         )
@@ -163,9 +147,10 @@ def check_08_find(bench: Bench, answer: object) -> Verdict:
     )
 
 
-def _proofs(left: Mapping[str, str]) -> list[str]:
-    """Return what gives a fault away, of all that a delivery notes of it."""
-    return [value for name, value in left.items() if name not in _NO_PROOF]
+def _proofs(left: Mapping[str, str]) -> set[str]:
+    """Return the digests that give a fault away, of all that a delivery notes of it."""
+    kept = (value for name, value in left.items() if name not in _NO_PROOF)
+    return set(_DIGEST.findall(" ".join(kept)))
 
 
 def _mistaken(delivery: Delivery, fault: str, found: object) -> str | None:
@@ -175,13 +160,10 @@ def _mistaken(delivery: Delivery, fault: str, found: object) -> str | None:
     if fault not in delivery.planted:
         return "that is not what happened in your delivery. What else would look like it?"
     left = delivery.planted[fault]
-    digests = set(_DIGEST.findall(found))
-    release = delivery.release
+    digests, release = set(_DIGEST.findall(found)), delivery.release
     if len(digests) > 2:
         return f"there are {len(digests)} digests in it. Which one is the evidence?"
-    if digests & set(_DIGEST.findall(" ".join(_proofs(left)))):
-        return None
-    if marker(fault) in found and release in found:
+    if digests & _proofs(left) or (marker(fault) in found and release in found):
         return None
     image = set(_DIGEST.findall(delivery.image))
     right = {left.get("wheel before"), left.get("digest before")}
@@ -190,7 +172,7 @@ def _mistaken(delivery: Delivery, fault: str, found: object) -> str | None:
     if digests & image:
         return "that is your image as a whole. Which part of it is wrong, or what stands beside it?"
     for other, others in delivery.planted.items():
-        if digests & set(_DIGEST.findall(" ".join(_proofs(others)))):
+        if digests & _proofs(others):
             return f"{checks.short(min(digests))} belongs to what else happened, not to '{fault}'"
         if marker(other) in found and release in found:
             return f"that line belongs to what else happened, not to '{fault}'."

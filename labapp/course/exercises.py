@@ -1,4 +1,4 @@
-"""The exercises, found by their id, and the three verdicts that one can get.
+"""The exercises, their verdicts, and the coach who judges, helps, and notes both.
 
 What a learner reads of an exercise is in ``texts/03-pin.md``; the function that judges it is
 ``check_03_pin`` in ``chapter03``. Nothing else has to know of it.
@@ -6,25 +6,30 @@ What a learner reads of an exercise is in ``texts/03-pin.md``; the function that
 
 from __future__ import annotations
 
+import contextlib
 import html
 import importlib
+import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from labapp.errors import ExerciseError
+from labapp.course import receipts
+from labapp.course.receipts import SUBMITTED, Attempt, Receipts
+from labapp.errors import ExerciseError, StateError
 
 if TYPE_CHECKING:
+    from labapp.attacks.delivery import Saboteur
     from labapp.bench import Bench
 
 Outcome = Literal["Correct", "NotYet", "Wrong"]
 
 TEXTS = Path(__file__).parent / "texts"
 
-_COLOURS = {"Correct": "#1f7a33", "NotYet": "#8a6100", "Wrong": "#bd1f01"}
 _SIGNS = {"Correct": "✓ Correct", "NotYet": "… Not yet", "Wrong": "✗ Wrong"}
+_COLOURS = {"Correct": "#1f7a33", "NotYet": "#8a6100", "Wrong": "#bd1f01"}
 
 _HEAD = re.compile(r"---\ntitle: (.+)\nnumber: (\d+)\nstep: (\w+)\n---\n")
 _PART = re.compile(r"^## (\w+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -34,13 +39,10 @@ _CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found.
+    """What a check found; ``NotYet`` when nothing was tried, ``Wrong`` when something was.
 
-    Attributes:
-        outcome: ``Correct``; ``NotYet`` when nothing was tried; ``Wrong`` when something was.
-        message: what was found, what was expected, and the likely slip; never the answer.
-        evidence: what a right answer was judged by, for the receipt; an image as a reference with
-            its digest, so that it can be asked for again.
+    The message says what was found and expected, and the likely slip; never the answer. The
+    evidence names an image by its digest, so that it can be asked for again.
     """
 
     outcome: Outcome
@@ -51,7 +53,6 @@ class Verdict:
         return f"{_SIGNS[self.outcome]}: {self.message}"
 
     def _repr_html_(self) -> str:
-        """Show the verdict in a notebook."""
         colour = _COLOURS[self.outcome]
         return (
             f'<div class="labapp-verdict" data-outcome="{self.outcome}" role="status" '
@@ -61,12 +62,12 @@ class Verdict:
         )
 
 
-class Unmet(Exception):
-    """Ends a check at the first thing that is not as it should be."""
+class NotYet(Exception):
+    """Ends a check where nothing to judge is there yet."""
 
-    def __init__(self, outcome: Outcome, message: str) -> None:
-        super().__init__(message)
-        self.verdict = Verdict(outcome, message)
+
+class Wrong(Exception):
+    """Ends a check at the first thing that is not what was asked for."""
 
 
 def correct(message: str, **evidence: object) -> Verdict:
@@ -74,28 +75,11 @@ def correct(message: str, **evidence: object) -> Verdict:
     return Verdict("Correct", message, {name: str(value) for name, value in evidence.items()})
 
 
-def not_yet(message: str) -> Unmet:
-    """Return what to raise where nothing to judge is there yet."""
-    return Unmet("NotYet", message)
-
-
-def wrong(message: str) -> Unmet:
-    """Return what to raise where what is there is not what was asked for."""
-    return Unmet("Wrong", message)
-
-
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise, as its file in ``texts`` tells it.
+    """One exercise, as its file in ``texts`` tells it; the number is its place in the chapter.
 
-    Attributes:
-        id: chapter and a word, such as ``03-pin``.
-        title: as in the notebook.
-        number: its place in the chapter.
-        step: of the journey map, which it helps to light: an attack's id, or ``all``.
-        hints: from a nudge to nearly the answer.
-        solution: Python code for the exercise's cell.
-        why: a sentence or two on the solution.
+    It helps to light a step of the journey map: an attack's id, or ``all``.
     """
 
     id: str
@@ -111,10 +95,19 @@ class Exercise:
         chapter, _, word = self.id.partition("-")
         module = importlib.import_module(f"labapp.course.chapter{chapter}")
         check: Callable[[Bench, object], Verdict] = getattr(module, f"check_{chapter}_{word}")
+        here = bench.work.name
         try:
+            # Else it would look for files in another chapter's folder, and tell of the wrong ones.
+            if re.fullmatch(r"\d\d", here) and here != chapter:
+                raise NotYet(
+                    f"{self.id} is an exercise of chapter {chapter}, and this notebook opened "
+                    f"chapter {here}. Check it there."
+                )
             return check(bench, answer)
-        except Unmet as unmet:
-            return unmet.verdict
+        except NotYet as unmet:
+            return Verdict("NotYet", str(unmet))
+        except Wrong as unmet:
+            return Verdict("Wrong", str(unmet))
 
 
 def all_exercises() -> dict[str, Exercise]:
@@ -125,19 +118,12 @@ def all_exercises() -> dict[str, Exercise]:
 
 
 def find_exercise(id: str) -> Exercise:
-    """Return the exercise with an id.
-
-    Raises:
-        ExerciseError: there is none; the message lists those of the same chapter.
-    """
-    file = TEXTS / f"{id}.md"
-    if re.fullmatch(r"\d\d-\w+", str(id)) and file.is_file():
-        return _read(file)
-    known = all_exercises()
-    near = [each for each in known if each[:2] == str(id)[:2]] or list(known)
-    raise ExerciseError(
-        f"looking up the exercise {id!r}: there is none. Known here: {', '.join(near)}."
-    )
+    """Return the exercise with an id; ExerciseError lists those that there are in the chapter."""
+    known = sorted(file.stem for file in TEXTS.glob("*.md"))
+    if id in known:
+        return _read(TEXTS / f"{id}.md")
+    near = ", ".join([each for each in known if each[:2] == str(id)[:2]] or known)
+    raise ExerciseError(f"looking up the exercise {id!r}: there is none. Known here: {near}.")
 
 
 def _read(file: Path) -> Exercise:
@@ -155,3 +141,140 @@ def _read(file: Path) -> Exercise:
         )
     why = " ".join(parts["Why"].split())
     return Exercise(file.stem, head[1], int(head[2]), head[3], hints, code[1].rstrip(), why)
+
+
+@dataclass(frozen=True)
+class Coach:
+    """What stands behind ``lab.check``, ``lab.hint`` and ``lab.solution``."""
+
+    bench: Bench
+    _shown: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def receipts(self) -> Receipts:
+        """Where it is noted what was passed, and after how many tries."""
+        return Receipts(self.bench.state)
+
+    def check(self, id: str, answer: object = ..., *, strict: bool = False) -> Verdict:
+        """Judge an exercise by what the engine, the registry and the chapter's files hold.
+
+        The first right answer gets a receipt. What was not tried at all is no try.
+
+        Args:
+            id: the exercise, such as ``03-pin``.
+            answer: for an exercise that asks for one.
+            strict: raise ``AssertionError`` unless the verdict is Correct, and put a copy of the
+                receipts beside the notebook, by which a grader judges elsewhere.
+
+        Raises:
+            ExerciseError: there is no such exercise.
+        """
+        verdict = find_exercise(id).check(self.bench, answer)
+        if verdict.outcome != "NotYet":
+            evidence = verdict.evidence if verdict.outcome == "Correct" else None
+            try:
+                self.receipts.note(id, Attempt(tries=1), evidence)
+            except StateError as error:
+                verdict = replace(verdict, message=f"{verdict.message} (Not noted: {error})")
+        if strict:
+            with _told():
+                self.receipts.save(Path.cwd() / SUBMITTED)
+        return _insisted(verdict, strict=strict)
+
+    def hint(self, id: str) -> None:
+        """Show the next hint for an exercise; after the last one, the last again."""
+        hints = find_exercise(id).hints
+        number = self._shown[id] = min(self._shown.get(id, 0) + 1, len(hints))
+        with _told():
+            self.receipts.note(id, Attempt(hints=number))
+        _show(f"**Hint {number} of {len(hints)}.** {hints[number - 1]}")
+
+    def solution(self, id: str) -> None:
+        """Show a way to solve an exercise, and why it works."""
+        exercise = find_exercise(id)
+        with _told():
+            self.receipts.note(id, Attempt(solution=True))
+        _show(f"```python\n{exercise.solution}\n```\n\n{exercise.why}")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What stands in for the lab where a notebook is graded: its checks, and nothing else.
+
+    nbgrader and otter run a notebook once more, on a machine that has neither the learner's engine
+    nor images. What shows there that an exercise was passed is its receipt, in a file that a
+    learner's ``lab.check(…, strict=True)`` puts beside the notebook, to be handed in with it.
+    """
+
+    file: Path
+
+    def check(self, id: str, answer: object = ..., *, strict: bool = False) -> Verdict:
+        """As :meth:`Coach.check`, by the receipt: the answer was judged where the engine is."""
+        return _insisted(self._verdict(find_exercise(id).id), strict=strict)
+
+    def clean_up(self, *_: object) -> None:
+        """Do nothing: nothing was made here, and nobody needs a hint."""
+
+    hint = solution = clean_up
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise ExerciseError(
+            f"using 'lab.{name}': this notebook is being graded, from the receipts in "
+            f"'{self.file}', and has no engine. Only 'lab.check' works here."
+        )
+
+    def _verdict(self, id: str) -> Verdict:
+        try:
+            record = receipts.read(self.file)
+        except FileNotFoundError:
+            return Verdict(
+                "NotYet",
+                f"There is no '{self.file.name}' beside the notebook. Run the checks where the "
+                "lab is; they write it. Then hand it in with the notebook.",
+            )
+        if receipt := record.passed.get(id):
+            said = f"Passed by {record.learner} at {receipt.time}."
+            return Verdict("Correct", said, receipt.evidence)
+        if record.broken is not None:
+            return Verdict("Wrong", record.broken.text)
+        return Verdict("NotYet", f"The receipts of {record.learner} have none for {id}.")
+
+
+def submission(folder: Path) -> Submission | None:
+    """Return what stands in for the lab, if this process grades a notebook in a folder.
+
+    nbgrader says so in NBGRADER_EXECUTION; for another grader, LABAPP_RECEIPTS names the file.
+    """
+    grading = os.environ.get("NBGRADER_EXECUTION") == "autograde"
+    name = os.environ.get("LABAPP_RECEIPTS") or (SUBMITTED if grading else "")
+    return Submission(folder / name) if name else None
+
+
+def _insisted(verdict: Verdict, *, strict: bool) -> Verdict:
+    if strict and verdict.outcome != "Correct":
+        raise AssertionError(str(verdict))
+    return verdict
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell what could not be noted, and go on: a hint is worth more than its note."""
+    try:
+        yield
+    except StateError as error:
+        print(f"Not noted: {error}", flush=True)
+
+
+def _show(text: str) -> None:
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))  # type: ignore[no-untyped-call]
+
+
+def saboteur(receipts: Receipts) -> Saboteur:
+    """Return the saboteur that works against a learner."""
+    from labapp.attacks.delivery import Saboteur
+
+    return Saboteur(receipts.seed_for("08-survive"), receipts.seed_for("08-find"))

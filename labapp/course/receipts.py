@@ -16,21 +16,20 @@ a registry has or hasn't, and why the seed is in the file: two files with one se
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import hashlib
-import itertools
 import json
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from labapp.errors import StateError
-from labapp.registry.strangers import printable
 from labapp.state import State
 
 FORMAT = 1
@@ -42,8 +41,7 @@ NAME = "receipts"
 SUBMITTED = "receipts.json"
 """The name of the copy that is handed in with a notebook, from beside it."""
 
-_LOCK_SECONDS = 20.0
-_KINDS = {"int": int, "str": str, "bool": bool, "Mapping[str, str]": dict}
+_BROKEN = "The receipts are not as the lab wrote them: {}. What comes after does not count."
 
 
 class DamagedReceipts(StateError):
@@ -58,20 +56,24 @@ class Attempt:
     hints: int = 0
     solution: bool = False
 
+    @property
+    def state(self) -> str:
+        """How far that is: ``open``, ``tried`` or ``passed``."""
+        return "open" if self == Attempt() else "tried"
 
-@dataclass(frozen=True)
-class Receipt:
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt(Attempt):
     """One passed exercise: when (UTC, ISO 8601), after what, and what it was judged by."""
 
     number: int
     exercise: str
     time: str
-    tries: int
-    hints: int
-    solution: bool
-    evidence: Mapping[str, str]
+    evidence: dict[str, str]
     lab: str
     previous: str
+
+    state = "passed"
 
     @property
     def digest(self) -> str:
@@ -112,53 +114,40 @@ class Record:
         """Number and digest of the last receipt that was written, be it still there or not."""
         return self.end or (0, self.start)
 
-    @property
+    @cached_property
     def broken(self) -> Break | None:
         """Where the chain breaks first; None when it is whole."""
-        before = self.start
-        for number, receipt in enumerate(self.receipts, 1):
-            if receipt.number != number:
-                return Break(number, f"receipt {number} is missing")
-            if receipt.previous != before:
-                return self._changed(number - 1)
-            before = receipt.digest
-        number, digest = self.last
-        if number > len(self.receipts):
-            missing = len(self.receipts) + 1
-            return Break(missing, f"receipt {missing} is missing")
-        return None if digest == before else self._changed(len(self.receipts))
+        digests = [self.start, *(receipt.digest for receipt in self.receipts)]
+        # What each receipt, and at last the end, tells of the receipt before it.
+        told = [*((receipt.number - 1, receipt.previous) for receipt in self.receipts), self.last]
+        for number, before in enumerate(told):
+            if before[0] > number:
+                what = f"receipt {number + 1} is missing"
+                return Break(number + 1, _BROKEN.format(what))
+            if before != (number, digests[number]):
+                what = "the lab, the seed or the time that it began with was changed"
+                if number:
+                    what = f"receipt {number} ({self.receipts[number - 1].exercise}) was changed"
+                return Break(number, _BROKEN.format(what))
+        return None
 
     @property
     def sound(self) -> tuple[Receipt, ...]:
         """The receipts that count: all of a whole chain, else those before the break."""
-        broken = self.broken
-        return self.receipts[: None if broken is None else max(broken.number - 1, 0)]
+        return self.receipts[: max(self.broken.number - 1, 0) if self.broken else None]
 
-    @property
+    @cached_property
     def passed(self) -> dict[str, Receipt]:
         """The first receipt of each exercise that counts."""
         return {receipt.exercise: receipt for receipt in reversed(self.sound)}
 
-    def document(self) -> dict[str, Any]:
-        """Return the record as the JSON document that a file holds."""
-        number, digest = self.last
-        return {**asdict(self), "format": FORMAT, "end": {"number": number, "digest": digest}}
-
-    def _changed(self, number: int) -> Break:
-        if number == 0:
-            return Break(0, "the lab, the seed or the time that it began with was changed")
-        name = self.receipts[number - 1].exercise
-        return Break(number, f"receipt {number} ({name}) was changed")
+    def took(self, exercise: str) -> Attempt:
+        """Return what an exercise took so far: its receipt, if it is passed."""
+        return self.passed.get(exercise) or self.attempts.get(exercise, Attempt())
 
 
 def read(file: Path) -> Record:
-    """Read a receipts file, whoever wrote it; it may be broken, and ``broken`` says so.
-
-    Raises:
-        DamagedReceipts: it is cut short, or no receipts file.
-        StateError: it is of another format, or may not be read.
-        FileNotFoundError: there is none.
-    """
+    """Read a receipts file, whoever wrote it; it may be broken, and ``broken`` says so."""
     doing = f"reading the receipts in '{file}'"
     try:
         found = json.loads(file.read_bytes())
@@ -169,7 +158,7 @@ def read(file: Path) -> Record:
             )
         return Record(
             lab=str(found["lab"]),
-            learner=printable(str(found["learner"]))[:100] or "(no name)",
+            learner=str(found["learner"])[:100],
             seed=int(found["seed"]),
             begun=str(found["begun"]),
             attempts={name: _typed(Attempt, each) for name, each in found["attempts"].items()},
@@ -188,33 +177,11 @@ def read(file: Path) -> Record:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What a record says of an exercise; the state is ``passed``, ``tried`` or ``open``."""
-
-    exercise: str
-    state: str
-    tries: int
-    hints: int
-    solution: bool
-    time: str
-
-
-def standing(record: Record, exercise: str) -> Standing:
-    """Return what a record says of an exercise."""
-    receipt = record.passed.get(exercise)
-    found = receipt or record.attempts.get(exercise, Attempt())
-    state = "passed" if receipt else "open" if found == Attempt() else "tried"
-    time = receipt.time if receipt else ""
-    return Standing(exercise, state, found.tries, found.hints, found.solution, time)
-
-
-@dataclass(frozen=True)
 class Receipts:
     """What one lab's learner did; each change is made in the file, under a lock.
 
-    A file that can't be read is put aside beside it, as ``receipts.damaged-1.json``, and a new one
-    is begun. What raises a StateError says what to do: the file was written by another version of
-    the lab, or can't be written.
+    A file that can't be read is put aside beside it, as ``receipts.damaged-….json``, and a new one
+    is begun. One of another version of the lab is left alone.
     """
 
     state: State
@@ -233,28 +200,38 @@ class Receipts:
         """Return all that is noted; the file is begun when there is none yet."""
         return self._change(lambda record: record)
 
-    def note_try(self, exercise: str, *, evidence: Mapping[str, str] | None = None) -> Record:
-        """Note that an answer was judged; with evidence, a right one, which gets a receipt."""
+    def note(self, exercise: str, new: Attempt, evidence: Mapping[str, str] | None = None) -> None:
+        """Note what was done for an exercise, unless that is passed already.
+
+        Its hints are the number of the last one that was seen. With the evidence of a right answer,
+        the exercise gets its receipt.
+        """
 
         def change(record: Record) -> Record:
-            record = _attempted(record, exercise, lambda a: replace(a, tries=a.tries + 1))
-            if evidence is None or exercise not in record.attempts:
+            if any(receipt.exercise == exercise for receipt in record.receipts):
                 return record
-            return self._passed(record, exercise, evidence)
+            had = record.attempts.get(exercise, Attempt())
+            hints, solution = max(had.hints, new.hints), had.solution or new.solution
+            took = Attempt(had.tries + new.tries, hints, solution)
+            attempts = {**record.attempts, exercise: took}
+            if evidence is None:
+                return replace(record, attempts=attempts)
+            number, previous = record.last
+            receipt = Receipt(
+                **asdict(attempts.pop(exercise)),
+                number=number + 1,
+                exercise=exercise,
+                time=_now(),
+                evidence=dict(evidence),
+                lab=self.state.lab_id,
+                previous=previous,
+            )
+            end = (receipt.number, receipt.digest)
+            return replace(record, attempts=attempts, receipts=(*record.receipts, receipt), end=end)
 
-        return self._change(change)
+        self._change(change)
 
-    def note_hint(self, exercise: str, number: int) -> Record:
-        """Note that a hint was seen, the first, the second and so on."""
-        return self._change(
-            lambda r: _attempted(r, exercise, lambda a: replace(a, hints=max(a.hints, number)))
-        )
-
-    def note_solution(self, exercise: str) -> Record:
-        """Note that the solution was looked at."""
-        return self._change(lambda r: _attempted(r, exercise, lambda a: replace(a, solution=True)))
-
-    def rename(self, learner: str) -> Record:
+    def rename(self, learner: str) -> None:
         """Give the learner another name: the login name that the class knows, say."""
         name = " ".join(learner.split())
         if not name or len(name) > 100 or not name.isprintable():
@@ -262,12 +239,11 @@ class Receipts:
                 f"naming the learner {learner[:40]!r}: a name has 1 to 100 letters, in one line. "
                 "Give another one."
             )
-        return self._change(lambda record: replace(record, learner=name))
+        self._change(lambda record: replace(record, learner=name))
 
     def seed_for(self, exercise: str) -> int:
         """Return a number below 2³², always the same for this learner and this exercise."""
-        seed = self.read().seed
-        drawn = hashlib.sha256(f"{seed}:{exercise}".encode()).digest()
+        drawn = hashlib.sha256(f"{self.read().seed}:{exercise}".encode()).digest()
         return int.from_bytes(drawn[:4], "big")
 
     def save(self, file: Path) -> None:
@@ -282,30 +258,17 @@ class Receipts:
                 "that you may write to."
             ) from error
 
-    def _passed(self, record: Record, exercise: str, evidence: Mapping[str, str]) -> Record:
-        attempts = dict(record.attempts)
-        number, previous = record.last
-        receipt = Receipt(
-            number=number + 1,
-            exercise=exercise,
-            time=_now(),
-            **asdict(attempts.pop(exercise)),
-            evidence={str(name): str(value) for name, value in evidence.items()},
-            lab=self.state.lab_id,
-            previous=previous,
-        )
-        end = (receipt.number, receipt.digest)
-        return replace(record, attempts=attempts, receipts=(*record.receipts, receipt), end=end)
-
     def _change(self, change: Callable[[Record], Record]) -> Record:
         """Read, change and write under a lock, so that two kernels don't undo each other."""
         try:
-            with self.state.lock(NAME, timeout=_LOCK_SECONDS):
+            with self.state.lock(NAME, timeout=20):
                 found = self._found()
                 record = found or Record(self.state.lab_id, _login(), secrets.randbits(32), _now())
                 changed = change(record)
                 if changed != found:
-                    self.state.write(NAME, changed.document())
+                    number, digest = changed.last
+                    end = {"number": number, "digest": digest}
+                    self.state.write(NAME, {**asdict(changed), "format": FORMAT, "end": end})
         except OSError as error:
             raise StateError(
                 f"noting progress in '{self.file}': {error.strerror or error}. Make the folder "
@@ -319,18 +282,8 @@ class Receipts:
         except FileNotFoundError:
             return None
         except DamagedReceipts:
-            names = (f"{NAME}.damaged-{number}.json" for number in itertools.count(1))
-            asides = (self.file.with_name(name) for name in names)
-            self.file.replace(next(aside for aside in asides if not aside.exists()))
+            self.file.replace(self.file.with_name(f"{NAME}.damaged-{time.time_ns()}.json"))
             return None
-
-
-def _attempted(record: Record, exercise: str, change: Callable[[Attempt], Attempt]) -> Record:
-    """Return a record with one more step at an exercise, if that isn't passed already."""
-    if any(receipt.exercise == exercise for receipt in record.receipts):
-        return record
-    attempt = change(record.attempts.get(exercise, Attempt()))
-    return replace(record, attempts={**record.attempts, exercise: attempt})
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -345,20 +298,16 @@ def _typed(kind: type[_Part], found: Mapping[str, Any]) -> _Part:
     """Make a part of a record from JSON: a report adds up what strangers' files say."""
     made = kind(**found)
     for each in fields(made):
-        value = getattr(made, each.name)
-        texts = value.values() if isinstance(value, dict) else ()
-        if type(value) is not _KINDS[str(each.type)] or any(
-            type(text) is not str for text in texts
-        ):
+        if type(found[each.name]).__name__ != str(each.type).partition("[")[0]:
             raise TypeError(f"'{each.name}' is no {each.type}")
     return made
 
 
 def _login() -> str:
-    # A container may run under a number that has no name.
-    with contextlib.suppress(OSError, KeyError, ImportError):
+    try:
         return getpass.getuser()
-    return "learner"
+    except (OSError, KeyError):  # a container may run under a number that has no name
+        return "learner"
 
 
 def _now() -> str:

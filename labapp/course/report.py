@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from labapp.course import receipts
-from labapp.course.receipts import Record, standing
+from labapp.course.receipts import Receipt, Record
 from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, StateError
 from labapp.reference import Reference
 from labapp.registry.client import Registry
-from labapp.registry.strangers import printable
+from labapp.registry.http import printable
 
 if TYPE_CHECKING:
     from labapp.charts import Chart
 
-_MEDIANS = "Tries and hints are medians of those who passed."
-
-PASSED = ("alone", "hints", "solution")
+_PASSED = ("alone", "hints", "solution")
 """The states of a cell in which an exercise is passed: by whose help."""
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """What a folder of receipts says of a class.
+    """What a folder of receipts says of a class: a row a learner, an exercise, and of each both.
 
-    Attributes:
-        learners: a row a learner, those who are furthest first; columns ``learner``, ``file``,
-            ``passed``, ``of``, ``tries``, ``hints``, ``solutions`` (how many were looked at),
-            ``last`` (time of the last receipt, UTC), ``chain`` (``whole``, or at which receipt it
-            is broken), ``images`` and ``verified`` (how many images the receipts name, and how many
-            of them the registry has) and ``notes`` (a tuple of sentences).
-        exercises: a row an exercise; columns ``exercise``, ``passed`` and ``tried`` (by how many
-            learners), ``tries`` and ``hints`` (medians of those who passed) and ``solutions``.
-        cells: a row for each learner and exercise; columns ``learner``, ``exercise``, ``state``
-            (``alone``, ``hints``, ``solution``, ``tried`` or ``open``), ``tries``, ``hints`` and
-            ``solution``.
-        left_out: a sentence for each file that is not in the tables.
+    Learners who are furthest come first; ``images`` is how many their receipts name, ``verified``
+    how many of them the registry has, ``last`` the time (UTC) of the last receipt. For an exercise,
+    ``tries`` and ``hints`` are medians. A cell's ``state`` is one of :data:`_PASSED`, ``tried`` or
+    ``open``. A sentence tells of each file that was left out.
     """
 
     learners: pd.DataFrame
@@ -50,22 +41,20 @@ class ClassReport:
     left_out: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return the tables as text, and what is odd or was left out."""
-        learners = self.learners.assign(
-            passed=[f"{row.passed} of {row.of}" for row in self.learners.itertuples()],
-            last=self.learners["last"].str[:10],
-        )
+        learners = self.learners.assign(last=self.learners["last"].str[:10])
+        learners["passed"] = [f"{row.passed} of {row.of}" for row in learners.itertuples()]
         columns = ["learner", "passed", "tries", "hints", "solutions", "last", "chain"]
         if learners["verified"].notna().any():
-            count = learners["verified"].astype(int).astype(str)
-            learners["verified"] = count + " of " + learners["images"].astype(str)
+            both = zip(learners["verified"], learners["images"], strict=True)
+            learners["verified"] = [f"{verified} of {images}" for verified, images in both]
             columns.append("verified")
         exercises = self.exercises.rename(columns={"passed": "passed by", "tried": "tried by"})
         noted = zip(learners["learner"], learners["notes"], strict=True)
         told = [f"{name}: {note}" for name, notes in noted for note in notes]
         told += [f"Left out: {line}" for line in self.left_out]
-        tables = (_text(learners[columns]), _text(exercises), _MEDIANS)
         # A file of a class may be called anything; its name has no power over the terminal.
+        medians = "Tries and hints are medians of those who passed."
+        tables = (_text(learners[columns]), _text(exercises), medians)
         return "\n\n".join([*tables, *map(printable, told)])
 
     @property
@@ -75,163 +64,130 @@ class ClassReport:
 
         return classroom(self.cells)
 
-    @property
-    def points(self) -> pd.DataFrame:
-        """A point for each passed exercise: a row a learner, a column a chapter."""
-        done = self.cells["state"].isin(PASSED).astype(int)
-        rows = self.cells.assign(points=done, chapter=self.cells["exercise"].str[:2])
-        table = rows.pivot_table(
-            index="learner", columns="chapter", values="points", aggfunc="sum", sort=False
-        )
-        return pd.DataFrame(table.astype(int))
-
     def gradebook(self, platform: str) -> str:
-        """Return the points as a CSV text that a learning platform imports.
+        """Return a point for each passed exercise as CSV for ``moodle``, or else for ``canvas``.
 
-        Args:
-            platform: ``moodle``: columns ``Username``, ``Email address`` and one a chapter, to be
-                mapped to the course's grade items on import. ``canvas``: the columns of its own
-                export (``Student``, ``ID``, ``SIS User ID``, ``SIS Login ID``, ``Section``), one a
-                chapter, and the row of points possible.
-
+        Moodle maps columns to the course's grade items on import; Canvas reads those of its own
+        export, and a row of points possible.
         Source: Moodle's documentation, "Grade import"; Canvas' ``gradebook_importer.rb``.
         """
-        table = self.points.rename(columns=lambda chapter: f"Image lab, chapter {chapter}")
+        rows = self.cells.assign(
+            chapter="Image lab, chapter " + self.cells["exercise"].str[:2],
+            points=self.cells["state"].isin(_PASSED).astype(int),
+        )
+        points = rows.pivot_table("points", "learner", "chapter", aggfunc="sum", sort=False)
         # A name that a spreadsheet would take for a formula is quoted.
-        names = [f"'{name}" if name[:1] in "=+-@" else name for name in table.index]
-        points = table.reset_index(drop=True)
-        if platform == "moodle":
-            addresses = [name if "@" in name else "" for name in names]
-            rows = pd.DataFrame({"Username": names, "Email address": addresses, **points})
-            return str(rows.to_csv(index=False))
-        possible = self.exercises.groupby(self.exercises["exercise"].str[:2]).size()
-        first = {"Student": "    Points Possible", **dict(zip(points, possible, strict=True))}
-        blank = {"ID": "", "SIS User ID": "", "SIS Login ID": names, "Section": ""}
-        rows = pd.DataFrame({"Student": names, **blank, **points})
-        full = pd.concat([pd.DataFrame([first]), rows])[list(rows)]
-        return str(full.to_csv(index=False))
+        names = [f"'{name}" if name[:1] in "=+-@" else name for name in points.index]
+        addresses = [name if "@" in name else "" for name in names]
+        head = {"Username": names, "Email address": addresses}
+        if platform == "canvas":
+            blank = [""] * len(names)
+            head = {"Student": names, "ID": blank, "SIS User ID": blank, "SIS Login ID": names}
+            head["Section"] = blank
+        table = pd.DataFrame({**head, **points.reset_index(drop=True)})
+        if platform == "canvas":
+            possible = rows.groupby("chapter")["exercise"].nunique()
+            first = {"Student": "    Points Possible", **possible}
+            table = pd.concat([pd.DataFrame([first], columns=table.columns), table])
+        return str(table.to_csv(index=False))
 
 
 def report(
     folder: Path, exercises: Sequence[str], *, registry: Registry | None = None
 ) -> ClassReport:
-    """Read a folder of receipts.
-
-    Args:
-        folder: every ``.json`` file in it, and in its folders, is looked at.
-        exercises: the ids of all exercises, in order.
-        registry: asked whether it has the images that the receipts name.
-
-    Raises:
-        StateError: there is no such folder, or no receipts in it.
-        RegistryUnreachable: the registry does not answer.
-    """
-    handed_in, left_out = _read(folder)
-    if not handed_in:
+    """Read the ``.json`` files of a folder, and of those in it; a registry is asked for images."""
+    records, left_out = _read(folder)
+    if not records:
         raise StateError(
             f"reading the receipts in '{folder}': there are none. {' '.join(left_out[:1])} "
             "Learners save theirs with 'python3 -m labapp progress --save FILE.json'."
         )
-    if registry is not None:
-        handed_in = _verified(handed_in, registry)
-    handed_in.sort(key=lambda each: (-len(each.record.passed), each.record.learner))
+    is_there, address = functools.cache(_is_there), registry.address if registry else ""
     seen: Counter[str] = Counter()
-    learners, rows = [], []
-    for each in handed_in:
-        name = each.record.learner
+    learners, cells = [], []
+    order = sorted(records.items(), key=lambda each: (-len(each[1].passed), each[1].learner))
+    for file, record in order:
+        name = printable(record.learner)
         seen[name] += 1
         # The second of the same name is told apart, and not added up.
         name = name if seen[name] == 1 else f"{name} ({seen[name]})"
-        learners.append({"learner": name, **_row(each, exercises)})
-        rows += [{"learner": name, **_cell(each.record, exercise)} for exercise in exercises]
-    cells = pd.DataFrame(rows)
-    return ClassReport(pd.DataFrame(learners), _by_exercise(cells), cells, tuple(left_out))
+        images = _images(record)
+        missing = [image for image in images if registry and not is_there(registry, image)]
+        notes = [record.broken.text] if record.broken else []
+        notes += _twins(file, records)
+        notes += [f"{images[each]}: {address} does not have {each}" for each in missing]
+        known = [receipt for id, receipt in record.passed.items() if id in exercises]
+        learners.append(
+            {
+                "learner": name,
+                "file": str(file),
+                "passed": len(known),
+                "of": len(exercises),
+                "tries": sum(receipt.tries for receipt in known),
+                "hints": sum(receipt.hints for receipt in known),
+                "solutions": sum(receipt.solution for receipt in known),
+                "last": max((receipt.time for receipt in known), default=""),
+                "chain": f"broken at {record.broken.number}" if record.broken else "whole",
+                "images": len(images),
+                "verified": len(images) - len(missing) if registry else None,
+                "notes": notes,
+            }
+        )
+        cells += [{"learner": name, **_cell(record, exercise)} for exercise in exercises]
+    table = pd.DataFrame(cells)
+    return ClassReport(pd.DataFrame(learners), _by_exercise(table), table, tuple(left_out))
 
 
-@dataclass(frozen=True)
-class _HandedIn:
-    """One learner's receipts, what is odd about them, and how many of their images are there."""
-
-    file: Path
-    record: Record
-    notes: tuple[str, ...] = ()
-    verified: int | None = None
-
-
-def _read(folder: Path) -> tuple[list[_HandedIn], list[str]]:
+def _read(folder: Path) -> tuple[dict[Path, Record], list[str]]:
     """Read what each learner handed in, of several copies the last; tell what is left out."""
     if not folder.is_dir():
         raise StateError(
             f"reading the receipts in '{folder}': there is no such folder. Name the one that the "
             "class's files are in."
         )
-    found: list[_HandedIn] = []
-    left_out = []
+    found, left_out = {}, []
     for file in sorted(folder.rglob("*.json")):
         try:
-            new = _HandedIn(file, receipts.read(file))
+            found[file] = receipts.read(file)
         except (StateError, FileNotFoundError) as error:
             left_out.append(str(error))
-            continue
-        old = next((each for each in found if _same(each.record, new.record)), None)
-        if old is None:
-            found.append(new)
-            continue
-        if len(new.record.receipts) > len(old.record.receipts):
-            found[found.index(old)] = new
-            new, old = old, new
-        left_out.append(f"'{new.file}': '{old.file}' is of the same learner and says as much.")
-    return [replace(each, notes=_alike(each, found)) for each in found], left_out
+    kept: dict[Path, Record] = {}
+    for file, record in sorted(found.items(), key=lambda each: -len(each[1].receipts)):
+        whole = next((other for other in kept if _is_earlier(record, kept[other])), None)
+        if whole is None:
+            kept[file] = record
+        else:
+            left_out.append(f"'{file}': '{whole}' is of the same learner and says as much.")
+    return kept, left_out
 
 
-def _same(one: Record, other: Record) -> bool:
-    """Say whether two records are one learner's, at two times."""
-    least = min(len(one.receipts), len(other.receipts))
-    return (one.seed, one.learner) == (other.seed, other.learner) and (
-        one.receipts[:least] == other.receipts[:least]
-    )
+def _is_earlier(one: Record, other: Record) -> bool:
+    """Say whether a record is what another one was at an earlier time."""
+    began = (one.seed, one.learner) == (other.seed, other.learner)
+    return began and one.receipts == other.receipts[: len(one.receipts)]
 
 
-def _alike(each: _HandedIn, found: list[_HandedIn]) -> tuple[str, ...]:
-    """Tell which others have the same seed, or only the same name."""
-    record, notes = each.record, []
-    others = [other for other in found if other is not each]
-    copies = [other for other in others if other.record.seed == record.seed]
-    namesakes = [o for o in others if o.record.learner == record.learner and o not in copies]
-    if copies:
-        notes.append(
-            f"the same seed as {_first(copies)}: one was copied from the other, or both began on "
-            "one machine"
-        )
-    if namesakes:
-        notes.append(
-            f"the same name, with another seed, as {_first(namesakes)}: two machines, or two people"
-        )
-    return tuple(notes)
+def _twins(file: Path, records: Mapping[Path, Record]) -> Iterator[str]:
+    """Yield a note if others have the same seed, and one if they have the same name."""
+    own, others = records[file], records.keys() - {file}
+    copies = sorted(each for each in others if records[each].seed == own.seed)
+    named = sorted(each for each in others - {*copies} if records[each].learner == own.learner)
+    for twins, words in (
+        (copies, "seed as {}: one was copied from the other, or both began on one machine"),
+        (named, "name, with another seed, as {}: two machines, or two people"),
+    ):
+        if twins:
+            more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
+            first = f"'{records[twins[0]].learner}' in '{twins[0]}'{more}"
+            yield f"the same {words.format(first)}"
 
 
-def _first(others: list[_HandedIn]) -> str:
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    return f"'{others[0].record.learner}' in '{others[0].file}'{more}"
-
-
-def _verified(handed_in: list[_HandedIn], registry: Registry) -> list[_HandedIn]:
-    """Ask a registry for each image that receipts name, and note which ones it does not have."""
-    held: dict[str, bool] = {}
-    told = []
-    for each in handed_in:
-        named = _images(each.record)
-        for image in named:
-            if image not in held:
-                held[image] = _holds(registry, image)
-        missing = tuple(
-            f"{exercise}: {registry.address} does not have {image}"
-            for image, exercise in named.items()
-            if not held[image]
-        )
-        count = len(named) - len(missing)
-        told.append(replace(each, notes=(*each.notes, *missing), verified=count))
-    return told
+def _is_there(registry: Registry, image: str) -> bool:
+    try:
+        registry.manifest_bytes(*image.split("@"))
+    except (NotInRegistry, DamagedContent):
+        return False
+    return True
 
 
 def _images(record: Record) -> dict[str, str]:
@@ -240,7 +196,7 @@ def _images(record: Record) -> dict[str, str]:
     for receipt in record.sound:
         for value in receipt.evidence.values():
             try:
-                reference = Reference.parse(value)
+                reference = Reference.parse(str(value))
             except InvalidReference:
                 continue
             if reference.digest:
@@ -249,62 +205,28 @@ def _images(record: Record) -> dict[str, str]:
     return found
 
 
-def _holds(registry: Registry, image: str) -> bool:
-    """Say whether a registry has an image's manifest, with just these bytes."""
-    repository, _, digest = image.partition("@")
-    try:
-        registry.manifest_bytes(repository, digest)
-    except (NotInRegistry, DamagedContent):
-        return False
-    return True
-
-
 def _cell(record: Record, exercise: str) -> dict[str, object]:
-    found = standing(record, exercise)
-    state = found.state
-    if state == "passed":
-        state = "solution" if found.solution else "hints" if found.hints else "alone"
-    took = {"tries": found.tries, "hints": found.hints, "solution": found.solution}
-    return {"exercise": exercise, "state": state, **took}
-
-
-def _row(each: _HandedIn, exercises: Sequence[str]) -> dict[str, object]:
-    record, broken = each.record, each.record.broken
-    known = [receipt for id, receipt in record.passed.items() if id in exercises]
-    return {
-        "file": str(each.file),
-        "passed": len(known),
-        "of": len(exercises),
-        "tries": sum(receipt.tries for receipt in known),
-        "hints": sum(receipt.hints for receipt in known),
-        "solutions": sum(receipt.solution for receipt in known),
-        "last": max((receipt.time for receipt in known), default=""),
-        "chain": "whole" if broken is None else f"broken at {broken.number}",
-        "images": len(_images(record)),
-        "verified": each.verified,
-        "notes": each.notes if broken is None else (broken.text, *each.notes),
-    }
+    took = record.took(exercise)
+    state = took.state
+    if isinstance(took, Receipt):
+        state = "solution" if took.solution else "hints" if took.hints else "alone"
+    counts = {"tries": took.tries, "hints": took.hints, "solution": took.solution}
+    return {"exercise": exercise, "state": state, **counts}
 
 
 def _by_exercise(cells: pd.DataFrame) -> pd.DataFrame:
     """Return a row an exercise: how many passed and tried it, and what it took those who passed."""
-    done = cells["state"].isin(PASSED)
-    took = cells[["tries", "hints"]].where(done)
-    counts = pd.DataFrame({"passed": done, "tried": cells["state"] != "open"})
-    seen = (cells["solution"] & done).rename("solutions")
-    by = cells["exercise"]
-    parts = [
-        counts.groupby(by, sort=False).sum(),
-        took.groupby(by, sort=False).median(),
-        seen.groupby(by, sort=False).sum(),
-    ]
-    return pd.concat(parts, axis=1).reset_index()
+    passed = cells["state"].isin(_PASSED)
+    took = cells[["tries", "hints"]].where(passed)
+    counts = cells.assign(passed=passed, tried=cells["state"] != "open", **took)
+    counts["solutions"] = cells["solution"] & passed
+    by = counts.groupby("exercise", sort=False)
+    columns = {"passed": "sum", "tried": "sum", "tries": "median", "hints": "median"}
+    return by.agg({**columns, "solutions": "sum"}).reset_index()
 
 
 def _text(table: pd.DataFrame) -> str:
     """Return a table as aligned text, its first column to the left."""
     name = str(table.columns[0])
-    width = max(len(name), *table[name].map(len))
-    head = table.rename(columns={name: name.ljust(width)})
-    left = {name.ljust(width): lambda text: text.ljust(width)}
-    return head.to_string(index=False, na_rep="", float_format="{:g}".format, formatters=left)
+    rows = table.set_index(name).rename_axis(index=None, columns=name)
+    return rows.to_string(na_rep="", float_format="{:g}".format)

@@ -7,13 +7,14 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from labapp import cli
 from labapp.course.exercises import all_exercises
-from labapp.course.receipts import Receipts
+from labapp.course.receipts import Attempt, Receipts
 from labapp.course.report import ClassReport, report
 from labapp.errors import StateError
 from labapp.state import State
@@ -22,15 +23,14 @@ FOUR = ("00-tag", "00-run", "01-cache", "03-pin")
 BOB = "bob@example.org"
 
 
-def learner(folder: Path, name: str, *passed: str, file: str = "") -> Path:
+def learner(folder: Path, name: str, *passed: str, file: str = "") -> Receipts:
     """Receipts of somebody who passed some exercises, handed in."""
     receipts = Receipts(State.open(folder / "states" / (file or name)))
     receipts.rename(name)
     for id in passed:
-        receipts.note_try(id, evidence={})
-    handed_in = folder / "class" / (file or name) / "receipts.json"
-    receipts.save(handed_in)
-    return handed_in
+        receipts.note(id, Attempt(tries=1), {})
+    receipts.save(folder / "class" / (file or name) / "receipts.json")
+    return receipts
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +38,18 @@ def prototype(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A class: ada passed all four, bob two with help, cleo none; and what is not in order."""
     tmp_path = tmp_path_factory.mktemp("room")
     folder = tmp_path / "class"
-    ada = learner(tmp_path, "ada", *FOUR)
-    early = learner(tmp_path, BOB, "00-tag")
-    shutil.copy(early, folder / "bob-last-week.json")
-    bob = Receipts(State.open(tmp_path / "states" / BOB))
-    for number in (1, 2):
-        bob.note_hint("00-run", number)
-    bob.note_try("00-run")
-    bob.note_try("00-run", evidence={})
-    bob.note_solution("01-cache")
-    bob.note_try("01-cache")
-    bob.save(early)
+    learner(tmp_path, "ada", *FOUR)
     learner(tmp_path, "cleo")
-    (folder / "cut short.json").write_text(ada.read_text("utf-8")[:200], "utf-8")
+    bob = learner(tmp_path, BOB, "00-tag")
+    bob.save(folder / "bob-last-week.json")
+    for hints in (1, 2):
+        bob.note("00-run", Attempt(hints=hints))
+    bob.note("00-run", Attempt(tries=1))
+    bob.note("00-run", Attempt(tries=1), {})
+    bob.note("01-cache", Attempt(tries=1, solution=True))
+    bob.save(folder / BOB / "receipts.json")
+    whole = (folder / "ada" / "receipts.json").read_text("utf-8")
+    (folder / "cut short.json").write_text(whole[:200], "utf-8")
     (folder / "quiz.json").write_text('[{"question": "?"}]', "utf-8")
     (folder / "newer.json").write_text('{"format": 2, "receipts": []}', "utf-8")
     return folder
@@ -61,18 +60,20 @@ def room(tmp_path: Path, prototype: Path) -> Path:
     return Path(shutil.copytree(prototype, tmp_path / "class"))
 
 
-def changed(file: Path, *, name: str = "", tries: int = 0) -> None:
-    document = json.loads(file.read_text("utf-8"))
+def changed(room: Path, source: str, target: str, *, name: str = "", tries: int = 0) -> None:
+    """Hand in a learner's file once more, or instead, with some changes."""
+    document = json.loads((room / source / "receipts.json").read_text("utf-8"))
     if name:
         document["learner"] = name
     if tries:
         document["receipts"][1]["tries"] = tries
-    file.write_text(json.dumps(document), "utf-8")
+    (room / target).mkdir(exist_ok=True)
+    (room / target / "receipts.json").write_text(json.dumps(document), "utf-8")
 
 
-def row(found: ClassReport, name: str) -> dict[str, object]:
+def row(found: ClassReport, name: str) -> dict[Any, Any]:
     (row,) = (each for each in found.learners.to_dict("records") if each["learner"] == name)
-    return {str(key): value for key, value in row.items()}
+    return row
 
 
 def test_who_is_where_and_which_exercise_is_hard(room: Path) -> None:
@@ -81,77 +82,53 @@ def test_who_is_where_and_which_exercise_is_hard(room: Path) -> None:
     assert list(found.learners["passed"]) == [4, 2, 0]
     bob = row(found, BOB)
     assert (bob["of"], bob["tries"], bob["hints"], bob["solutions"]) == (4, 3, 2, 0)
-    assert str(bob["last"]).startswith("20") and bob["chain"] == "whole"
+    assert bob["last"].startswith("20") and (bob["chain"], bob["notes"]) == ("whole", [])
     assert row(found, "cleo")["last"] == ""
     states = found.cells.pivot(index="learner", columns="exercise", values="state")
     assert list(states.loc[BOB, list(FOUR)]) == ["alone", "hints", "tried", "open"]
     rows = found.exercises.set_index("exercise")
     assert list(rows["passed"]) == [2, 2, 1, 1] and list(rows["tried"]) == [2, 2, 2, 1]
-    assert rows.loc["00-run", "tries"] == 1.5 and rows.loc["00-run", "hints"] == 1
+    assert tuple(rows.loc["00-run", ["tries", "hints", "solutions"]]) == (1.5, 1, 0)
     assert "3 learners and 4 exercises" in found.chart.alt and "00-run by 2" in found.chart.alt
+    for name in ("bob-last-week", "cut short", "newer", "quiz"):
+        assert sum(f"{name}.json'" in line for line in found.left_out) == 1
+    assert len(found.left_out) == 4
 
 
-def test_files_that_do_not_belong_are_listed(room: Path) -> None:
-    left_out = report(room, FOUR).left_out
-    names = ("bob-last-week", "cut short", "newer", "quiz")
-    assert [name for name in names for line in left_out if f"{name}.json'" in line] == list(names)
-    assert len(left_out) == len(names)
-
-
-def test_an_edited_file_is_named_and_counts_up_to_there(room: Path) -> None:
-    changed(room / "ada" / "receipts.json", tries=7)
-    ada = row(report(room, FOUR), "ada")
-    assert ada["chain"] == "broken at 2" and "00-run" in str(ada["notes"]) and ada["passed"] == 1
-
-
-def test_a_copy_of_a_neighbours_file_is_named(room: Path) -> None:
-    shutil.copytree(room / "ada", room / "dan")
-    changed(room / "dan" / "receipts.json", name="dan")
-    found = report(room, FOUR)
-    assert row(found, "dan")["chain"] == "whole"
-    for name, other in (("dan", "'ada' in '"), ("ada", "'dan' in '")):
-        (note,) = row(found, name)["notes"]  # type: ignore[misc]
-        assert "seed" in note and other in note
-
-
-def test_an_edited_second_copy_does_not_replace_the_first(room: Path) -> None:
-    shutil.copytree(room / "ada", room / "ada-again")
-    changed(room / "ada-again" / "receipts.json", tries=7)
-    found = report(room, FOUR)
-    assert list(found.learners["learner"]) == ["ada", BOB, "ada (2)", "cleo"]
-    assert list(found.learners["passed"]) == [4, 2, 1, 0]
-
-
-def test_two_files_under_one_name_are_told_and_not_added_up(room: Path) -> None:
+def test_edited_files_count_up_to_there_and_copies_are_named(room: Path) -> None:
+    changed(room, "ada", "ada-again", tries=7)
+    changed(room, "ada", "dan", name="dan")
     learner(room.parent, "cleo", "00-tag", file="cleo-at-home")
     found = report(room, FOUR)
-    assert found.points.loc["cleo"].to_dict() == {"00": 1, "01": 0, "03": 0}
-    assert found.points.loc["cleo (2)"].to_dict() == {"00": 0, "01": 0, "03": 0}
-    (note,) = row(found, "cleo (2)")["notes"]  # type: ignore[misc]
+    passed = dict(zip(found.learners["learner"], found.learners["passed"], strict=True))
+    assert passed == {"ada": 4, "dan": 4, BOB: 2, "ada (2)": 1, "cleo": 1, "cleo (2)": 0}
+    edited = row(found, "ada (2)")
+    assert edited["chain"] == "broken at 2" and "00-run" in edited["notes"][0]
+    assert len(edited["notes"]) == 2 and "seed" in edited["notes"][1]
+    # A neighbour's file under another name has a whole chain, and the neighbour's seed.
+    (note,) = row(found, "dan")["notes"]
+    assert row(found, "dan")["chain"] == "whole" and "seed" in note and "'ada' in '" in note
+    assert any("seed" in note and "and 1 more" in note for note in row(found, "ada")["notes"])
+    # Two files under one name are told, and not added up.
+    (note,) = row(found, "cleo (2)")["notes"]
     assert "name" in note and "cleo-at-home" in note
+    assert "\ncleo,,1,0,0\ncleo (2),,0,0,0" in found.gradebook("moodle")
 
 
-def test_points_for_moodle(room: Path) -> None:
-    ada, bob, _ = csv.DictReader(io.StringIO(report(room, FOUR).gradebook("moodle")))
+def test_points_for_learning_platforms(room: Path) -> None:
+    changed(room, "ada", "ada", name="=HYPERLINK(1)")
+    found = report(room, FOUR)
+    rows = list(csv.DictReader(io.StringIO(found.gradebook("moodle"))))
     points = {f"Image lab, chapter {number}": "0" for number in ("00", "01", "03")}
     points["Image lab, chapter 00"] = "2"
-    assert bob == {"Username": BOB, "Email address": BOB, **points}
-    assert (ada["Username"], ada["Email address"]) == ("ada", "")
-
-
-def test_points_for_canvas(room: Path) -> None:
-    head, possible, *rows = csv.reader(io.StringIO(report(room, FOUR).gradebook("canvas")))
+    assert rows[1] == {"Username": BOB, "Email address": BOB, **points}
+    # A name is no formula, and no address unless it is one.
+    assert (rows[0]["Username"], rows[0]["Email address"]) == ("'=HYPERLINK(1)", "")
+    head, possible, ada, *_ = csv.reader(io.StringIO(found.gradebook("canvas")))
     # What its importer asks of a file, and where it looks for a student.
     assert head[:5] == ["Student", "ID", "SIS User ID", "SIS Login ID", "Section"]
     assert "Points Possible" in possible[0] and possible[5:] == ["2", "1", "1"]
-    assert rows[0] == ["ada", "", "", "ada", "", "2", "1", "1"]
-
-
-@pytest.mark.parametrize("platform", ["moodle", "canvas"])
-def test_a_name_is_no_formula(room: Path, platform: str) -> None:
-    changed(room / "ada" / "receipts.json", name="=HYPERLINK(1)")
-    text = report(room, FOUR).gradebook(platform)
-    assert "'=HYPERLINK(1)" in text and "\n=HYPER" not in text
+    assert ada == ["'=HYPERLINK(1)", "", "", "'=HYPERLINK(1)", "", "2", "1", "1"]
 
 
 def test_a_folder_without_receipts(tmp_path: Path) -> None:
@@ -163,12 +140,12 @@ def test_a_folder_without_receipts(tmp_path: Path) -> None:
 
 
 def test_the_report_command(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changed(room / "ada" / "receipts.json", name="ada\x1b[31m", tries=7)
-    shutil.copy(room / "quiz.json", room / "quiz\x1b[31m.json")
+    changed(room, "ada", "ada", name="ada\x1b[31m", tries=7)
+    shutil.copy(room / "quiz.json", room / "quiz\a.json")
     grades, chart = tmp_path / "new" / "grades.csv", tmp_path / "class.svg"
     assert cli.main(["report", str(room), "--csv", str(grades), "--chart", str(chart)]) == 0
     out = capsys.readouterr().out
-    assert "\x1b" not in out and "ada\N{REPLACEMENT CHARACTER}[31m" in out
+    assert "\x1b" not in out and "\a" not in out and "ada\N{REPLACEMENT CHARACTER}[31m" in out
     for fact in (f"1 of {len(all_exercises())}", "broken at 2", "00-run", "quiz", "newer"):
         assert fact in out
     assert grades.read_text("utf-8").startswith("Username,Email address,")
