@@ -60,15 +60,11 @@ MORE = "RUN cp -r /usr/lib/python3 /usr/lib/python3.13 /opt/"
 # What the lab's processes do: this file, run with a name of these, an image and a folder.
 
 
-def _parsed(reference: str) -> tuple[Registry, Reference]:
-    parsed = Reference.parse(reference)
-    return Registry(parsed.registry), parsed
-
-
 def everything(reference: str, folder: Path) -> None:
     """Read all tables of an image."""
+    registry = Registry(Reference.parse(reference).registry)
     with feedback.using(QUIET):
-        found = contents.read(*_parsed(reference), folder=folder)
+        found = contents.read(registry, registry.image(reference), folder=folder)
     for table in (found.layers, found.files, found.changes, found.packages):
         assert len(table)
     for table in (found.privileged, found.tools, found.secrets):
@@ -173,7 +169,7 @@ def _measure(
         with (folder / "blobs" / layer.digest[7:]).open("wb") as file:
             file.writelines(registry.open_blob(repository, layer.digest, size=layer.size))
     with feedback.using(QUIET):
-        contents.read(registry, known, folder=folder / "known")
+        contents.read(registry, registry.image(known), folder=folder / "known")
 
     found = Measure()
     for number in range(1, rounds + 1):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from labapp import feedback
 from labapp.errors import InvalidReference, LabError, NotInRegistry
-from labapp.state import REPOSITORY, State, write_atomically
+from labapp.state import REPOSITORY, State, write_file
 
 if TYPE_CHECKING:
     from labapp.doctor import Finding
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
     from labapp.reference import Reference
     from labapp.registry.manifests import Platform
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+
+SECOND = "-chapters"
+"""How the name of the folder of the tests' second lab ends, in which the chapters run."""
 
 BASES = click.option(
     "--bases",
@@ -71,7 +74,7 @@ def command() -> None:
     """
 
 
-@command.command(short_help="Set everything up and open JupyterLab on the chapters.")
+@command.command()
 @click.option("--no-browser", is_flag=True, help="Only print the address to open, with its token.")
 @click.option(
     "--port",
@@ -99,19 +102,18 @@ def start(no_browser: bool, port: int | None, notebooks: Path, bases: str) -> No
     from labapp.machine import jupyter
 
     state = State.open()
-    ready = prepare(state, source=bases, clean=jupyter.find(state) is None)
-    folder, browser = notebooks.resolve(), not no_browser
-    jupyter.serve(state, ready.engine, folder=folder, port=port, browser=browser)
+    engine = prepare(state, source=bases, clean=jupyter.find(state) is None).engine
+    jupyter.serve(state, engine, folder=notebooks.resolve(), port=port, browser=not no_browser)
 
 
-@command.command(short_help="End JupyterLab, the registry, and the lab's own engine.")
+@command.command()
 def stop() -> None:
-    """End JupyterLab, the registry, and the engine if it is the lab's own.
+    """End JupyterLab, the registry, and the lab's own engine.
 
     Nothing is removed: images, base images and your progress are there at the next start.
     """
     from labapp.errors import EngineNotFound
-    from labapp.machine import engine, jupyter
+    from labapp.machine import engine, jupyter, own_engine
     from labapp.private.registry import PrivateRegistry
     from labapp.registry.server import RegistryServer
 
@@ -122,48 +124,45 @@ def stop() -> None:
         found = engine.find(state)
         RegistryServer(engine=found, state=state).stop()
         PrivateRegistry(engine=found, state=state).stop()
-    engine.stop(state)
+    own_engine.stop(state)
     feedback.say("The lab is stopped.")
 
 
-@command.command(short_help="Tell what runs, and where.")
+@command.command()
 def status() -> int:
-    """Tell what runs and where: engine, registry, base images, JupyterLab.
+    """Tell what runs, and where.
 
     The exit code is 0 when the lab is ready to work, else 1. 'doctor' looks closer.
     """
-    from labapp import doctor as doctor_
+    from labapp import doctor as checks
     from labapp.machine import jupyter
     from labapp.private import service
 
     state = State.open()
-    findings = doctor_.examine_lab(state)
-    _print(findings)
+    code = _print(checks.examine_lab(state))
     if service.was_started(state):
         realm = service.find(state)
         place = f"lets accounts in; its token service is {realm}" if realm else "is stopped"
-        click.echo(f"     {'private registry':<21} {place}")
+        _line("private registry", place)
     server = jupyter.find(state)
-    click.echo(f"     {'JupyterLab':<21} {server.url if server else 'is not running'}")
-    click.echo(f"     {'state':<21} '{state.folder}', lab {state.lab_id}")
-    return 0 if all(finding.ok for finding in findings) else 1
+    _line("JupyterLab", server.url if server else "is not running")
+    _line("state", f"'{state.folder}', lab {state.lab_id}")
+    return code
 
 
-@command.command(short_help="Check this machine, and say what to do.")
+@command.command()
 def doctor() -> int:
-    """Check what the lab needs of this machine, and say what to do where something is missing.
+    """Check this machine, and say what to do.
 
     Looks at Python, disk space, engine, image store, builder, the docker command, registry, base
     images and proxy settings. Changes nothing. The exit code is 0 when every line is OK, else 1.
     """
     from labapp import doctor as checks
 
-    findings = checks.examine(State.open())
-    _print(findings)
-    return 0 if all(finding.ok for finding in findings) else 1
+    return _print(checks.examine(State.open()))
 
 
-@command.command(short_help="Execute chapters without a browser.")
+@command.command()
 @click.argument("chapters", nargs=-1, metavar="[CHAPTER]...")
 @click.option(
     "--out",
@@ -174,10 +173,10 @@ def doctor() -> int:
 )
 @BASES
 def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
-    """Execute chapters without a browser, and write notebooks and HTML pages to out/.
+    """Execute chapters without a browser.
 
-    CHAPTER is a number or a name: 'run 02', 'run 02_registry'. Without any, all are run. A page
-    needs no internet to be read.
+    CHAPTER is a number or a name: 'run 02', 'run 02_registry'. Without any, all are run. Their
+    notebooks and HTML pages, which need no internet to be read, go to out/.
     """
     from labapp.bench import prepare
     from labapp.course import pages
@@ -187,88 +186,106 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
     files = pages.chapters(REPOSITORY / "notebooks", chapters)
     environment = jupyter.environment(state, prepare(state, source=bases).engine)
     for file in files:
-        page = pages.run_chapter(file, out, environment=environment)
-        feedback.say(f"{page.html}  ({page.seconds:.0f} s)")
+        pages.run_chapter(file, out, environment=environment)
 
 
-@command.command(
-    short_help="Set up a lab apart, and run the test suite.",
-    context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]},
-)
+@command.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[PYTEST_ARGS]...")
 def test(pytest_args: tuple[str, ...]) -> int:
-    """Set up as 'start' does, then run the test suite.
+    """Set up a lab apart, and run the test suite.
 
-    Works in a lab of its own (its state folder ends in '-test', or is named in LABAPP_STATE_TEST),
-    so that a running lab is not disturbed. PYTEST_ARGS go to pytest: 'test tests/unit -x'. Unit
-    tests alone need no engine. The exit code is pytest's.
+    That lab's state folder ends in '-test', or is named in LABAPP_STATE_TEST: a running lab is not
+    disturbed. PYTEST_ARGS go to pytest: 'test tests/unit -x'. Unit tests alone need no engine. The
+    exit code is pytest's.
     """
-    from labapp import suite
+    from labapp.bench import prepare
+    from labapp.machine import own_engine, root
 
-    return suite.run(pytest_args)
+    state = State.open(tests_folder())
+    os.environ["LABAPP_STATE"] = str(state.folder)
+    if root.why_no_packages() is None:
+        os.environ.setdefault("LABAPP_BASES", "debian")
+    units = any(argument.startswith("tests/unit") for argument in pytest_args)
+    bench = None if units else prepare(state, clean=True)
+    command = [sys.executable, "-m", "pytest"]
+    if not any(argument.startswith("tests/") for argument in pytest_args):
+        # Chapters wait for builds most of the time: they run beside the rest, in a second lab.
+        command += ["-n", "2"]
+    if reason := own_engine.can_start():
+        feedback.say(f"Left out: the tests that make an engine or a root. Why: {reason}")
+        command += ["-m", "not own_engine"]
+    with subprocess.Popen([*command, *pytest_args], cwd=REPOSITORY) as process:
+        # At Ctrl-C, pytest gets the same signal, and cleans up after itself.
+        with contextlib.suppress(KeyboardInterrupt):
+            process.wait()
+        code = process.wait()
+    if bench is not None:
+        # Nothing is printed after pytest's own lines.
+        with contextlib.suppress(LabError), feedback.using(feedback.QuietFeedback()):
+            bench.stop()
+    return code
 
 
-@command.command(short_help="Remove what the lab made.")
+def tests_folder() -> Path:
+    """Return the state folder of the tests' own lab."""
+    mine = State.open().folder
+    named = os.environ.get("LABAPP_STATE_TEST")
+    return Path(named).expanduser().absolute() if named else mine.with_name(f"{mine.name}-test")
+
+
+@command.command()
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option(
-    "--everything",
-    is_flag=True,
-    help="Also the lab's own engine with all its data, and the whole state folder.",
-)
+@click.option("--everything", is_flag=True, help="Also the lab's own engine, and all its state.")
 def reset(yes: bool, everything: bool) -> int:
-    """Remove what the lab made: containers, images, volumes, networks, and its own files.
+    """Remove what the lab made.
 
-    Exactly those things are removed that carry this lab's label or an image name with its
-    registry's address; nothing else on the engine is touched. The list is shown first. The
+    That is its files, and those containers, images, volumes and networks that carry its label or an
+    image name with its registry's address; nothing else is touched. The list is shown first. The
     receipts of passed exercises stay, but with --everything.
     """
     from labapp import reset as resets
-    from labapp import suite
     from labapp.machine import jupyter
 
-    state, tests = State.open(), suite.folder()
-    labs = [tests, tests.with_name(tests.name + suite.SECOND)]
+    state, tests = State.open(), tests_folder()
     work = REPOSITORY / "notebooks" / "work"
     plans = [resets.plan(state, everything=everything, work=work)]
-    for lab in labs if everything else ():
-        if lab.exists():
+    for lab in (tests, tests.with_name(tests.name + SECOND)):
+        if everything and lab.exists():
             plans.append(resets.plan(State.open(lab), everything=True))
-    click.echo("This will be removed:")
-    for line in [line for plan in plans for line in plan.lines()]:
-        click.echo(f"  {line}")
+    lines = [line for plan in plans for line in plan.lines()]
+    click.echo("\n  ".join(["This will be removed:", *lines]))
     if not yes:
         click.confirm("Remove all this?", abort=True)
     if everything:
         jupyter.stop(state)
+        click.echo(f"Python's packages go with the folder of the clone: '{REPOSITORY}'.")
     left = [line for plan in plans for line in resets.carry_out(plan)]
     for line in left:
         click.echo(f"labapp: not removed: {line}", err=True)
-    if everything:
-        click.echo(f"Python's packages go with the folder of the clone: '{REPOSITORY}'.")
     return 1 if left else 0
 
 
-@command.group(short_help="Carry everything to machines without internet.")
+@command.group()
 def bundle() -> None:
-    """Carry base images, registry and wheels to machines without internet, in one file.
+    """Carry everything to machines without internet.
 
     An instructor saves a bundle once; each learner loads it before the first start, and nobody
-    needs Docker Hub. The file is an OCI image layout in a tar, some hundred megabytes.
+    needs Docker Hub. The file is a zip, some hundred megabytes.
     """
 
 
-@bundle.command("save", short_help="Write a bundle.")
+@bundle.command("save")
 @click.argument("file", type=FILE)
 @BASES
 def save_bundle(file: Path, bases: str) -> None:
-    """Write base images, registry image, wheels and a snapshot of known fixes to FILE, a tar."""
+    """Write base images, registry image, wheels and a snapshot of known fixes to FILE, a zip."""
     from labapp import bundle as bundles
     from labapp.bench import prepare
 
     bundles.save(prepare(State.open(), source=bases), file)
 
 
-@bundle.command("load", short_help="Take from a bundle.")
+@bundle.command("load")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def load_bundle(file: Path) -> None:
     """Take base images, registry image and wheels from FILE; then run 'start'."""
@@ -277,21 +294,11 @@ def load_bundle(file: Path) -> None:
     bundles.load(State.open(), file)
 
 
-def options(command: Command) -> Command:
+def options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that 'inspect' and 'compare' both have."""
     for option in (
-        click.option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            help="Print all that was found as JSON instead of tables; sizes are in bytes.",
-        ),
-        click.option(
-            "--charts",
-            type=FOLDER,
-            metavar="FOLDER",
-            help="Also draw the charts, as PNG and SVG, into this folder.",
-        ),
+        click.option("--json", "as_json", is_flag=True, help="Print all as JSON; sizes in bytes."),
+        click.option("--charts", type=FOLDER, help="Also draw the charts into it, as PNG and SVG."),
         click.option(
             "--platform",
             metavar="OS/ARCH[/VARIANT]",
@@ -324,7 +331,7 @@ def _platform(context: click.Context, option: click.Parameter, text: str | None)
         raise click.BadParameter(str(error)) from error
 
 
-@command.command(short_help="Show what an image weighs, holds, and leaves to patch.")
+@command.command()
 @click.argument("reference")
 @options
 @click.option(
@@ -356,18 +363,20 @@ def inspect(reference: str, sbom: Sequence[tuple[str, Path]], **asked: Any) -> N
     for form, file in sbom:
         from labapp.inside import sbom as bills
 
-        _write(file, {"cyclonedx": bills.cyclonedx, "spdx": bills.spdx}[form](found.contents))
+        text = {"cyclonedx": bills.cyclonedx, "spdx": bills.spdx}[form](found.contents)
+        write_file(file, text, mode=0o644)
         click.echo(f"{file}  ({form}, {len(found.contents.packages)} packages)", err=True)
     _tell(found, **asked)
 
 
-@command.command(short_help="Show images side by side.")
+@command.command()
 @click.argument("references", nargs=-1, required=True, metavar="[NAME=]REFERENCE...")
 @options
 def compare(references: Sequence[str], **asked: Any) -> None:
-    """Show two or more images side by side: a row a fact, a column an image.
+    """Show images side by side.
 
-    Each image is named as for 'inspect'. A name of your own for the column goes in front of it:
+    A row is a fact, a column an image. Each is named as for 'inspect'; a name of your own for its
+    column goes in front:
 
     \b
       compare localhost:41233/shop/web:full localhost:41233/shop/web:slim
@@ -403,22 +412,16 @@ def _reference(text: str) -> Reference:
 
 
 def _columns(texts: Sequence[str]) -> dict[str, Reference]:
-    """Read ``NAME=REFERENCE``; without names, repositories or else tags tell the images apart."""
-    pairs = [text.rpartition("=") for text in texts]
-    references = [_reference(reference) for *_, reference in pairs]
-    last = [each.repository.rpartition("/")[2] for each in references]
-    tags = [(each.tag or each.identifier)[:19] for each in references]
-    both = [f"{one}:{tag}" for one, tag in zip(last, tags, strict=True)]
-    for short in (last, tags, both):
-        names = [
-            name.strip() if equals else other
-            for (name, equals, _), other in zip(pairs, short, strict=True)
-        ]
-        if "" in names:
-            raise click.UsageError("there is no name before an '='.")
-        if len(set(names)) == len(names):
-            return dict(zip(names, references, strict=True))
-    raise click.UsageError("two images have the same name. Give each its own: 'name=REFERENCE'.")
+    """Read ``NAME=REFERENCE``; without a name, repositories or else tags tell images apart."""
+    given = [text.rpartition("=")[::2] for text in texts]
+    references = [_reference(reference) for _, reference in given]
+    short = [reference.repository.rpartition("/")[2] for reference in references]
+    if len({*short}) < len(short):
+        short = [(reference.tag or reference.identifier)[:19] for reference in references]
+    names = [name or other for (name, _), other in zip(given, short, strict=True)]
+    if len({*names}) < len(names):
+        raise click.UsageError("two images have one name. Give each its own: 'name=REFERENCE'.")
+    return dict(zip(names, references, strict=True))
 
 
 def _inspect(reference: Reference, *, cves: str, platform: Platform | None, **_: Any) -> Inspection:
@@ -427,13 +430,14 @@ def _inspect(reference: Reference, *, cves: str, platform: Platform | None, **_:
     from labapp.registry.client import Registry
 
     registry = Registry(reference.registry)
-    # A plain image is for one platform, and no registry refuses it to others.
-    offered = registry.image(reference, platform=platform).config.platform if platform else None
-    if platform and offered and not platform.can_run(offered):
-        raise NotInRegistry(
-            f"inspecting '{reference}': it is an image for {offered} alone, not for {platform}. "
-            "Leave --platform out."
-        )
+    if platform is not None:
+        # A plain image is for one platform, and no registry refuses it to others.
+        offered = registry.image(reference, platform=platform).config.platform
+        if offered and not platform.can_run(offered):
+            raise NotInRegistry(
+                f"inspecting '{reference}': it is an image for {offered} alone, not for "
+                f"{platform}. Leave --platform out."
+            )
     cache, source = State.open().path(inspection.CACHE), None if cves == "none" else cves
     with contextlib.redirect_stdout(sys.stderr):
         return inspection.inspect(
@@ -442,7 +446,6 @@ def _inspect(reference: Reference, *, cves: str, platform: Platform | None, **_:
 
 
 def _tell(found: Inspection | Comparison, *, charts: Path | None, as_json: bool, **_: Any) -> None:
-    """Print what was found, and draw it where that is asked for."""
     from labapp.inside import inspection
 
     if charts is not None:
@@ -456,20 +459,10 @@ def _tell(found: Inspection | Comparison, *, charts: Path | None, as_json: bool,
         inspection.print_inspection(found)
 
 
-def _write(file: Path, text: str) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, text, mode=0o644)
-    except OSError as error:
-        raise LabError(
-            f"writing '{file}': {error.strerror or error}. Choose a folder that you may write to."
-        ) from error
-
-
-@command.command(short_help="Show which exercises you passed, and where to go on.")
+@command.command()
 @click.option("--name", metavar="NAME", help="From now on, write this name into the receipts.")
-@click.option("--save", type=FILE, metavar="FILE", help="Write a copy of the receipts, to hand in.")
-@click.option("--map", "picture", type=FILE, metavar="FILE", help="Draw the journey map: PNG, SVG.")
+@click.option("--save", type=FILE, help="Write a copy of the receipts, to hand in.")
+@click.option("--map", "picture", type=FILE, help="Draw the journey map: PNG, SVG.")
 def progress(name: str | None, save: Path | None, picture: Path | None) -> None:
     """Show which exercises you passed, and where to go on.
 
@@ -486,7 +479,7 @@ def progress(name: str | None, save: Path | None, picture: Path | None) -> None:
     receipts = Receipts(State.open())
     if name is not None:
         receipts.rename(name)
-    click.echo(repr(overview(receipts, REPOSITORY / "notebooks")))
+    click.echo(overview(receipts, REPOSITORY / "notebooks"))
     if save is not None:
         receipts.save(save)
         click.echo(f"A copy of the receipts is in '{save}'.")
@@ -495,14 +488,14 @@ def progress(name: str | None, save: Path | None, picture: Path | None) -> None:
         click.echo(f"The journey map is in '{saved}'.")
 
 
-@command.command(short_help="Show how far a class is, from its receipts.")
+@command.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--registry",
     metavar="ADDRESS",
     help="Ask this registry whether it has the images that the receipts name by digest.",
 )
-@click.option("--csv", type=FILE, metavar="FILE", help="Write points for a learning platform.")
+@click.option("--csv", type=FILE, help="Write points for a learning platform.")
 @click.option(
     "--platform",
     type=click.Choice(["moodle", "canvas"]),
@@ -510,11 +503,11 @@ def progress(name: str | None, save: Path | None, picture: Path | None) -> None:
     show_default=True,
     help="The columns of the CSV file: a point for each exercise, a column for each chapter.",
 )
-@click.option("--chart", type=FILE, metavar="FILE", help="Draw the class as a grid: PNG or SVG.")
+@click.option("--chart", type=FILE, help="Draw the class as a grid: PNG or SVG.")
 def report(
     folder: Path, registry: str | None, csv: Path | None, platform: str, chart: Path | None
 ) -> None:
-    """Show how far a class is: who is where, and which exercise is hard.
+    """Show how far a class is, from its receipts.
 
     FOLDER holds the receipts that learners saved with 'progress --save', or that they handed in
     beside a notebook, one file each, in any folders below it.
@@ -527,20 +520,23 @@ def report(
     from labapp.course.exercises import all_exercises
     from labapp.registry.client import Registry
 
-    asked = None if registry is None else Registry(registry)
+    asked = Registry(registry) if registry else None
     found = reports.report(folder, list(all_exercises()), registry=asked)
     click.echo(str(found))
     if csv is not None:
-        _write(csv, found.gradebook(platform))
+        write_file(csv, found.gradebook(platform), mode=0o644)
         click.echo(f"The points are in '{csv}'.")
     if chart is not None:
         click.echo(f"The chart is in '{found.chart.save(chart)}'.")
 
 
-def _print(findings: Sequence[Finding]) -> None:
+def _print(findings: Sequence[Finding]) -> int:
+    """Print the findings, and return the exit code: 0 where all is well."""
     for finding in findings:
-        mark = click.style("OK ", fg="green") if finding.ok else click.style("DO ", fg="red")
-        first, *rest = finding.text.splitlines() or [""]
-        click.echo(f"{mark}  {finding.subject:<21} {first}")
-        for line in rest:
-            click.echo(f"     {'':<21} {line}")
+        mark = click.style("OK", fg="green") if finding.ok else click.style("DO", fg="red")
+        _line(finding.subject, finding.text, mark=mark)
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _line(subject: str, text: str, *, mark: str = "  ") -> None:
+    click.echo(f"{mark}   {subject:<21} {text}".replace("\n", "\n" + " " * 27))

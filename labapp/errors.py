@@ -1,28 +1,4 @@
-"""What the lab raises.
-
-Every error that leaves the package is a :class:`LabError`::
-
-    LabError
-    ├── InvalidReference       a text that is not an image reference
-    ├── StateError             the lab's own files: damaged, not writable, locked
-    ├── EngineError            the container engine
-    │   ├── EngineNotFound     no engine answers, and none could be started
-    │   └── EngineLost         it answered before, and does not any more
-    ├── RegistryError          the registry
-    │   ├── RegistryUnreachable  nothing answers at its address
-    │   ├── NotInRegistry      no such repository, tag, manifest or blob
-    │   └── DamagedContent     bytes that do not match their digest or length
-    ├── ImageError             a step of an image's journey
-    │   ├── BuildError         with the log's tail and the Dockerfile line
-    │   ├── PushError
-    │   ├── PullError
-    │   └── RunError
-    ├── BaseError              a base image or the wheels could not be had
-    ├── VulnerabilityError     no source can tell which known vulnerabilities an image carries
-    ├── DeploymentError        a deployment file that can't be read or run
-    ├── AttackError            an attack of the lab that is refused, or can't be done or undone
-    ├── ExerciseError          an exercise or chapter that does not exist or can't be judged
-    └── ChapterError           a cell of a chapter failed in a run without a browser
+"""What the lab raises: every error that leaves the package is a :class:`LabError`.
 
 A message has four parts: what was being done, the input in quotes, the cause, and the next step.
 """

@@ -1,8 +1,9 @@
-"""The lab: the one handle that notebooks hold. It only passes on; the work is done below it."""
+"""The lab: the one handle that notebooks hold. Most work is done below it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -10,23 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labapp import feedback
-from labapp.attacks import attacks, controls, forging
-from labapp.attacks import judge as judges
+from labapp.attacks import attacks, delivery, forging, journal
 from labapp.attacks.attacks import Happened
-from labapp.attacks.delivery import PipelineRun, run_pipeline
-from labapp.attacks.judge import Judgement
+from labapp.attacks.delivery import Judgement, PipelineRun
 from labapp.bench import Bench, prepare
-from labapp.course.coach import Coach, Submission, saboteur, submission, told
-from labapp.course.exercises import Verdict
-from labapp.course.progress import JourneyMap, Progress, journey_map, overview
+from labapp.course.exercises import Coach, Submission, Verdict, saboteur, submission
+from labapp.course.progress import JourneyMap, journey_map, overview
 from labapp.errors import AttackError, ExerciseError
 from labapp.inside import inspection
 from labapp.inside.inspection import Comparison, Inspection
-from labapp.journey import build as builds
-from labapp.journey import deploy as deployments
-from labapp.journey import pin as pins
-from labapp.journey import run as runs
-from labapp.journey import transfer
+from labapp.journey import build, deploy, pin, run, transfer
 from labapp.private.registry import PrivateRegistry
 from labapp.reference import Reference
 from labapp.registry import log
@@ -42,7 +36,7 @@ if TYPE_CHECKING:
     from labapp.journey.build import Build
     from labapp.journey.deploy import Deployment
     from labapp.journey.run import Running
-    from labapp.journey.transfer import Pull, Push
+    from labapp.journey.transfer import Transfer
 
 
 def open_lab(chapter: str) -> Lab | Submission:
@@ -58,24 +52,23 @@ def open_lab(chapter: str) -> Lab | Submission:
     """
     if not (chapter.isdigit() and len(chapter) == 2):
         raise ExerciseError(f"opening chapter {chapter!r}: write two digits, such as '03'.")
-    graded = submission(Path.cwd())
-    if graded is not None:
+    if graded := submission(Path.cwd()):
         feedback.say(f"This notebook is being graded, by the receipts in '{graded.file.name}'.")
         return graded
     work = Path.cwd() / "work" / chapter
     work.mkdir(parents=True, exist_ok=True)
     bench = replace(prepare(State.open()), work=work)
+    engine = bench.engine
     # So that `!docker` in a cell speaks to the same engine, wherever the kernel was started.
-    os.environ.update(bench.engine.variables)
+    os.environ.update(engine.variables)
     # Not from a delivery script, which would undo what it has to survive.
     if "LAB_SERVICE" not in os.environ:
         try:
             # What a kernel that died in mid-attack has left.
-            attacks.undo(bench)
+            journal.undo(bench)
         except AttackError as error:
             feedback.say(str(error))
     lab = Lab(bench, Coach(bench))
-    engine = bench.engine
     feedback.say(
         f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "
         f"registry {lab.address} · lab {lab.id}"
@@ -85,12 +78,7 @@ def open_lab(chapter: str) -> Lab | Submission:
 
 @dataclass(frozen=True)
 class Lab:
-    """Everything that a chapter does, with the command line that does the same.
-
-    Attributes:
-        bench: engine, registry, base images, and the folder for this chapter's files.
-        coach: judges the exercises.
-    """
+    """Everything that a chapter does, with the command line that does the same."""
 
     bench: Bench
     coach: Coach = field(repr=False)
@@ -142,7 +130,14 @@ class Lab:
         Raises:
             ExerciseError: the lab has no such Dockerfile.
         """
-        return self.bench.copy_application(dockerfile=dockerfile, folder=folder, fresh=fresh)
+        copy = self.work / folder
+        if fresh and copy.exists():
+            shutil.rmtree(copy)
+        if not copy.exists():
+            shutil.copytree(self.source, copy)
+        if dockerfile is not None and not (copy / "Dockerfile").exists():
+            self.bench.copy_dockerfile(dockerfile, copy / "Dockerfile")
+        return copy
 
     def dockerfile(self, name: str) -> Path:
         """Return this chapter's own copy of one of the lab's Dockerfiles: ``first``, ``full``, …"""
@@ -170,7 +165,7 @@ class Lab:
         Args:
             context: the folder that is sent to the engine.
             tag: the image's name, ``registry/repository:tag``.
-            dockerfile: the Dockerfile; by default the one in the context.
+            dockerfile: by default the one in the context.
             args: further build arguments.
             target: the stage to stop at.
             cache: whether steps may come from the cache.
@@ -180,7 +175,7 @@ class Lab:
         """
         folder = Path(context)
         file = Path(dockerfile) if dockerfile is not None else folder / "Dockerfile"
-        return builds.build(
+        return build.build(
             self.bench.engine,
             folder,
             tag=tag,
@@ -194,11 +189,11 @@ class Lab:
         """Give an image on the engine one more name: ``docker tag``."""
         transfer.tag(self.bench.engine, source, target)
 
-    def push(self, reference: str) -> Push:
+    def push(self, reference: str) -> Transfer:
         """Send an image to its registry: ``docker push``; then check that it arrived whole."""
         return transfer.push(self.bench.engine, self.bench.server, reference)
 
-    def pull(self, reference: str) -> Pull:
+    def pull(self, reference: str) -> Transfer:
         """Fetch an image from its registry: ``docker pull``."""
         return transfer.pull(self.bench.engine, self.bench.server, reference)
 
@@ -213,12 +208,10 @@ class Lab:
         """Start a container and wait until it answers: ``docker run -d``.
 
         Args:
-            reference: the image.
             name: the container's name; a container of this lab with that name is replaced.
-            environment: environment variables.
             wait_for: the path that answers once the service is ready.
         """
-        return runs.run(
+        return run.run(
             self.bench.engine, reference, name=name, environment=environment, wait_for=wait_for
         )
 
@@ -228,11 +221,9 @@ class Lab:
         """Run one command in a new container, return what it printed: ``docker run --rm``.
 
         Args:
-            reference: the image.
-            command: the program and its arguments.
             beside: a running container whose processes and network the command is to see.
         """
-        return runs.run_once(self.bench.engine, reference, command, beside=beside)
+        return run.run_once(self.bench.engine, reference, command, beside=beside)
 
     def remove(self, *references: str) -> None:
         """Take images off the engine, as if it had never seen them: ``docker image rm``."""
@@ -269,12 +260,10 @@ class Lab:
         Args:
             images: references, or what ``inspect`` returned.
         """
-        return Comparison(
-            {
-                name: self.inspect(each) if isinstance(each, str) else each
-                for name, each in images.items()
-            }
-        )
+        found = {}
+        for name, each in images.items():
+            found[name] = self.inspect(each) if isinstance(each, str) else each
+        return Comparison(found)
 
     def listening(self) -> AbstractContextManager[Wire]:
         """Keep what is said to the registry inside the ``with`` block; the lab's own words not."""
@@ -282,21 +271,21 @@ class Lab:
 
     def pin(self, reference: str) -> Reference:
         """Return ``repository@sha256:…`` for what a tag names now."""
-        return pins.pin(self.registry, reference)
+        return pin.pin(self.registry, reference)
 
     def pin_deployment(self, file: str | Path) -> None:
         """Rewrite a deployment file: each tag becomes the digest that the registry serves now."""
-        for change in pins.pin_deployment(Path(file), self.registry):
+        for change in pin.pin_deployment(Path(file), self.registry):
             feedback.say(f"line {change.line}: {change.before} → {change.after}")
 
     def pin_dockerfile(self, file: str | Path) -> None:
         """Rewrite a Dockerfile's ``FROM`` lines: each tag gets the digest that it names now."""
-        for change in pins.pin_dockerfile(Path(file), self.registry):
+        for change in pin.pin_dockerfile(Path(file), self.registry):
             feedback.say(f"line {change.line}: {change.before} → {change.after}")
 
     def deploy(self, file: str | Path) -> Deployment:
         """Run the services of a deployment file, as a server does: pull, then replace."""
-        return deployments.deploy(self.bench.engine, self.bench.server, Path(file))
+        return deploy.deploy(self.bench.engine, self.bench.server, Path(file))
 
     def stop_registry(self) -> None:
         """Take the registry down; what it stores stays."""
@@ -322,15 +311,9 @@ class Lab:
         """Show a way to solve an exercise."""
         self.coach.solution(id)
 
-    def progress(self, *, name: str | None = None) -> Progress:
-        """Return which exercises are passed, and where to go on; ``labapp progress``.
-
-        Args:
-            name: from now on, the learner's name in the receipts.
-        """
-        if name is not None:
-            self.coach.receipts.rename(name)
-        return overview(self.coach.receipts, self.bench.repository / "notebooks")
+    def progress(self) -> None:
+        """Show which exercises are passed, and where to go on, as ``labapp progress`` does."""
+        print(overview(self.coach.receipts, self.bench.repository / "notebooks"))
 
     def map(self) -> JourneyMap:
         """Return the journey map, with those steps lit whose exercises are passed."""
@@ -338,7 +321,7 @@ class Lab:
 
     def clean_up(self) -> None:
         """Remove the containers that this lab started; images stay, so that a return is quick."""
-        for name in runs.remove_running(self.bench.engine):
+        for name in run.remove_running(self.bench.engine):
             feedback.command(["docker", "rm", "--force", name])
 
     @property
@@ -367,7 +350,7 @@ class Lab:
         Raises:
             AttackError: something could not be put back; it is tried again at the next undo.
         """
-        attacks.undo(self.bench)
+        journal.undo(self.bench)
 
     def deliver(self, script: str | Path, *, seed: int | None = None) -> PipelineRun:
         """Run a delivery script step by step, with a saboteur between the steps if there is a seed.
@@ -380,8 +363,8 @@ class Lab:
             AttackError: the script can't be run, or is not in this chapter's folder.
         """
         faults = () if seed is None else saboteur(self.coach.receipts).choose(seed)
-        run = run_pipeline(self.bench, Path(script), seed=seed, faults=faults)
-        judges.note_delivery(self.bench, run)
+        run = delivery.run_pipeline(self.bench, Path(script), seed=seed, faults=faults)
+        delivery.note_delivery(self.bench, run)
         return run
 
     @property
@@ -400,10 +383,11 @@ class Lab:
         Of a delivery with the learner's own seed, it says only how it ended: the rest is to be
         found out, until it has been.
         """
-        tell = told(self.coach.receipts, run)
+        found = "08-find" in self.coach.receipts.read().passed
+        tell = found or run.seed != self.own_seed
         if not tell:
             feedback.say("With your own seed, what happened is for you to find: exercise 08-find.")
-        return judges.judge(run, tell=tell)
+        return delivery.judge(run, tell=tell)
 
     def prove(self, script: str | Path, *faults: str) -> pd.DataFrame:
         """Deliver without a fault, then with each alone.
@@ -417,30 +401,28 @@ class Lab:
             ``last_line`` (of the step at which it stopped), ``seconds``. Where the script does not
             deliver without a fault, that is the only row.
         """
-        return judges.prove(self.bench, Path(script), *faults)
+        return delivery.prove(self.bench, Path(script), *faults)
 
     def gate(self, file: str | Path, *, allowed: Sequence[str] = ()) -> bool:
         """Say whether a deployment file may pass, and list what it is refused for.
 
         Args:
-            file: the deployment file.
             allowed: patterns, such as ``localhost:41233/shop/*``, of which each image's registry
                 and repository must fit one.
         """
-        return controls.gate(Path(file), allowed=allowed, registry=self.registry)
+        return attacks.gate(Path(file), allowed=allowed, registry=self.registry)
 
     def exposure(self, reference: str, *, hardened: bool = False) -> pd.DataFrame:
         """Start a container of an image that has Python, and try from inside what it lets one do.
 
         Args:
-            reference: the image.
             hardened: start it without root, with a read-only file system and without
                 capabilities, instead of as the image says.
 
         Returns:
             Columns ``question``, ``answer`` (in words) and ``open`` (whether it helps an attacker).
         """
-        return controls.exposure(self.bench, reference, hardened=hardened)
+        return attacks.exposure(self.bench, reference, hardened=hardened)
 
     def hashed_requirements(self, folder: str | Path) -> str:
         """Return an application's requirements with the digests of the wheels beside them."""

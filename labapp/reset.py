@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import docker.errors
 
@@ -28,28 +26,20 @@ the learner has passed: who resets to get out of trouble must not lose that."""
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One thing on the engine that is the lab's: a container, network, image or volume."""
-
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name}"
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What a reset is about to remove; the engine is None when the whole of it goes."""
+    """What a reset is about to remove; the engine is None when the whole of it goes.
+
+    A thing on the engine is its kind and its name: ``container labapp-registry-0123abcd``.
+    """
 
     state: State
     engine: Engine | None
-    things: tuple[Thing, ...]
+    things: tuple[str, ...]
     files: tuple[Path, ...]
 
     def lines(self) -> list[str]:
         """Return the plan for a person to read, a line a thing."""
-        found = [str(thing) for thing in self.things]
+        found = [*self.things]
         found += [f"the engine's trust in '{file}'" for file in private.trusted(self.state)]
         if self.engine is None:
             found.append("the lab's own engine, with every image, container and volume in it")
@@ -62,18 +52,16 @@ def plan(state: State, *, everything: bool = False, work: Path | None = None) ->
     With ``everything``, that is also the lab's own engine and the whole state folder; ``work`` is
     the folder of the chapters' files. EngineNotFound if nobody can tell what is on the engine.
     """
-    own = own_engine.host(state) is not None
     files = [work] if work is not None and work.exists() else []
+    own = own_engine.host(state) is not None
     if everything:
         files.append(state.folder)
+        if own:
+            return Plan(state, None, (), tuple(files))
     else:
-        files += [
-            entry
-            for entry in sorted(state.folder.iterdir())
-            if entry.name not in KEPT and entry.suffix != ".lock"
-        ]
-    if everything and own:
-        return Plan(state, None, (), tuple(files))
+        kept = {file for file in state.folder.iterdir() if file.suffix == ".lock"}
+        kept |= {state.folder / name for name in KEPT}
+        files += sorted({*state.folder.iterdir()} - kept)
     engine = engines.start(state) if own else engines.find(state)
     return Plan(state, engine, tuple(things(engine, state)), tuple(files))
 
@@ -85,12 +73,10 @@ def carry_out(plan: Plan) -> list[str]:
     """
     left = []
     service.stop(plan.state)
-    for put_back in (
-        # Of what attacks changed, only files can be elsewhere than in what is removed here.
-        Journal(plan.state).restore_files,
-        # This needs the registry's image, so it comes before that goes.
-        lambda: private.distrust(plan.engine, plan.state),
-    ):
+    # Of what attacks changed, only files can be elsewhere than in what is removed here; and trust
+    # is taken back by means of the registry's image.
+    journal = Journal(plan.state)
+    for put_back in (journal.restore_files, lambda: private.distrust(plan.engine, plan.state)):
         try:
             put_back()
         except LabError as error:
@@ -109,7 +95,7 @@ def carry_out(plan: Plan) -> list[str]:
     return left
 
 
-def things(engine: Engine, state: State) -> list[Thing]:
+def things(engine: Engine, state: State) -> list[str]:
     """Return everything on the engine that carries the lab's label or its registry's address.
 
     Containers come first, then what they need, in the order of removal. What was built and run by
@@ -117,52 +103,43 @@ def things(engine: Engine, state: State) -> list[Thing]:
     """
     api = engine.client.api
     mine = {"label": f"{LABEL}={state.lab_id}"}
-    port = port_in(state)
-    starts = (engine_name(state), *([f"localhost:{port}/"] if port else []))
-    found: list[Thing] = []
+    starts = (engine_name(state), f"localhost:{port_in(state)}/")
+    found: list[str] = []
     with engine.doing("listing what the lab made"):
         for one in api.containers(all=True):
             owner = (one.get("Labels") or {}).get(LABEL)
             if owner == state.lab_id or (owner is None and one["Image"].startswith(starts)):
-                found.append(Thing("container", one["Names"][0].lstrip("/")))
-        found += [Thing("network", one["Name"]) for one in api.networks(filters=mine)]
-        labelled = {image["Id"] for image in api.images(filters=mine)}
+                found.append(f"container {one['Names'][0].lstrip('/')}")
+        found += [f"network {one['Name']}" for one in api.networks(filters=mine)]
         for image in api.images():
-            names = _names(image, image["Id"] in labelled, starts)
-            found += [Thing("image", name) for name in names]
+            tags, digests = (
+                [name for name in image.get(kind) or () if "<none>" not in name]
+                for kind in ("RepoTags", "RepoDigests")
+            )
+            if (image.get("Labels") or {}).get(LABEL) == state.lab_id:
+                names = tags or [image["Id"]]
+            else:
+                # A name by digest goes with the last tag; it counts where it is the only one.
+                names = [name for name in tags or digests if name.startswith(starts)]
+            found += [f"image {name}" for name in names]
         volumes = api.volumes(filters=mine).get("Volumes") or ()
-        found += [Thing("volume", one["Name"]) for one in volumes]
+        found += [f"volume {one['Name']}" for one in volumes]
     return found
 
 
-def _names(image: dict[str, Any], labelled: bool, starts: tuple[str, ...]) -> list[str]:
-    """Return the names to take from an image: all, or those that begin as this lab's do."""
-    tags = [name for name in image.get("RepoTags") or () if "<none>" not in name]
-    if labelled:
-        return tags or [image["Id"]]
-    digests = [name for name in image.get("RepoDigests") or () if "<none>" not in name]
-    # A name by digest goes with the last tag; it counts where it is the only one.
-    return [name for name in tags or digests if name.startswith(starts)]
-
-
-def _remove(engine: Engine, found: tuple[Thing, ...]) -> list[str]:
-    api = engine.client.api
-    remove: dict[str, Callable[[str], object]] = {
-        "container": lambda name: api.remove_container(name, force=True, v=True),
-        "network": api.remove_network,
-        "image": api.remove_image,
-        "volume": lambda name: api.remove_volume(name, force=True),
-    }
+def _remove(engine: Engine, things: tuple[str, ...]) -> list[str]:
+    options = {"container": {"force": True, "v": True}, "volume": {"force": True}}
     left = []
     with feedback.bars("Removing what the lab made", unit="steps") as bars:
-        for number, thing in enumerate(found):
-            bars.update("things", number, len(found), str(thing))
+        for number, thing in enumerate(things):
+            bars.update("things", number, len(things), thing)
+            kind, name = thing.split(" ")
+            remove = getattr(engine.client.api, f"remove_{kind}")
             with engine.doing(f"removing the {thing}"):
                 try:
-                    remove[thing.kind](thing.name)
+                    remove(name, **options.get(kind, {}))
                 except docker.errors.NotFound:
                     continue
                 except docker.errors.APIError as error:
                     left.append(f"{thing}: {error.explanation or error}")
-        bars.finish("things")
     return left

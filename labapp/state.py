@@ -7,8 +7,7 @@ import json
 import os
 import secrets
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import filelock
 import platformdirs
 
+from labapp import feedback
 from labapp.errors import StateError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -33,39 +33,34 @@ ROLE_LABEL = "labapp.role"
 
 @dataclass(frozen=True)
 class State:
-    """The state folder of one lab.
-
-    Attributes:
-        folder: where the files are.
-        lab_id: eight hexadecimal digits, drawn when the folder was made.
-    """
+    """The state folder of one lab; its id, eight hexadecimal digits, was drawn with the folder."""
 
     folder: Path
     lab_id: str
 
     @classmethod
     def open(cls, folder: Path | None = None) -> State:
-        """Open the state folder, and make it if it does not exist yet.
+        """Open a state folder, and make it where it does not exist; StateError if it can't be made.
 
-        Args:
-            folder: the folder; by default ``$LABAPP_STATE``, else the user's own state folder.
-
-        Raises:
-            StateError: the folder can't be made or written.
+        It is by default ``$LABAPP_STATE``, else the user's own state folder.
         """
         if folder is None:
             named = os.environ.get("LABAPP_STATE")
             folder = Path(named) if named else platformdirs.user_state_path("labapp")
         folder = folder.expanduser().absolute()
+        file = folder / "id"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lab_id = _lab_id(folder)
+            if not file.exists():
+                with filelock.FileLock(folder / "id.lock"):
+                    if not file.exists():
+                        write_atomically(file, secrets.token_hex(4))
+            return cls(folder, file.read_text(encoding="utf-8").strip())
         except OSError as error:
             raise StateError(
                 f"opening the lab's state folder '{folder}': {error.strerror or error}. "
                 "Make it writable, or name another one in LABAPP_STATE."
             ) from error
-        return cls(folder=folder, lab_id=lab_id)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -88,41 +83,24 @@ class State:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (ValueError, UnicodeDecodeError):
-            path.replace(path.with_name(path.name + ".damaged"))
+        except ValueError:
+            path.replace(f"{path}.damaged")
             return {}
         except OSError as error:
             raise StateError(f"reading '{path}': {error.strerror or error}.") from error
         return found if isinstance(found, dict) else {}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a mapping under a name: all of it, or, after a crash, none of it.
-
-        Raises:
-            StateError: the file can't be written, say because the disk is full.
-        """
-        path = self.path(f"{name}.json")
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        try:
-            write_atomically(path, text)
-        except OSError as error:
-            raise StateError(
-                f"writing '{path}': {error.strerror or error}. Free some disk space and try again."
-            ) from error
+        """Write a mapping under a name; StateError if that can't be, say for a full disk."""
+        write_file(self.path(f"{name}.json"), json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     @contextlib.contextmanager
     def lock(
-        self, name: str, *, timeout: float = 1800.0, waiting: Callable[[], None] | None = None
+        self, name: str, *, timeout: float = 1800.0, waiting: str | None = None
     ) -> Iterator[None]:
-        """Hold a lock that only one process of this lab can hold.
+        """Hold a lock that only one process of this lab can hold; StateError after the timeout.
 
-        Args:
-            name: the lock's name.
-            timeout: how long to wait for another holder, in seconds.
-            waiting: called once when another process holds it.
-
-        Raises:
-            StateError: the other holder did not end in time.
+        ``waiting`` is said once, when another process holds it; the timeout is in seconds.
         """
         lock = filelock.FileLock(self.path(f"{name}.lock"))
         try:
@@ -130,7 +108,7 @@ class State:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
                 if waiting is not None:
-                    waiting()
+                    feedback.say(waiting)
                 lock.acquire(timeout=timeout)
         except filelock.Timeout as error:
             raise StateError(
@@ -143,30 +121,8 @@ class State:
             lock.release()
 
 
-def _lab_id(folder: Path) -> str:
-    """Return the folder's lab id; the first process to ask draws it."""
-    path = folder / "id"
-    if not path.exists():
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as draft:
-            draft.write(secrets.token_hex(4) + "\n")
-        # A hard link fails if another process was first; a rename would replace its id.
-        with contextlib.suppress(FileExistsError):
-            os.link(draft.name, path)
-        Path(draft.name).unlink()
-    for _ in range(20):
-        lab_id = path.read_text(encoding="utf-8").strip()
-        if len(lab_id) == 8:
-            return lab_id
-        time.sleep(0.05)
-    raise StateError(f"reading '{path}': it holds {lab_id!r}, not a lab id. Delete the file.")
-
-
 def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o600) -> None:
-    """Write a file: all of it, or, after a crash, none of it.
-
-    Raises:
-        OSError: it can't be written, say because the disk is full; what was there is untouched.
-    """
+    """Write a file: all of it, or, after a crash or an OSError, none of it."""
     draft, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(draft, "wb") as file:
@@ -178,3 +134,15 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o600) -> 
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_file(path: Path, content: bytes | str, *, mode: int = 0o600) -> None:
+    """Write a file atomically, and make its folder; StateError if that can't be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content, mode=mode)
+    except OSError as error:
+        raise StateError(
+            f"writing '{path}': {error.strerror or error}. Free some disk space, or choose a "
+            "folder that you may write to, then try again."
+        ) from error

@@ -31,7 +31,6 @@ def recorded_engine(name: str, *, variables: dict[str, str] | None = None, **cli
         source="test",
         name="Docker",
         version=name.removeprefix("docker-"),
-        api="1.41",
         platform="linux/amd64",
         store="containerd" if name == CONTAINERD else "classic",
         data_root="",
@@ -51,14 +50,13 @@ def building_engine(name: str, label: str, folder: Path, *, status: int = 0) -> 
     program = folder / "docker"
     program.write_text(_DOCKER)
     program.chmod(0o755)
-    image = SimpleNamespace(id="sha256:built")
     variables = {
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
         "RECORD": str(ENGINES / name / label),
         "SEEN": str(folder),
         "STATUS": str(status),
     }
-    return recorded_engine(name, variables=variables, images=SimpleNamespace(get=lambda _: image))
+    return recorded_engine(name, variables=variables)
 
 
 def transferring_engine(name: str, label: str) -> Engine:

@@ -25,31 +25,22 @@ ROOT = Path(__file__).resolve().parents[2]
 """The clone."""
 
 STAMP = "labapp-stamp.json"
-REPAIRED = "LABAPP_REPAIRED"
-"""Set once packages were installed again, so that a second failure is told and not mended."""
-
-
-class SetUpError(Exception):
-    """The environment can't be made; the text says what to do."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a command of the lab in an environment that has everything, and return its exit code."""
     extras = ["test"] if argv[:1] == ["test"] else []
     venv = ROOT / ".venv"
-    mine = _inside(venv) or _inside(Path(os.environ.get("CONDA_PREFIX") or venv))
     ready = is_ready(venv, extras)
+    mine = _inside(venv) or _inside(Path(os.environ.get("CONDA_PREFIX") or venv))
     try:
         if (ready and _inside(venv)) or (mine and not missing_packages(extras)):
-            return _command_line(venv, argv, extras)
+            return _command_line(venv, argv)
         if not ready:
             _make(venv, extras)
         return _hand_over(venv, argv)
-    except SetUpError as error:
-        print(f"labapp: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("labapp: interrupted; the next start goes on from here.", file=sys.stderr)
+        say("interrupted; the next start goes on from here.")
         return 130
 
 
@@ -65,6 +56,14 @@ def is_ready(venv: Path, extras: Sequence[str]) -> bool:
 def stamp(venv: Path, extras: Sequence[str]) -> None:
     """Put the stamp into an environment that has everything, these extras included."""
     (venv / STAMP).write_text(json.dumps([_marks(venv), [*extras]]), encoding="utf-8")
+
+
+def _marks(venv: Path) -> list[str]:
+    """Return what an environment depends on: when one of these changes, it is made again."""
+    python, project = python_of(venv), (ROOT / "pyproject.toml").read_bytes()
+    # The interpreter's real place changes when the system's Python is upgraded.
+    interpreter = os.path.realpath(python) if python.exists() else ""
+    return [str(ROOT), interpreter, hashlib.sha256(project).hexdigest()]
 
 
 def missing_packages(extras: Sequence[str]) -> list[str]:
@@ -86,18 +85,15 @@ def say(text: str) -> None:
     print(f"labapp: {text}", file=sys.stderr, flush=True)
 
 
-def _command_line(venv: Path, argv: Sequence[str], extras: Sequence[str]) -> int:
+def _command_line(venv: Path, argv: Sequence[str]) -> int:
     try:
         return int(importlib.import_module("labapp.cli").main([*argv]) or 0)
     except ModuleNotFoundError as error:
-        known = (error.name or "").startswith("labapp") or os.environ.get(REPAIRED)
-        if known or not _inside(venv):
+        if not _inside(venv):
             raise
-        say(f"The package '{error.name}' is gone from .venv; installing everything again.")
-    with _locked():
-        _fill(venv, extras)
-    os.environ[REPAIRED] = "1"
-    return _hand_over(venv, argv)
+        (venv / STAMP).unlink(missing_ok=True)
+        gone = f"running a command: the package '{error.name}' is gone from '{venv}'"
+        sys.exit(f"labapp: {gone}. Run it again: everything is then installed anew.")
 
 
 def _hand_over(venv: Path, argv: Sequence[str]) -> int:
@@ -127,10 +123,10 @@ def _install_ensurepip() -> None:
     package = f"python3.{sys.version_info[1]}-venv"
     doing = f"making the environment: the Python '{sys.executable}' lacks 'ensurepip'"
     if shutil.which("apt-get") is None or not sys.executable.startswith("/usr/bin/"):
-        raise SetUpError(f"{doing}. Use one from python.org or your system's packages.")
+        sys.exit(f"labapp: {doing}. Use one from python.org or your system's packages.")
     advice = f"Install it: 'sudo apt-get install {package}', then start the lab again."
     if os.geteuid() != 0:
-        raise SetUpError(f"{doing}. {advice}")
+        sys.exit(f"labapp: {doing}. {advice}")
     say(f"Installing {package}, which makes Python environments.")
     os.environ.setdefault("DEBIAN_FRONTEND", "noninteractive")
     subprocess.run(["apt-get", "update", "--quiet=2"])
@@ -153,38 +149,21 @@ def _fill(venv: Path, extras: Sequence[str]) -> None:
     uv = [*python, "uv", "pip", "install", "--reinstall", *options]
     environ = {"UV_NATIVE_TLS": "1", **os.environ, "VIRTUAL_ENV": str(venv)}
     ways = ([*pip, "uv"], [*uv, *project])
-    if not _uv_may(python) or any(subprocess.run(way, env=environ).returncode for way in ways):
+    told = subprocess.run([*python, "pip", "config", "list"], capture_output=True, text=True).stdout
+    elsewhere = re.search(r"\.(index-url|no-index)=", told)
+    uv_may = elsewhere is None or any(name.startswith("UV_") for name in os.environ)
+    if not uv_may or any(subprocess.run(way, env=environ).returncode for way in ways):
         say("Installing with pip, which takes a minute or two.")
         advice = "Set a proxy, or an index of your own, for pip; then try again."
         _run([*pip, "--force-reinstall", *project], "installing the packages", advice)
     stamp(venv, extras)
 
 
-def _uv_may(python: Sequence[str]) -> bool:
-    """Tell whether uv may ask the public index, or was told of another itself."""
-    command = [*python, "pip", "config", "list"]
-    settings = subprocess.run(command, capture_output=True, text=True).stdout
-    told = any(name.startswith("UV_") for name in os.environ)
-    return told or re.search(r"\.(index-url|no-index)=", settings) is None
-
-
 def _run(command: Sequence[str], doing: str, advice: str) -> None:
-    """Run a command whose output the user sees."""
-    status = subprocess.run(command).returncode
-    if status != 0:
+    """Run a command whose output the user sees; where it fails, say what to do, and end."""
+    if status := subprocess.run(command).returncode:
         said = f"'{' '.join(command)}' ended with {status}; its last lines are above."
-        raise SetUpError(f"{doing}: {said} {advice}")
-
-
-def _marks(venv: Path) -> dict[str, str | None]:
-    """Return what an environment depends on: when one of these changes, it is made again."""
-    python, project = python_of(venv), (ROOT / "pyproject.toml").read_bytes()
-    return {
-        "clone": str(ROOT),
-        # It changes when the system's Python is upgraded.
-        "interpreter": os.path.realpath(python) if python.exists() else None,
-        "pyproject": hashlib.sha256(project).hexdigest(),
-    }
+        sys.exit(f"labapp: {doing}: {said} {advice}")
 
 
 def _works(venv: Path) -> bool:

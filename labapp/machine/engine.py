@@ -45,15 +45,7 @@ OWNER_LABEL = "labapp.owner"
 PROBE_SECONDS = 10
 """How long an engine may take to answer the first questions."""
 
-CALL_SECONDS = 900
-"""How long an engine may be silent in one call: an import of a large image says nothing."""
-
 START = "'python3 -m labapp start'"
-
-INSTALL = (
-    "Install and start one: Docker Desktop or Colima on macOS, Docker Desktop on Windows, your "
-    "system's package 'docker.io' or 'podman' on Linux."
-)
 
 CAUSES = {
     FileNotFoundError: "there is no such socket: the engine that makes it is not installed or not "
@@ -70,13 +62,10 @@ class Engine:
     """A container engine that answered.
 
     Attributes:
-        client: the Docker SDK's client of this engine.
         host: its address, as ``DOCKER_HOST`` names it.
         source: where it was found: ``DOCKER_HOST``, ``docker context``, ``socket`` or
             ``the lab's own``.
         name: ``Docker`` or ``Podman``.
-        version: the engine's version.
-        api: the version of the Docker API that the lab speaks with it.
         platform: what its containers run on by default, ``linux/amd64``.
         store: how it keeps images: ``classic``, ``containerd`` or ``podman``.
         data_root: the folder of its images and volumes, on the machine it runs on.
@@ -89,7 +78,6 @@ class Engine:
     source: str
     name: str
     version: str
-    api: str
     platform: str
     store: str
     data_root: str
@@ -110,39 +98,35 @@ class Engine:
     @functools.cached_property
     def builder(self) -> str:
         """What ``docker build`` builds with: ``buildx`` and its version, or ``classic``."""
-        if self.name == "Podman":  # It speaks the classic build API, and not that of BuildKit.
-            return "classic"
         command = ["docker", "buildx", "version"]
-        try:
-            answer = subprocess.run(
-                command, env=self.environment(), capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return "classic"
-        version = re.search(r"buildx v?(\d+\.\d+)", answer.stdout)
-        return f"buildx {version[1]}" if answer.returncode == 0 and version else "classic"
+        # Podman speaks the classic build API, and not that of BuildKit.
+        with contextlib.suppress(OSError):
+            said = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
+            version = re.search(r"buildx v?(\d+\.\d+)", said.stdout)
+            if version and self.name != "Podman":
+                return f"buildx {version[1]}"
+        return "classic"
 
     def is_alive(self) -> bool:
         """Tell whether the engine still answers."""
-        try:
+        with contextlib.suppress(docker.errors.DockerException, OSError):
             return bool(self.client.ping())
-        except (docker.errors.DockerException, OSError):
-            return False
+        return False
 
     def image(self, reference: str) -> Image | None:
         """Return an image that the engine holds, by any of its names; None when it has none."""
-        try:
+        with contextlib.suppress(docker.errors.NotFound):  # Podman's answer is no ImageNotFound.
             return self.client.images.get(reference)
-        except docker.errors.NotFound:  # Podman's answer is no ImageNotFound.
-            return None
+        return None
 
     @contextlib.contextmanager
     def doing(self, what: str, failure: type[LabError] = EngineError) -> Iterator[None]:
         """Turn what the SDK raises into the lab's errors; ``what`` is told: ``removing 'x'``."""
         try:
             yield
-        except docker.errors.APIError as error:
-            raise failure(f"{what}: the engine says: {error.explanation or error}") from error
+        except docker.errors.DockerException as error:
+            said = getattr(error, "explanation", None) or error
+            raise failure(f"{what}: the engine says: {said}") from error
         except KeyError as error:
             # Podman refuses a push without the "message" that the SDK then misses.
             if not isinstance(error.__context__, requests.HTTPError):
@@ -156,8 +140,6 @@ class Engine:
                 f"{what}: the engine at '{self.host}' does not answer any more. "
                 f"{START} starts it again where the lab can."
             ) from error
-        except docker.errors.DockerException as error:
-            raise failure(f"{what}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -172,22 +154,24 @@ class Place:
 
 def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     """Return the engine that this lab works with; the error tells why each place answers not."""
-    tried, first, advised = [], None, False
+    told, first, advised = ["looking for a container engine: none answers."], None, False
     for place in places(environ, own=own_engine.host(state)):
         try:
             return _connect(place, state.labels)
         except (docker.errors.DockerException, OSError, ValueError, KeyError, TypeError) as error:
             # The last three are what the SDK makes of an address or an answer that is none.
             cause, advice = _why(place, error)
-            tried.append(f"  - {place.source} '{place.host}': {cause} {advice}".rstrip())
+            told.append(f"  - {place.source} '{place.host}': {cause} {advice}".rstrip())
             first, advised = first or error, advised or bool(advice)
-    if not advised:
-        reason = own_engine.can_start()
-        none = f"The lab starts none itself: {reason}\n{INSTALL} Then run {START} again."
-        tried.append(f"{START} installs and starts one." if reason is None else none)
-    raise EngineNotFound(
-        "looking for a container engine: none answers.\n" + "\n".join(tried)
-    ) from first
+    if not advised and (reason := own_engine.can_start()):
+        told.append(
+            f"The lab starts none itself: {reason}\nInstall and start one: Docker Desktop or "
+            "Colima on macOS, Docker Desktop on Windows, your system's package 'docker.io' or "
+            f"'podman' on Linux. Then run {START} again."
+        )
+    elif not advised:
+        told.append(f"{START} installs and starts one.")
+    raise EngineNotFound("\n".join(told)) from first
 
 
 def start(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
@@ -207,16 +191,9 @@ def start(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     return find(state, environ=environ)
 
 
-def stop(state: State) -> None:
-    """Stop the engine if it is the lab's own; any other is left alone."""
-    if own_engine.host(state) is not None:
-        own_engine.stop(state)
-
-
 def places(environ: Mapping[str, str], *, own: str | None) -> Iterator[Place]:
     """Yield the places to try, in order; ``own`` is the lab's own engine if it has one."""
-    named = environ.get("DOCKER_HOST")
-    if named:
+    if named := environ.get("DOCKER_HOST"):
         tls = docker.utils.kwargs_from_env(environment=dict(environ)).get("tls")
         yield Place(named, "the lab's own" if named == own else "DOCKER_HOST", tls)
         return
@@ -227,32 +204,27 @@ def places(environ: Mapping[str, str], *, own: str | None) -> Iterator[Place]:
     yield context
     if sys.platform == "win32":
         return
-    runtime = Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
-    machine = Path(environ.get("TMPDIR") or "/tmp", "podman", "podman-machine-default-api.sock")
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     for path in (
-        Path("/var/run/docker.sock"),
-        runtime / "docker.sock",
-        runtime / "podman" / "podman.sock",
-        Path("/run/podman/podman.sock"),
-        machine,
+        "/var/run/docker.sock",
+        f"{runtime}/docker.sock",
+        f"{runtime}/podman/podman.sock",
+        "/run/podman/podman.sock",
+        f"{environ.get('TMPDIR') or '/tmp'}/podman/podman-machine-default-api.sock",
     ):
-        host = f"unix://{path}"
         with contextlib.suppress(OSError):
-            if path.is_socket() and host != context.host:
-                yield Place(host, "socket")
+            if Path(path).is_socket() and f"unix://{path}" != context.host:
+                yield Place(f"unix://{path}", "socket")
 
 
 def _context(environ: Mapping[str, str]) -> Place:
     name = environ.get("DOCKER_CONTEXT") or None
-    try:
-        context = ContextAPI.get_context(name)
-    except Exception:
-        # The SDK raises a bare Exception for a damaged context file.
-        context = None
-    if context is None or not context.Host:
-        return Place(f"(context {name})", "docker context")
-    host = context.Host.removeprefix("http+")
-    return Place(host, "docker context", context.TLSConfig, context.name)
+    # The SDK raises a bare Exception for a damaged context file.
+    with contextlib.suppress(Exception):
+        if (context := ContextAPI.get_context(name)) and context.Host:
+            host = context.Host.removeprefix("http+")
+            return Place(host, "docker context", context.TLSConfig, context.name)
+    return Place(f"(context {name})", "docker context")
 
 
 def _connect(place: Place, labels: Mapping[str, str]) -> Engine:
@@ -271,12 +243,12 @@ def _connect(place: Place, labels: Mapping[str, str]) -> Engine:
     known = docker.constants.DEFAULT_DOCKER_API_VERSION
     with contextlib.closing(client(known)) as probe:
         about = probe.version(api_version=False)
-    # The engine's, or the newest that the SDK knows; never one that the engine serves no more.
-    api = min(about["ApiVersion"], known, key=_numbers)
-    api = max(api, about.get("MinAPIVersion") or api, key=_numbers)
-    found = client(api)
+    # The newest that both know; never one that the engine serves no more.
+    newest, oldest = about["ApiVersion"], about.get("MinAPIVersion") or known
+    both = newest if docker.utils.version_lt(newest, known) else known
+    found = client(oldest if docker.utils.version_lt(both, oldest) else both)
     info = found.info()
-    found.api.timeout = CALL_SECONDS
+    found.api.timeout = 900  # An import of a large image says nothing for long.
     podman = any(part.get("Name") == "Podman Engine" for part in about.get("Components") or ())
     snapshots = ["driver-type", "io.containerd.snapshotter.v1"]
     containerd = snapshots in [list(pair) for pair in info.get("DriverStatus") or ()]
@@ -291,17 +263,12 @@ def _connect(place: Place, labels: Mapping[str, str]) -> Engine:
         source=place.source,
         name="Podman" if podman else "Docker",
         version=about["Version"],
-        api=api,
         platform=f"{about['Os']}/{about['Arch']}",
         store="podman" if podman else "containerd" if containerd else "classic",
         data_root=info.get("DockerRootDir") or "",
         variables=variables,
         labels=labels,
     )
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
 
 
 def _why(place: Place, error: Exception) -> tuple[str, str]:
@@ -313,15 +280,13 @@ def _why(place: Place, error: Exception) -> tuple[str, str]:
         return "there is no such context, or it is damaged.", "'docker context ls' lists them."
     if isinstance(cause, PermissionError):
         return _why_no_permission(Path(place.host.removeprefix("unix://")))
-    words = next(
-        (words for kind, words in CAUSES.items() if isinstance(cause, kind)),
-        f"it does not answer as an engine: {cause}.",
-    )
-    if place.source == "the lab's own":
-        return words, f"{START} starts it."
-    if place.source == "DOCKER_HOST":
-        return words, f"Start that engine, or correct or unset DOCKER_HOST; then run {START}."
-    return words, ""
+    known = [words for kind, words in CAUSES.items() if isinstance(cause, kind)]
+    words = known[0] if known else f"it does not answer as an engine: {cause}."
+    advice = {
+        "the lab's own": f"{START} starts it.",
+        "DOCKER_HOST": f"Start that engine, or correct or unset DOCKER_HOST; then run {START}.",
+    }
+    return words, advice.get(place.source, "")
 
 
 def _why_no_permission(path: Path) -> tuple[str, str]:
@@ -362,33 +327,27 @@ def remove_leftovers(engine: Engine) -> list[str]:
 
 
 def _why_left_over(container: dict[str, Any]) -> str | None:
-    config = container["Config"]
-    labels = config.get("Labels") or {}
-    role = labels.get(ROLE_LABEL)
-    status = container["State"]["Status"]
+    import psutil
+
+    labels = container["Config"].get("Labels") or {}
+    role, status = labels.get(ROLE_LABEL), container["State"]["Status"]
     if role == "oneshot":
-        return None if _is_running(labels.get(OWNER_LABEL, "")) else "its client is gone"
+        host, _, pid = labels.get(OWNER_LABEL, "").rpartition(":")
+        waits = host == platform.node() and pid.isdigit() and psutil.pid_exists(int(pid))
+        return None if waits else "its client is gone"
     if status == "created" and role in {"run", "service"}:
         return "it was never started"
     # The classic builder names the image by its ID; a person names it by a reference.
-    if status in {"created", "exited", "dead"} and config["Image"].startswith("sha256:"):
-        return "a build that was cut off"
-    return None
+    by_id = container["Config"]["Image"].startswith("sha256:")
+    return "a build that was cut off" if by_id and status in {"created", "exited", "dead"} else None
 
 
-def _is_running(name: str) -> bool:
-    import psutil
-
-    host, _, pid = name.rpartition(":")
-    return host == platform.node() and pid.isdigit() and psutil.pid_exists(int(pid))
-
-
-def tar_of(files: Mapping[str, bytes], *, mode: int = 0o644) -> bytes:
+def tar_of(files: Mapping[str, bytes]) -> bytes:
     """Return a tar archive of some files, by their names in it; the same bytes each time."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), mode
+            entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return packed.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import secrets
@@ -19,11 +18,8 @@ import requests
 from labapp import feedback
 from labapp.errors import LabError
 from labapp.machine.engine import Engine
-from labapp.machine.waiting import wait_until
-from labapp.state import State
-
-START_SECONDS = 90.0
-STOP_SECONDS = 20.0
+from labapp.machine.ports import wait_until
+from labapp.state import REPOSITORY, State
 
 OVERRIDES = {
     # No question about news, and no look for them on the internet.
@@ -33,37 +29,13 @@ OVERRIDES = {
 }
 """What JupyterLab's own defaults are replaced by; a learner's own settings come first."""
 
-SETTINGS = (
-    "--no-browser",
-    "--allow-root",
-    "--ServerApp.ip=127.0.0.1",
-    # A password in the learner's own settings would refuse the token.
-    "--PasswordIdentityProvider.hashed_password=",
-    "--LabApp.news_url=None",
-    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-)
-
 
 @dataclass(frozen=True)
 class Server:
-    """A JupyterLab that runs."""
+    """A JupyterLab that runs; its address has the token."""
 
-    address: str
-    token: str = field(repr=False)
+    url: str = field(repr=False)
     pid: int
-
-    @property
-    def url(self) -> str:
-        """The address to open in a browser, token included."""
-        return f"{self.address}lab?token={self.token}"
-
-    def does(self, method: str, path: str) -> bool:
-        """Ask the server to do something; tell whether it did."""
-        with requests.Session() as session, contextlib.suppress(requests.RequestException):
-            session.trust_env = False  # It is on this machine: no proxy, and no password file.
-            session.headers["Authorization"] = f"token {self.token}"
-            return session.request(method, self.address + path, timeout=STOP_SECONDS).ok
-        return False
 
 
 def find(state: State) -> Server | None:
@@ -73,11 +45,12 @@ def find(state: State) -> Server | None:
     three seconds to import, and believes a file whose process is by now another one.
     """
     for file in _log(state).parent.glob("jpserver-*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError), requests.Session() as session:
+            session.trust_env = False  # It is on this machine: no proxy, and no password file.
             found = json.loads(file.read_text(encoding="utf-8"))
-            server = Server(address=found["url"], token=found["token"], pid=found["pid"])
-            if server.does("GET", "api/status"):
-                return server
+            session.headers["Authorization"] = f"token {found['token']}"
+            if session.get(f"{found['url']}api/status", timeout=20).ok:
+                return Server(f"{found['url']}lab?token={found['token']}", found["pid"])
     return None
 
 
@@ -85,7 +58,7 @@ def serve(
     state: State, engine: Engine, *, folder: Path, port: int | None = None, browser: bool = True
 ) -> None:
     """Serve a folder's notebooks until Ctrl-C; when JupyterLab runs already, only tell where."""
-    with state.lock("jupyter", waiting=lambda: feedback.say("Waiting for another start.")):
+    with state.lock("jupyter", waiting="Waiting for another start."):
         server = find(state)
         if server is not None:
             feedback.say("JupyterLab is running already:")
@@ -98,39 +71,39 @@ def serve(
                 signal.signal(number, signal.default_int_handler)
         process = _launch(state, engine, folder=folder, port=port)
         try:
-            server = _wait_for(state, process)
+            feedback.say("Starting JupyterLab.")
+            wait_until(lambda: process.poll() is not None or find(state), seconds=90)
+            server = find(state)
+            if server is None:
+                log = _log(state).read_text(encoding="utf-8", errors="replace").splitlines()
+                tail = "\n  ".join(log[-8:])
+                raise LabError(
+                    f"starting JupyterLab: it did not answer. The end of '{_log(state)}':\n"
+                    f"  {tail}\nIf its port is taken, name another with --port."
+                )
         except BaseException:
-            _end(process)
+            _end(process.pid)
             raise
     feedback.say("JupyterLab is ready:")
     try:
         _show(server, browser=browser)
         feedback.say("Ctrl-C ends it; the lab's engine and registry then run on.")
-        status = process.wait()
+        if status := process.wait():
+            raise LabError(
+                f"serving the notebooks: JupyterLab ended with {status}. Its log: "
+                f"'{_log(state)}'. 'python3 -m labapp start' starts it again."
+            )
     except KeyboardInterrupt:
-        _end(process)
-        feedback.say("JupyterLab has ended. 'python3 -m labapp stop' ends engine and registry.")
-        return
-    if status != 0:
-        raise LabError(
-            f"serving the notebooks: JupyterLab ended with {status}. Its log: '{_log(state)}'. "
-            "'python3 -m labapp start' starts it again."
-        )
-    feedback.say("JupyterLab was shut down.")
+        _end(process.pid)
+    feedback.say("JupyterLab has ended. 'python3 -m labapp stop' ends engine and registry.")
 
 
 def stop(state: State) -> None:
     """End this lab's JupyterLab, with its kernels, if it runs."""
-    import psutil
-
     server = find(state)
     if server is not None:
         feedback.say("Ending JupyterLab.")
-        server.does("POST", "api/shutdown")
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(server.pid)
-            for left in psutil.wait_procs([process], timeout=STOP_SECONDS)[1]:
-                left.kill()
+        _end(server.pid)
 
 
 def environment(state: State, engine: Engine) -> dict[str, str]:
@@ -142,30 +115,31 @@ def environment(state: State, engine: Engine) -> dict[str, str]:
     found["JUPYTER_RUNTIME_DIR"] = str(_log(state).parent)
     # Else a kernel of the same name that the learner once installed would come first.
     found["JUPYTER_PREFER_ENV_PATH"] = "1"
-    for name in ("NO_PROXY", "no_proxy"):
+    if any(found.get(proxy) for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")):
         # So that 'curl http://localhost:…' in a terminal tab reaches the registry.
-        if any(found.get(proxy) for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")):
-            parts = [part for part in found.get(name, "").split(",") if part]
-            found[name] = ",".join(dict.fromkeys([*parts, "localhost", "127.0.0.1"]))
-    try:
-        importlib.metadata.version("labapp")
-    except importlib.metadata.PackageNotFoundError:
-        clone = str(Path(__file__).parents[2])
-        found["PYTHONPATH"] = os.pathsep.join(filter(None, [clone, found.get("PYTHONPATH")]))
+        for name in ("NO_PROXY", "no_proxy"):
+            found[name] = ",".join(filter(None, [found.get(name), "localhost", "127.0.0.1"]))
+    # In a conda environment, nothing else tells where the package is.
+    paths = [str(REPOSITORY), found.get("PYTHONPATH")]
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return found
 
 
 def _launch(
     state: State, engine: Engine, *, folder: Path, port: int | None
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "jupyterlab", *SETTINGS, f"--ServerApp.root_dir={folder}"]
-    # Without one that was asked for, it takes the first free one from 8888.
-    command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []
-    overrides = Path(sys.prefix, "share", "jupyter", "lab", "settings", "overrides.json")
-    if not overrides.exists():
-        with contextlib.suppress(OSError):
-            overrides.parent.mkdir(parents=True, exist_ok=True)
-            overrides.write_text(json.dumps(OVERRIDES, indent=2), encoding="utf-8")
+    overrides = state.path("jupyter", "settings", "overrides.json")
+    overrides.write_text(json.dumps(OVERRIDES), encoding="utf-8")
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.root_dir={folder}",
+        # A password in the learner's own settings would refuse the token.
+        "--PasswordIdentityProvider.hashed_password=",
+        f"--LabApp.app_settings_dir={overrides.parent}",
+        # Without one that was asked for, it takes the first free one from 8888.
+        *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []),
+    ]
     with _log(state).open("wb") as output:
         return subprocess.Popen(
             command,
@@ -180,25 +154,14 @@ def _launch(
         )
 
 
-def _wait_for(state: State, process: subprocess.Popen[bytes]) -> Server:
-    feedback.say("Starting JupyterLab.")
-    wait_until(lambda: process.poll() is not None or find(state), seconds=START_SECONDS)
-    if server := find(state):
-        return server
-    lines = _log(state).read_text(encoding="utf-8", errors="replace").splitlines()
-    tail = "\n  ".join(lines[-8:])
-    raise LabError(
-        f"starting JupyterLab: it did not answer. The end of '{_log(state)}':\n  {tail}\n"
-        "If its port is taken, name another with --port."
-    )
+def _end(pid: int) -> None:
+    import psutil
 
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.terminate()
+        for left in psutil.wait_procs([process], timeout=20)[1]:
+            left.kill()
 
 
 def _show(server: Server, *, browser: bool) -> None:

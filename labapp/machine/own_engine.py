@@ -12,11 +12,10 @@ import contextlib
 import ipaddress
 import json
 import os
-import socket as sockets
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from socket import AddressFamily
 from typing import TYPE_CHECKING, Any
 
 import docker
@@ -25,7 +24,7 @@ import docker.errors
 from labapp import feedback
 from labapp.errors import EngineError
 from labapp.machine import root
-from labapp.machine.waiting import wait_until
+from labapp.machine.ports import wait_until
 from labapp.state import State
 
 if TYPE_CHECKING:
@@ -33,19 +32,6 @@ if TYPE_CHECKING:
 
 RECORD = "own_engine"
 """The state's file about this engine: its addresses, and whether it has run."""
-
-NEEDED = ("docker.io", "iproute2", "mmdebstrap", "mount", "procps")
-"""The last two bring ``umount`` and ``kill``, which the smallest systems lack."""
-
-WELCOME = ("docker-cli", "docker-buildx", "iptables", "ca-certificates")
-"""Packages that not every distribution has, or has inside another one."""
-
-START_SECONDS = 60.0
-END_SECONDS = 45.0
-
-ADDRESSES = ipaddress.IPv4Network("10.128.0.0/9")
-BLOCK_PREFIX = 19
-"""Of a block of 32 networks, the first is for the bridge, half are for networks made later."""
 
 
 def can_start() -> str | None:
@@ -65,13 +51,17 @@ def is_installed() -> bool:
 def install() -> None:
     """Install the distribution's engine, and what the lab needs to build base images."""
     feedback.say("No container engine answers: installing the distribution's docker.io.")
+    # 'mount' and 'procps' bring umount and kill, which the smallest systems lack.
+    needed = ["docker.io", "iproute2", "mmdebstrap", "mount", "procps"]
+    if "ubuntu" in root.distribution():  # The keys of Debian's archive come extra there.
+        needed.append("debian-archive-keyring")
+    # Not every distribution has these, or has them in a package of their own.
+    welcome = ["docker-cli", "docker-buildx", "iptables", "ca-certificates"]
     # An engine or a command line from elsewhere is left as it is.
     there = {"docker.io": root.program("dockerd"), "docker-cli": root.program("docker")}
-    # On Ubuntu, the keys of Debian's archive come extra.
-    keys = ["debian-archive-keyring"] if "ubuntu" in root.distribution() else []
     root.install_packages(
-        [name for name in (*NEEDED, *keys) if not there.get(name)],
-        welcome=[name for name in WELCOME if not there.get(name)],
+        [name for name in needed if not there.get(name)],
+        welcome=[name for name in welcome if not there.get(name)],
     )
 
 
@@ -87,8 +77,8 @@ def host(state: State) -> str | None:
 
 def start(state: State) -> None:
     """Start the engine, or find it running; where it doesn't start, the end of its log is told."""
-    with _locked(state):
-        if _answers(socket(state)) and _running(state):
+    with state.lock("engine", waiting="Waiting for another start."):
+        if _answers(socket(state)) and _processes(state, "dockerd"):
             return
         _clear(state)
         network = choose(state.lab_id)
@@ -100,9 +90,11 @@ def start(state: State) -> None:
 
 
 def stop(state: State) -> None:
-    """Stop the engine with its containers, and remove its bridge; its data stay."""
-    with _locked(state):
-        if _running(state):
+    """Stop the engine, if there is one, with its containers and its bridge; its data stay."""
+    if not state.read(RECORD):
+        return
+    with state.lock("engine", waiting="Waiting for another start."):
+        if _processes(state, "dockerd"):
             feedback.say("Stopping the lab's own engine.")
         _clear(state)
 
@@ -115,13 +107,9 @@ def remove(state: State) -> None:
 
 
 def settings(state: State, network: Network) -> dict[str, Any]:
-    """Return the engine's settings file, as dockerd reads it.
-
-    Source: dockerd's reference, "Daemon configuration file".
-    """
+    """Return the engine's settings. Source: dockerd's reference, "Daemon configuration file"."""
     path = socket(state)
-    # The second half of the block is for networks that are made later.
-    pool = list(network.block.subnets())[1]
+    pool = list(network.block.subnets())[1]  # for networks that are made later
     return {
         "hosts": [f"unix://{path}"],
         "group": str(os.getgid()),
@@ -137,7 +125,7 @@ def settings(state: State, network: Network) -> dict[str, Any]:
 
 
 def _launch(state: State, network: Network) -> None:
-    run, config = str(socket(state).parent), _config(state)
+    run, config = str(socket(state).parent), state.path("engine", "daemon.json")
     # Only the learner and root may reach the engine through it.
     root.run_as_root(["install", "-d", "-m", "0700", "-o", str(os.getuid()), run])
     config.write_text(json.dumps(settings(state, network), indent=2) + "\n", encoding="utf-8")
@@ -163,7 +151,7 @@ def _launch(state: State, network: Network) -> None:
             start_new_session=True,
         )
     feedback.say("Starting the lab's own engine.")
-    wait_until(lambda: process.poll() is not None or _answers(socket(state)), seconds=START_SECONDS)
+    wait_until(lambda: process.poll() is not None or _answers(socket(state)), seconds=60)
     if not _answers(socket(state)):
         _clear(state)
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -177,16 +165,9 @@ def _launch(state: State, network: Network) -> None:
 def _clear(state: State) -> None:
     """End every process of this engine, and remove what a crash leaves: mounts, bridges, files."""
     run = socket(state).parent
-    containerd = str(run / "exec/containerd/containerd.toml")
-
-    def containers() -> list[psutil.Process]:
-        shims = _processes("containerd-shim", f"labapp-{state.lab_id}")
-        return [*(child for shim in shims for child in shim.children()), *shims]
-
-    _end(lambda: _running(state))
-    # dockerd takes its containers and its containerd with it, unless it was killed.
-    _end(containers, polite=False)
-    _end(lambda: _processes("containerd", containerd))
+    _end(state, "-TERM", "dockerd")
+    # It takes its containers and its containerd with it, unless it was killed, or has to be.
+    _end(state, "-KILL", "dockerd", "containerd")
     root.unmount([run / "exec", state.path("engine", "data")])
     # A pid file that a crash left names another process after a reboot.
     root.run_as_root(["rm", "-rf", "--one-file-system", str(run)])
@@ -194,34 +175,27 @@ def _clear(state: State) -> None:
         Network(state.lab_id, ipaddress.IPv4Network(block)).down()
 
 
-def _running(state: State) -> list[psutil.Process]:
-    """Return the engine's process, found by its settings: the pid file's may be another's."""
-    return _processes("dockerd", f"--config-file={_config(state)}")
+def _end(state: State, signal: str, *programs: str) -> None:
+    if found := _processes(state, *programs):
+        if signal == "-KILL":  # Containers are the children of their shims.
+            found += [child for process in found for child in process.children()]
+        root.run_as_root(["kill", signal, *(str(process.pid) for process in found)])
+        wait_until(lambda: not _processes(state, *programs), seconds=45, every=0.05)
 
 
-def _processes(name: str, argument: str) -> list[psutil.Process]:
-    """Return the processes of a program, by the beginning of its name and one whole argument."""
+def _processes(state: State, *programs: str) -> list[psutil.Process]:
+    """Return the engine's processes whose program's name begins so.
+
+    Their command lines tell the lab's id; a pid file may be another process's by now.
+    """
     import psutil
 
-    found = []
+    name, found = f"labapp-{state.lab_id}", []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"]  # empty for one that ended and waits to be collected
-        if line and Path(line[0]).name.startswith(name) and argument in line[1:]:
+        if line and Path(line[0]).name.startswith(programs) and name in " ".join(line[1:]):
             found.append(process)
     return found
-
-
-def _end(find: Callable[[], list[psutil.Process]], *, polite: bool = True) -> None:
-    """End processes, and find none any more: politely, then, when they don't end, by force."""
-    for signal in ("-TERM", "-KILL") if polite else ("-KILL",):
-        if left := find():
-            root.run_as_root(["kill", signal, *(str(process.pid) for process in left)])
-            wait_until(lambda: not find(), seconds=END_SECONDS, every=0.05)
-    if left := find():
-        raise EngineError(
-            f"ending the processes {[process.pid for process in left]}: they run on after "
-            "'kill -9'. Restart this machine."
-        )
 
 
 def _answers(path: Path) -> bool:
@@ -230,14 +204,6 @@ def _answers(path: Path) -> bool:
         docker.APIClient(f"unix://{path}", version="auto", timeout=5).close()
         return True
     return False
-
-
-def _locked(state: State) -> contextlib.AbstractContextManager[None]:
-    return state.lock("engine", waiting=lambda: feedback.say("Waiting for another start."))
-
-
-def _config(state: State) -> Path:
-    return state.path("engine", "daemon.json")
 
 
 @dataclass(frozen=True)
@@ -264,40 +230,36 @@ class Network:
 
     def up(self) -> None:
         """Make the bridge and the rules; it is told when containers will have no way out."""
-        for arguments in (
-            ["link", "add", "name", self.bridge, "type", "bridge"],
-            ["address", "add", f"{self.block[1]}/24", "dev", self.bridge],
-            ["link", "set", "dev", self.bridge, "up"],
-        ):
-            answer = root.run_as_root(["ip", *arguments])
-            if answer.returncode != 0:
-                raise EngineError(
-                    f"setting up the network of the lab's engine: 'ip {' '.join(arguments)}': "
-                    f"{answer.stderr.strip()}. In a container, that needs '--privileged'."
-                )
-        for rule in self._rules("--append"):
-            answer = root.run_as_root(rule)
-            if answer.returncode != 0:
-                feedback.say(f"Containers will have no way to the internet: {answer.stderr}")
-                return
+        link = (
+            f"ip link add name {self.bridge} type bridge && "
+            f"ip address add {self.block[1]}/24 dev {self.bridge} && "
+            f"ip link set dev {self.bridge} up"
+        )
+        made = root.run_as_root(["sh", "-c", link])
+        if made.returncode != 0:
+            raise EngineError(
+                f"making the network '{self.bridge}' of the lab's engine: {made.stderr.strip()}. "
+                "In a container, that needs '--privileged'."
+            )
+        ruled = root.run_as_root(["sh", "-c", " && ".join(self._rules("--append"))])
+        if ruled.returncode != 0:
+            feedback.say(f"Containers will have no way to the internet: {ruled.stderr}")
 
     def down(self) -> None:
         """Remove the rules, the bridge, and the bridges of networks inside the block."""
-        for rule in self._rules("--delete"):
-            root.run_as_root(rule)
         inside = [name for name, address in _addresses() if address in self.block]
-        for name in {self.bridge, *inside}:
-            root.run_as_root(["ip", "link", "delete", "dev", name])
+        links = [f"ip link delete dev {name}" for name in {self.bridge, *inside}]
+        root.run_as_root(["sh", "-c", "; ".join([*self._rules("--delete"), *links])])
 
-    def _rules(self, action: str) -> list[list[str]]:
-        block, mark = str(self.block), ["-m", "comment", "--comment", self.name]
-        answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
+    def _rules(self, action: str) -> list[str]:
+        mark = f"--match comment --comment {self.name}"
+        answers = "--match conntrack --ctstate RELATED,ESTABLISHED"
         return [
-            ["iptables", "--wait", "--table", table, action, chain, *mark, *rule]
+            f"iptables --wait --table {table} {action} {chain} {mark} {rule}"
             for table, chain, rule in (
-                ("nat", "POSTROUTING", ["-s", block, "!", "-d", block, "-j", "MASQUERADE"]),
-                ("filter", "FORWARD", ["-s", block, "-j", "ACCEPT"]),
-                ("filter", "FORWARD", ["-d", block, *answers, "-j", "ACCEPT"]),
+                ("nat", "POSTROUTING", f"-s {self.block} ! -d {self.block} -j MASQUERADE"),
+                ("filter", "FORWARD", f"-s {self.block} -j ACCEPT"),
+                ("filter", "FORWARD", f"-d {self.block} {answers} -j ACCEPT"),
             )
         ]
 
@@ -305,19 +267,19 @@ class Network:
 def choose(lab_id: str) -> Network:
     """Return the network for a lab's engine: the same each time while nothing else has it."""
     used = [address for _, address in _addresses()]
-    blocks = list(ADDRESSES.subnets(new_prefix=BLOCK_PREFIX))
+    # Of a block of 32 networks, the first is for the bridge, half are for networks made later.
+    blocks = list(ipaddress.IPv4Network("10.128.0.0/9").subnets(new_prefix=19))
     first = int(lab_id, 16) % len(blocks)
     in_turn = [*blocks[first:], *blocks[:first]]
     return Network(lab_id, next(b for b in in_turn if not any(each in b for each in used)))
 
 
 def _addresses() -> list[tuple[str, ipaddress.IPv4Address]]:
-    """Return this machine's addresses, each with its network device."""
     import psutil
 
     return [
         (name, ipaddress.IPv4Address(found.address))
         for name, addresses in psutil.net_if_addrs().items()
         for found in addresses
-        if found.family == sockets.AF_INET
+        if found.family == AddressFamily.AF_INET
     ]

@@ -1,10 +1,14 @@
-"""Ports of this machine: which are free."""
+"""What this machine is asked: which ports are free, and whether something is so by now."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 LOOPBACK = "127.0.0.1"
 
@@ -16,6 +20,8 @@ _TAKEN = re.compile(
     r"only one usage of each socket address",
     re.IGNORECASE,
 )
+
+T = TypeVar("T")
 
 
 def says_taken(message: str) -> bool:
@@ -31,14 +37,17 @@ def is_listening(port: int, *, host: str = LOOPBACK) -> bool:
 
 
 def free_port(*, host: str = LOOPBACK) -> int:
-    """Return a port of an address of this machine that no program listens on just now."""
-    return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port, host))
-
-
-def _is_free(port: int, host: str) -> bool:
-    with socket.socket() as probe:
-        try:
+    """Return a port of an address of this machine that nothing has just now."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+            return port
+    raise OSError(f"no port of {PORTS} is free")
+
+
+def wait_until(ready: Callable[[], T], *, seconds: float, every: float = 0.1) -> T:
+    """Ask again and again until the answer is truthy or the time is over; return the last one."""
+    deadline = time.monotonic() + seconds
+    while not (answer := ready()) and time.monotonic() < deadline:
+        time.sleep(every)
+    return answer

@@ -16,12 +16,8 @@ from labapp.errors import EngineError
 
 def why_not_root() -> str | None:
     """Return why this process can't act as root, or None when it can."""
-    if os.geteuid() == 0:
-        return None
-    sudo = ["sudo", "-n", "true"]
-    if shutil.which("sudo") and subprocess.run(sudo, capture_output=True).returncode == 0:
-        return None
-    return "that needs root, or a sudo that asks no password."
+    able = os.geteuid() == 0 or run_as_root(["true"]).returncode == 0
+    return None if able else "that needs root, or a sudo that asks no password."
 
 
 def why_not_privileged() -> str | None:
@@ -29,13 +25,10 @@ def why_not_privileged() -> str | None:
 
     Source: capabilities(7); ``CapEff`` in proc_pid_status(5).
     """
-    if os.geteuid() != 0:
-        return None
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    held = int(found[1], 16) if found else 0
-    net_admin, sys_admin = 1 << 12, 1 << 21
-    if held & net_admin and held & sys_admin:
+    held = int(status.partition("CapEff:")[2].split()[0], 16)
+    needed = 1 << 12 | 1 << 21  # CAP_NET_ADMIN, CAP_SYS_ADMIN
+    if os.geteuid() != 0 or held & needed == needed:
         return None
     return "root may not mount or make networks here: a container without '--privileged'."
 
@@ -53,7 +46,7 @@ def distribution() -> set[str]:
         found = platform.freedesktop_os_release()
     except OSError:
         return set()
-    return {found.get("ID", ""), *found.get("ID_LIKE", "").split()}
+    return {found["ID"], *found.get("ID_LIKE", "").split()}
 
 
 def search_path() -> str:
@@ -102,12 +95,12 @@ def install_packages(needed: Sequence[str], *, welcome: Sequence[str] = ()) -> N
     if not _missing(needed):
         return
     # An index that can't be reached is no failure here: the installation tells what it misses.
-    _apt(["update"], key="indexes", title="Reading the package indexes (apt-get update)")
+    _apt(["update"], title="Reading the package indexes (apt-get update)")
     names = subprocess.run(["apt-cache", "pkgnames"], capture_output=True, text=True).stdout
     wanted = _missing([*needed, *sorted({*welcome} & {*names.split()})])
     command = ["install", "--yes", "--no-install-recommends", *wanted]
     feedback.command(as_root(["apt-get", *command]))
-    status, log = _apt(command, key="packages", title=f"Installing {', '.join(wanted)}")
+    status, log = _apt(command, title=f"Installing {', '.join(wanted)}")
     if status != 0:
         tail = "\n  ".join(log[-8:])
         raise EngineError(
@@ -123,33 +116,29 @@ def _missing(names: Sequence[str]) -> list[str]:
     return [name for name in names if f"{name} installed" not in listing]
 
 
-def _apt(arguments: Sequence[str], *, key: str, title: str) -> tuple[int, list[str]]:
+def _apt(arguments: Sequence[str], *, title: str) -> tuple[int, list[str]]:
     """Run apt-get as root; return its exit code and the lines that it printed.
 
     Source: apt's README.progress-reporting (``kind:item:percent:words`` lines).
     """
     options = ["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Status-Fd=1"]
     command = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "apt-get", *options, *arguments]
+    process = subprocess.Popen(
+        as_root(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     log = []
-    with (
-        feedback.bars(title, unit="steps") as bars,
-        subprocess.Popen(
-            as_root(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as process,
-    ):
-        bars.update(key, 0, None)
-        assert process.stdout is not None
-        for line in process.stdout:
-            status = re.match(r"(dl|pm)status:[^:]*:([\d.]+):(.*)", line)
-            if status is None:
+    with process, feedback.bars(title, unit="steps") as bars:
+        bars.update("packages", 0, None)
+        for line in process.stdout or ():
+            if status := re.match(r"(dl|pm)status:[^:]*:([\d.]+):(.*)", line):
+                # Fetching counts as the first half of the way, unpacking as the second.
+                done = float(status[2]) / 2 + (50 if status[1] == "pm" else 0)
+                bars.update("packages", done, 100, status[3].strip()[:40])
+            else:
                 log.append(line.rstrip())
-                continue
-            # Fetching counts as the first half of the way, unpacking as the second.
-            done = float(status[2]) / 2 + (50 if status[1] == "pm" else 0)
-            bars.update(key, done, 100, status[3].strip()[:40])
     return process.returncode, log

@@ -19,15 +19,7 @@ from labapp.machine import root
 
 CHAPTER = "00_start_here"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET_BROWSER = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+OPTIONS = ("--no-sandbox", "--disable-background-networking", "--disable-component-update")
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +39,17 @@ def address(
 ) -> Iterator[str]:
     """The address that `start --no-browser` prints; it serves a copy of the notebooks."""
     empty(bench)
-    folder = tmp_path_factory.mktemp("notebooks")
-    for file in (repository / "notebooks").glob("*.ipynb"):
-        shutil.copy(file, folder)
-    shutil.copytree(repository / "notebooks" / "quiz", folder / "quiz")
+    folder = tmp_path_factory.mktemp("served") / "notebooks"
+    notebooks = repository / "notebooks"
+    shutil.copytree(notebooks, folder, ignore=shutil.ignore_patterns("work"))
     command = [sys.executable, "-m", "labapp", "start", "--no-browser", "--notebooks", str(folder)]
-    variables = {
-        **os.environ,
-        "LABAPP_STATE": str(bench.state.folder),
-        "DOCKER_HOST": bench.engine.host,
-    }
+    lab = {"LABAPP_STATE": str(bench.state.folder), "DOCKER_HOST": bench.engine.host}
     with subprocess.Popen(
-        command, cwd=repository, env=variables, stdout=subprocess.PIPE, text=True
+        command, cwd=repository, env=os.environ | lab, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
         try:
-            for line in process.stdout:
-                found = re.search(r"http://\S+token=\w+", line)
-                if found:
-                    yield found[0]
-                    break
-            else:
-                pytest.fail("start ended without an address")
+            lines = (re.search(r"http://\S+token=\w+", line) for line in process.stdout or ())
+            yield next(filter(None, lines))[0]
         finally:
             process.terminate()
             process.wait(timeout=60)
@@ -78,7 +59,7 @@ def address(
 def page(address: str, browser_path: str) -> Iterator[Page]:
     """The chapter, opened in JupyterLab and run from top to bottom."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=[*QUIET_BROWSER])
+        browser = playwright.chromium.launch(executable_path=browser_path, args=OPTIONS)
         page = browser.new_page(viewport={"width": 1300, "height": 3000})
         base, _, token = address.partition("lab?")
         page.goto(f"{base}lab/tree/{CHAPTER}.ipynb?{token}&reset")
@@ -104,40 +85,28 @@ def run_all(page: Page) -> None:
     pytest.fail("'Run All Cells' runs nothing")
 
 
-def test_no_cell_failed(page: Page) -> None:
+def test_cells_checks_and_progress(page: Page, bench: Bench) -> None:
     assert page.locator(".jp-OutputArea-output[data-mime-type*='stderr']").count() == 0
     assert page.locator(".jp-Cell").count() >= 25
-
-
-def test_checks_give_a_verdict(page: Page) -> None:
     verdicts = page.locator(".labapp-verdict[data-outcome='NotYet']")
-    assert verdicts.count() == 2
-    assert verdicts.first.is_visible()
-
-
-def test_progress_bars_reached_their_end(page: Page) -> None:
-    bars = page.locator(".labapp-bars[data-state='done'] progress")
-    assert bars.count() >= 3
-    for bar in bars.all():
+    assert verdicts.count() == 2 and verdicts.first.is_visible()
+    bars = page.locator(".labapp-bars[data-state='done'] progress").all()
+    assert len(bars) >= 3
+    for bar in bars:
         assert bar.get_attribute("value") == bar.get_attribute("max")
+    # The lab shows the commands.
+    cell = page.locator(".jp-CodeCell", has_text="lab.remove(hello)")
+    text = cell.locator(".jp-OutputArea").inner_text()
+    assert f"$ docker image rm {bench.registry.address}/hello/web:1.0" in text
 
 
-def test_the_diagram_is_drawn(page: Page) -> None:
+def test_diagrams_and_charts_are_drawn_and_described(page: Page) -> None:
     diagram = page.locator(".jp-RenderedMermaid img, .jp-RenderedMermaid svg").first
     diagram.wait_for(timeout=30_000)
     box = diagram.bounding_box()
     assert box and box["width"] > 150 and box["height"] > 30
-
-
-def test_charts_are_drawn_and_described(page: Page) -> None:
-    charts = page.locator("img.labapp-chart")
-    assert charts.count() >= 1
-    for chart in charts.all():
+    charts = page.locator("img.labapp-chart").all()
+    assert charts
+    for chart in charts:
         assert len(chart.get_attribute("alt") or "") > 40
         assert chart.evaluate("image => image.complete && image.naturalWidth") > 400
-
-
-def test_the_lab_shows_the_commands(page: Page, bench: Bench) -> None:
-    cell = page.locator(".jp-CodeCell", has_text="lab.remove(hello)")
-    text = cell.locator(".jp-OutputArea").inner_text()
-    assert f"$ docker image rm {bench.registry.address}/hello/web:1.0" in text

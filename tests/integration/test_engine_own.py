@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import requests
 
 from labapp import feedback
 from labapp.errors import EngineError, EngineLost, EngineNotFound
@@ -26,39 +22,36 @@ from labapp.journey import build, transfer
 from labapp.machine import engine as engines
 from labapp.machine import own_engine
 from labapp.machine.engine import Engine, remove_leftovers
-from labapp.machine.ports import free_port
+from labapp.machine.ports import wait_until
 from labapp.machine.root import run_as_root
-from labapp.machine.waiting import wait_until
 from labapp.reference import Reference
 from labapp.registry.server import RegistryServer
 from labapp.state import LABEL, State
 
 pytestmark = pytest.mark.own_engine
 
-ANSWERER = """
-use IO::Socket::INET;
-my $s = IO::Socket::INET->new(LocalPort => 8000, Listen => 5, ReuseAddr => 1) or die $!;
-while (my $c = $s->accept) { <$c>; print $c "HTTP/1.0 200 OK\r\n\r\nhere"; close $c; }
-"""
+Serving = Callable[[Engine, State], RegistryServer]
 
 
 @pytest.fixture
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
-    """A lab of its own, whose engine is removed with all its data."""
-    yield from lab(tmp_path_factory.mktemp("lab"))
+def own(another: Callable[[], State]) -> State:
+    return another()
 
 
 @pytest.fixture
-def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
-    yield from lab(tmp_path_factory.mktemp("other"))
+def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], State]]:
+    """Make a lab of its own, whose engine is removed with all its data."""
+    made: list[State] = []
 
+    def make() -> State:
+        made.append(State.open(tmp_path_factory.mktemp("lab")))
+        return made[-1]
 
-def lab(folder: Path) -> Iterator[State]:
-    state = State.open(folder)
     with feedback.using(feedback.QuietFeedback()):
-        yield state
-        own_engine.remove(state)
-    assert leftovers(state) == []
+        yield make
+        for state in made:
+            own_engine.remove(state)
+            assert leftovers(state) == []
 
 
 def start(state: State) -> Engine:
@@ -70,72 +63,51 @@ def environ(state: State) -> dict[str, str]:
     return {"DOCKER_HOST": f"unix://{own_engine.socket(state)}"}
 
 
+def command_lines() -> dict[int, list[str]]:
+    return {each.pid: each.info["cmdline"] or [""] for each in psutil.process_iter(["cmdline"])}
+
+
 def dockerd(state: State) -> int:
     option = f"--config-file={state.path('engine', 'daemon.json')}"
-    lines = {each.pid: each.info["cmdline"] or [""] for each in psutil.process_iter(["cmdline"])}
-    [pid] = [pid for pid, line in lines.items() if line[0] == "dockerd" and option in line]
+    lines = command_lines().items()
+    [pid] = [pid for pid, line in lines if line[0] == "dockerd" and option in line]
     return pid
+
+
+def kill(state: State) -> None:
+    os.kill(dockerd(state), signal.SIGKILL)
+
+
+def rules() -> list[str]:
+    found = [run_as_root(["iptables", "-t", table, "-S"]).stdout for table in ("nat", "filter")]
+    return "".join(found).splitlines()
 
 
 def leftovers(state: State) -> list[str]:
     """What an engine that was stopped must not leave: processes, bridges, rules, mounts."""
-    name = f"labapp-{state.lab_id}"
-    lines = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
-    found = [line for line in lines if name in line or f"{state.folder}/engine" in line]
-    found += [link.name for link in Path("/sys/class/net").glob(f"lab{state.lab_id[:6]}*")]
-    for table in ("nat", "filter"):
-        rules = run_as_root(["iptables", "-t", table, "-S"]).stdout.splitlines()
-        found += [rule for rule in rules if name in rule]
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return found + [line for line in mounts if str(state.folder) in line or name in line]
+    found = [*map(" ".join, command_lines().values()), *rules()]
+    found += Path("/proc/self/mountinfo").read_text().splitlines()
+    names = f"labapp-{state.lab_id}", f"{state.folder}/engine"
+    found = [line for line in found if any(name in line for name in names)]
+    return found + [link.name for link in Path("/sys/class/net").glob(f"lab{state.lab_id[:6]}*")]
 
 
-def policies() -> list[str]:
-    """What this machine does with packets that no rule speaks of."""
-    rules = [run_as_root(["iptables", "-t", table, "-S"]).stdout for table in ("nat", "filter")]
-    return [rule for text in rules for rule in text.splitlines() if rule.startswith("-P")]
+@pytest.fixture
+def serving(engine: Engine, server: RegistryServer) -> Serving:
+    """Let an engine that has no image yet run a registry."""
+    packed = b"".join(engine.client.images.get(server.image).save(named=server.image))
+
+    def serve(own: Engine, state: State) -> RegistryServer:
+        own.client.images.load(packed)
+        other = RegistryServer(engine=own, state=state)
+        other.start(image=server.image).ping()
+        return other
+
+    return serve
 
 
-def load_image(engine: Engine) -> str:
-    """Give an engine an image with perl, made of this machine's files: no registry is needed."""
-    libraries = subprocess.run(["ldd", "/usr/bin/perl"], capture_output=True, text=True).stdout
-    files = {"/usr/bin/perl", *(word for word in libraries.split() if word.startswith("/"))}
-    found = io.BytesIO()
-    with tarfile.open(fileobj=found, mode="w", dereference=True) as tar:
-        for file in sorted(files):
-            tar.add(file)
-        for folder in Path("/usr/lib").glob("*/perl-base"):
-            tar.add(folder)
-    engine.client.api.import_image_from_data(found.getvalue(), repository="labtest/perl", tag="1")
-    return "labtest/perl:1"
-
-
-def serve(engine: Engine, image: str, port: int) -> str:
-    """Run a container that answers on a port of this machine, and return what it answers."""
-    engine.client.containers.run(
-        image,
-        ["/usr/bin/perl", "-e", ANSWERER],
-        detach=True,
-        stop_signal="SIGKILL",  # a first process has no default handler for the polite one
-        ports={"8000/tcp": ("127.0.0.1", port)},
-    )
-    return fetch(port)
-
-
-def fetch(port: int) -> str:
-    with requests.Session() as session:
-        session.trust_env = False
-
-        def ask() -> str:
-            with contextlib.suppress(requests.RequestException):
-                return session.get(f"http://127.0.0.1:{port}/", timeout=5).text
-            return ""
-
-        return wait_until(ask, seconds=10)
-
-
-def test_it_starts_is_found_again_and_leaves_nothing(own: State) -> None:
-    before = policies()
+def test_it_starts_is_found_again_and_leaves_nothing(own: State, serving: Serving) -> None:
+    before = [rule for rule in rules() if rule.startswith("-P")]
     engine = start(own)
     pid = dockerd(own)
     assert engine.source == "the lab's own"
@@ -148,50 +120,41 @@ def test_it_starts_is_found_again_and_leaves_nothing(own: State) -> None:
     assert start(own).host == engine.host
     assert dockerd(own) == pid
 
-    image = load_image(engine)
-    engine.client.containers.create(image, ["/usr/bin/perl"], name="kept")
-    engines.stop(own)
+    served = serving(engine, own)
+    own_engine.stop(own)
     assert leftovers(own) == []
-    assert policies() == before
+    assert [rule for rule in rules() if rule.startswith("-P")] == before
     with pytest.raises(EngineNotFound, match="the lab's own"):
         engines.find(own, environ={})
     engine = start(own)
-    assert engine.client.containers.get("kept").status == "created"
-    assert engine.image(image) is not None
+    assert [each.name for each in engine.client.containers.list(all=True)] == [served.name]
+    assert engine.image(served.image) is not None
 
 
-def test_an_engine_that_was_killed_is_mended_by_start_and_cleared_by_stop(own: State) -> None:
+def test_an_engine_that_was_killed_is_mended_by_start_and_cleared_by_stop(
+    own: State, serving: Serving
+) -> None:
     engine = start(own)
-    image, port = load_image(engine), free_port()
-    assert serve(engine, image, port) == "here"
-    os.kill(dockerd(own), signal.SIGKILL)
+    address = serving(engine, own).address
+    kill(own)
     with pytest.raises(EngineLost, match="listing things"), engine.doing("listing things"):
         engine.client.containers.list()
     with pytest.raises(EngineNotFound, match="the lab's own"):
         engines.find(own, environ={})
-    engine = start(own)
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        # Pid files that a crash left name other processes by now.
+        for name in ("docker.pid", "exec/containerd/containerd.pid"):
+            (own_engine.socket(own).parent / name).write_text(str(stranger.pid))
+        engine = start(own)
+        assert stranger.poll() is None
+        stranger.kill()
     assert engine.client.containers.list() == []
     # The container that ran has ended, and its port is free for the next.
-    assert serve(engine, image, port) == "here"
+    assert serving(engine, own).address == address
     engine.client.networks.create("labtest-net")
-    os.kill(dockerd(own), signal.SIGKILL)
-    engines.stop(own)
+    kill(own)
+    own_engine.stop(own)
     assert leftovers(own) == []
-
-
-def test_pid_files_that_a_crash_left_name_other_processes(own: State) -> None:
-    start(own)
-    os.kill(dockerd(own), signal.SIGKILL)
-    with subprocess.Popen(["sleep", "600"]) as stranger:
-        try:
-            run = own_engine.socket(own).parent
-            for name in ("docker.pid", "exec/containerd/containerd.pid"):
-                (run / name).write_text(str(stranger.pid))
-            assert start(own).is_alive()
-            assert dockerd(own) != stranger.pid
-            assert stranger.poll() is None
-        finally:
-            stranger.kill()
 
 
 def test_two_starts_at_once_start_one_engine(own: State) -> None:
@@ -200,32 +163,28 @@ def test_two_starts_at_once_start_one_engine(own: State) -> None:
         "print(engine.start(State.open()).host)"
     )
     variables = {**os.environ, "LABAPP_STATE": str(own.folder), **environ(own)}
-
-    def one(_: int) -> str:
-        answer = subprocess.run(
-            [sys.executable, "-c", code], env=variables, capture_output=True, text=True
-        )
-        return (answer.stdout or answer.stderr).splitlines()[-1]
-
-    with ThreadPoolExecutor(2) as pool:
-        hosts = list(pool.map(one, range(2)))
-    assert hosts == [f"unix://{own_engine.socket(own)}"] * 2
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen(command, env=variables, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        assert f"unix://{own_engine.socket(own)}" in process.communicate()[0].decode()
     assert dockerd(own)
 
 
-def test_two_labs_on_one_machine_do_not_disturb_each_other(own: State, other: State) -> None:
+def test_two_labs_on_one_machine_do_not_disturb_each_other(
+    own: State, another: Callable[[], State], serving: Serving
+) -> None:
+    other = another()
     one, two = start(own), start(other)
-    port, second = free_port(), free_port()
-    assert serve(one, load_image(one), port) == "here"
-    assert serve(two, load_image(two), second) == "here"
+    served = serving(one, own)
+    serving(two, other)
     used = []
     for engine in (one, two):
         engine.client.networks.create("labtest-net")
         found = engine.client.networks.list(names=["bridge", "labtest-net"])
         used += [each["Subnet"] for net in found for each in net.attrs["IPAM"]["Config"]]
     assert len({*used}) == len(used) == 4
-    engines.stop(other)
-    assert fetch(port) == "here"
+    own_engine.stop(other)
+    served.registry().ping()
     assert one.is_alive()
 
 
@@ -245,20 +204,22 @@ def test_an_engine_without_the_privilege_says_so() -> None:
     assert "--privileged" in answer.stdout, answer.stderr
 
 
-def kill_when(state: State, told: feedback.QuietFeedback, note: str, *, done: float = 0) -> None:
+@contextlib.contextmanager
+def killed_in(state: State, note: str, *, done: float = 0) -> Iterator[None]:
     """Kill an engine as soon as the lab's bars tell that the work is in its middle."""
+    with feedback.using(feedback.QuietFeedback()) as told:
 
-    def kill() -> None:
-        while not any(
-            note in bar.note and bar.done >= done
-            for bars in told.shown
-            for bar in list(bars.bars.values())
-        ):
-            time.sleep(0.02)
-        time.sleep(0.5)
-        os.kill(dockerd(state), signal.SIGKILL)
+        def working() -> bool:
+            bars = [bar for bars in [*told.shown] for bar in [*bars.bars.values()]]
+            return any(note in bar.note and bar.done >= done for bar in bars)
 
-    threading.Thread(target=kill, daemon=True).start()
+        def watch() -> None:
+            wait_until(working, seconds=120, every=0.02)
+            time.sleep(0.5)
+            kill(state)
+
+        threading.Thread(target=watch, daemon=True).start()
+        yield
 
 
 def test_an_engine_killed_in_mid_build_leaves_nothing_but_the_cache(
@@ -270,10 +231,8 @@ def test_an_engine_killed_in_mid_build_leaves_nothing_but_the_cache(
         dockerfile.write_text(f"FROM scratch\nLABEL word={word}\nCOPY Dockerfile /\n")
         build.build(engine, tmp_path, tag=tag)
     dockerfile.write_text(f"FROM {slim}\nRUN sleep 300\n")
-    with feedback.using(feedback.QuietFeedback()) as told:
-        kill_when(own, told, "sleep")
-        with pytest.raises(EngineLost, match=tag):
-            build.build(engine, tmp_path, tag=tag)
+    with killed_in(own, "sleep"), pytest.raises(EngineLost, match=tag):
+        build.build(engine, tmp_path, tag=tag)
 
     engine = start(own)
     remove_leftovers(engine)
@@ -289,10 +248,8 @@ def test_an_engine_killed_in_mid_push(own: State, server: RegistryServer, tmp_pa
     (tmp_path / "large").write_bytes(os.urandom(100_000_000))
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY large /\n")
     build.build(engine, tmp_path, tag=tag)
-    with feedback.using(feedback.QuietFeedback()) as told:
-        kill_when(own, told, "pushing", done=10e6)
-        with pytest.raises(EngineLost, match=tag):
-            transfer.push(engine, server, tag)
+    with killed_in(own, "pushing", done=10e6), pytest.raises(EngineLost, match=tag):
+        transfer.push(engine, server, tag)
 
     pushed = transfer.push(start(own), server, tag)
     assert list(pushed.layers["outcome"]) == ["sent"]

@@ -61,14 +61,12 @@ def serving(state: State, engine: Engine) -> Iterator[subprocess.Popen[str]]:
 
 
 def address(process: subprocess.Popen[str]) -> str:
-    """The address that a start prints."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
+    said = ""
+    for line in process.stdout or ():
+        said += line
         if found := re.search(r"http://\S+", line):
             return found[0]
-    raise AssertionError("".join(lines))
+    raise AssertionError(said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -79,12 +77,18 @@ def test_it_serves_until_ctrl_c_and_a_second_start_tells_where(
         url = address(first)
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[0-9a-f]{48}", url)
         assert requests.get(url, timeout=10).status_code == 200
+        overrides = url.replace(
+            "/lab?", "/lab/api/settings/@jupyterlab/notebook-extension:tracker?"
+        )
+        found = requests.get(overrides, timeout=10).json()
+        assert found["schema"]["properties"]["windowingMode"]["default"] == "defer"
         # The token is asked for, and stands in no command line that others could read.
         bare = url.partition("?")[0]
         assert "/login" in requests.get(bare, timeout=10).url
         server = jupyter.find(own)
         assert server is not None
-        assert server.token not in " ".join(psutil.Process(server.pid).cmdline())
+        token = url.partition("token=")[2]
+        assert token not in " ".join(psutil.Process(server.pid).cmdline())
         with serving(own, engine) as second:
             assert address(second) == url
             assert second.wait(timeout=30) == 0
@@ -96,6 +100,11 @@ def test_it_serves_until_ctrl_c_and_a_second_start_tells_where(
 
 
 def test_it_is_found_and_ended_after_its_starter_was_killed(own: State, engine: Engine) -> None:
+    # What a crash left is not believed.
+    content = f'{{"url": "http://127.0.0.1:{free_port()}/", "token": "x", "pid": {os.getpid()}}}'
+    own.path("jupyter", "jpserver-1.json").write_text(content)
+    own.path("jupyter", "jpserver-2.json").write_text("{")
+    assert jupyter.find(own) is None
     with serving(own, engine) as first:
         url = address(first)
         first.kill()
@@ -105,13 +114,6 @@ def test_it_is_found_and_ended_after_its_starter_was_killed(own: State, engine: 
     jupyter.stop(own)
     assert jupyter.find(own) is None
     assert not psutil.pid_exists(server.pid)
-
-
-def test_a_runtime_file_of_a_crash_is_not_believed(own: State) -> None:
-    content = f'{{"url": "http://127.0.0.1:{free_port()}/", "token": "x", "pid": {os.getpid()}}}'
-    own.path("jupyter", "jpserver-1.json").write_text(content)
-    own.path("jupyter", "jpserver-2.json").write_text("{")
-    assert jupyter.find(own) is None
 
 
 def test_a_port_that_is_taken_is_told(own: State, engine: Engine) -> None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import docker.errors
 import pytest
 
 from labapp import reset
-from labapp.machine.engine import Engine
-from labapp.reset import Thing
+from labapp.machine.engine import Engine, tar_of
 from labapp.state import State
 
 ADDRESS = "localhost:59999"
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> State:
+def lab(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
     """A lab that has things on the engine, beside those of the other tests."""
+    monkeypatch.setenv("DOCKER_HOST", engine.host)
     state = State.open(tmp_path / "state")
     state.write("registry", {"port": 59999})
     return state
@@ -41,12 +38,8 @@ def make(engine: Engine, name: str, *, label: str | None) -> None:
     api = engine.client.api
     labels = {"labapp.lab": label} if label else {}
     changes = [f"LABEL labapp.lab={label}"] if label else []
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        tar.addfile(tarfile.TarInfo(f"{name}.txt"))
-    api.import_image_from_data(
-        content.getvalue(), repository=f"{name}/image", tag="1", changes=changes
-    )
+    content = tar_of({f"{name}.txt": b""})
+    api.import_image_from_data(content, repository=f"{name}/image", tag="1", changes=changes)
     api.create_volume(name, labels=labels)
     api.create_network(name, labels=labels)
     api.create_container(f"{name}/image:1", ["/x"], name=name, labels=labels)
@@ -63,30 +56,18 @@ def remove(engine: Engine, name: str) -> None:
 def exists(engine: Engine, name: str) -> list[bool]:
     """Whether container, network, volume and image of a name are there."""
     api = engine.client.api
-    found = []
-    for ask in (
-        lambda: api.inspect_container(name),
-        lambda: api.inspect_network(name),
-        lambda: api.inspect_volume(name),
-        lambda: api.inspect_image(f"{name}/image:1"),
-    ):
-        try:
-            ask()
-        except docker.errors.NotFound:
-            found.append(False)
-        else:
-            found.append(True)
-    return found
+    found = (
+        api.containers(all=True, filters={"name": name}),
+        api.networks(names=[name]),
+        api.volumes(filters={"name": name})["Volumes"],
+        engine.image(f"{name}/image:1"),
+    )
+    return [bool(each) for each in found]
 
 
 def test_reset_removes_what_is_the_labs_and_nothing_else(
-    engine: Engine,
-    lab: State,
-    stranger: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine, lab: State, stranger: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("DOCKER_HOST", engine.host)
     name = f"labtest-{lab.lab_id}"
     make(engine, name, label=lab.lab_id)
     # Somebody else's image under names of this lab loses those, and stays.
@@ -97,12 +78,12 @@ def test_reset_removes_what_is_the_labs_and_nothing_else(
 
     plan = reset.plan(lab, work=work)
     assert set(plan.things) == {
-        Thing("container", name),
-        Thing("network", name),
-        Thing("volume", name),
-        Thing("image", f"{name}/image:1"),
-        Thing("image", f"{ADDRESS}/shop/web:1"),
-        Thing("image", f"labapp/registry:{lab.lab_id}"),
+        f"container {name}",
+        f"network {name}",
+        f"volume {name}",
+        f"image {name}/image:1",
+        f"image {ADDRESS}/shop/web:1",
+        f"image labapp/registry:{lab.lab_id}",
     }
     assert plan.lines()[0] == f"container {name}"
     assert exists(engine, name) == [True] * 4, "a plan removes nothing"
@@ -119,10 +100,7 @@ def test_reset_removes_what_is_the_labs_and_nothing_else(
     assert reset.carry_out(plan) == []
 
 
-def test_what_is_still_used_by_somebody_else_is_told(
-    engine: Engine, lab: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DOCKER_HOST", engine.host)
+def test_what_is_still_used_by_somebody_else_is_told(engine: Engine, lab: State) -> None:
     name = f"labtest-{lab.lab_id}"
     make(engine, name, label=lab.lab_id)
     # A container takes over its image's labels; only one that says otherwise is not the lab's.
@@ -139,25 +117,18 @@ def test_what_is_still_used_by_somebody_else_is_told(
     assert exists(engine, name) == [False] * 4
 
 
-def test_what_was_run_by_hand_from_the_labs_registry_goes_too(
-    engine: Engine, lab: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DOCKER_HOST", engine.host)
+def test_what_was_run_by_hand_from_the_labs_registry_goes_too(engine: Engine, lab: State) -> None:
     name, image = f"labtest-{lab.lab_id}", f"{ADDRESS}/by/hand:1"
     make(engine, name, label=None)
     engine.client.api.tag(f"{name}/image:1", image)
     engine.client.api.create_container(image, ["/x"], name=f"{name}-by-hand")
     plan = reset.plan(lab)
-    assert plan.things == (Thing("container", f"{name}-by-hand"), Thing("image", image))
+    assert plan.things == (f"container {name}-by-hand", f"image {image}")
     assert reset.carry_out(plan) == []
     assert exists(engine, name) == [True] * 4
     remove(engine, name)
 
-
-def test_everything_includes_the_state_folder(
-    engine: Engine, lab: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DOCKER_HOST", engine.host)
+    # All there is includes the state folder.
     plan = reset.plan(lab, everything=True)
     assert plan.lines() == [f"'{lab.folder}'"]
     assert reset.carry_out(plan) == []

@@ -7,7 +7,6 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,12 @@ from labapp.machine import bootstrap
 PACKAGE = bootstrap.ROOT / "labapp"
 
 
-@pytest.mark.parametrize("name", ["__init__.py", "__main__.py"])
-def test_an_old_python_can_read_what_it_runs(name: str) -> None:
-    ast.parse((PACKAGE / name).read_text(encoding="utf-8"), feature_version=(3, 4))
-
-
 @pytest.mark.parametrize("version", [(2, 7), (3, 6), (3, 10)])
-def test_an_old_python_is_told_what_to_do(
+def test_an_old_python_reads_what_it_runs_and_is_told_what_to_do(
     monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]
 ) -> None:
+    for name in ("__init__.py", "__main__.py"):
+        ast.parse((PACKAGE / name).read_text(encoding="utf-8"), feature_version=(3, 4))
     monkeypatch.setattr(sys, "version_info", version)
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(PACKAGE / "__main__.py"), run_name="__main__")
@@ -41,50 +37,36 @@ def test_only_the_standard_library_is_needed_before_the_environment_is_there() -
     assert answer.stdout == "False\n", answer.stderr
 
 
-@pytest.fixture
-def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone with an environment that has its stamp."""
-    (tmp_path / "pyproject.toml").write_text("[project]\n")
+def test_when_an_environment_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
-    venv = tmp_path / ".venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    bootstrap.stamp(venv, ["test"])
-    return venv
-
-
-def test_an_environment_with_its_stamp_is_ready(venv: Path) -> None:
-    assert bootstrap.is_ready(venv, [])
-    assert bootstrap.is_ready(venv, ["test"])
-    assert not bootstrap.is_ready(venv, ["docs"])
-
-
-def upgrade_interpreter(venv: Path) -> None:
+    project, venv = tmp_path / "pyproject.toml", tmp_path / ".venv"
+    project.write_text("[project]\n")
     python = bootstrap.python_of(venv)
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    stamp = venv / bootstrap.STAMP
+
+    def ready(*extras: str) -> bool:
+        return bootstrap.is_ready(bootstrap.ROOT / ".venv", extras)
+
+    assert not ready()
+    bootstrap.stamp(venv, ["test"])
+    assert (ready(), ready("test"), ready("docs")) == (True, True, False)
+    # The system's Python is upgraded, and then taken away.
     python.unlink()
     python.symlink_to("/bin/sh")
-
-
-@pytest.mark.parametrize(
-    "break_it",
-    [
-        lambda venv: (venv.parent / "pyproject.toml").write_text("[project]\nname = 'new'\n"),
-        lambda venv: bootstrap.python_of(venv).unlink(),
-        upgrade_interpreter,
-        lambda venv: (venv / bootstrap.STAMP).unlink(),
-        lambda venv: os.truncate(venv / bootstrap.STAMP, 20),
-    ],
-)
-def test_an_environment_that_does_not_fit_is_not_ready(
-    venv: Path, break_it: Callable[[Path], object]
-) -> None:
-    break_it(venv)
-    assert not bootstrap.is_ready(venv, [])
-
-
-def test_a_clone_that_was_moved_is_not_ready(venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved = venv.parent.rename(venv.parent.with_name("moved"))
-    monkeypatch.setattr(bootstrap, "ROOT", moved)
-    assert not bootstrap.is_ready(moved / ".venv", [])
+    assert not ready()
+    python.unlink()
+    assert not ready()
+    for change in (
+        lambda: project.write_text("[project]\nname = 'new'\n"),
+        lambda: os.truncate(stamp, 20),
+        lambda: monkeypatch.setattr(bootstrap, "ROOT", tmp_path.rename(f"{tmp_path}-moved")),
+    ):
+        bootstrap.stamp(venv, [])
+        assert ready()
+        change()
+        assert not ready()
 
 
 def test_packages_that_are_missing_are_named(

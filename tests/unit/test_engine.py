@@ -1,26 +1,27 @@
-"""Finding an engine: where it is looked for, what is read from it, and why one does not answer."""
+"""Engines: found and read, and why one does not answer; what the lab's own would be told."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.server
+import ipaddress
 import json
 import os
 import re
 import socket
-import socketserver
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
+from registries import Reply, Seen, serving
 
 from labapp import doctor
 from labapp.errors import EngineLost, EngineNotFound, PushError
 from labapp.machine import engine as engines
-from labapp.machine import own_engine
+from labapp.machine import own_engine, root
 from labapp.state import State
 
 NOBODY = 65534
@@ -48,69 +49,37 @@ def number(version: str) -> int:
     return int(version.partition(".")[2])
 
 
-class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers the first questions as an engine does: in the versions of the API that it serves."""
+@contextlib.contextmanager
+def listening(
+    engine: str = "28.5", info: dict[str, Any] = CLASSIC, refusal: dict[str, Any] | None = None
+) -> Iterator[str]:
+    """Answer the first questions as an engine does: in the versions of the API that it serves."""
+    about = {"Os": "linux", "Arch": "arm64", **VERSIONS[engine]}
+    known = {"version": about, "info": info, "_ping": "OK"}
+    oldest, newest = (number(about[each]) for each in ("MinAPIVersion", "ApiVersion"))
 
-    version: ClassVar[dict[str, Any]]
-    info: ClassVar[dict[str, Any]]
-    refusal: ClassVar[dict[str, Any]]
-
-    def do_GET(self) -> None:
-        asked = re.fullmatch(r"(?:/v(\d+\.\d+))?/(\w+)[^?]*(?:\?.*)?", self.path)
+    def answer(seen: Seen) -> Reply:
+        asked = re.fullmatch(r"(?:/v(\d+\.\d+))?/(\w+)[^?]*(?:\?.*)?", seen.path)
         assert asked is not None
-        oldest, newest = (self.version[name] for name in ("MinAPIVersion", "ApiVersion"))
-        if asked[1] and not number(oldest) <= number(asked[1]) <= number(newest):
-            self.answer(400, {"message": f"client version {asked[1]} is too old or too new"})
-        elif asked[2] in ("version", "info"):
-            self.answer(200, self.version if asked[2] == "version" else self.info)
-        elif asked[2] == "_ping":
-            self.answer(200, "OK")
-        else:
-            self.answer(500, self.refusal)
+        status, content = 200, known.get(asked[2])
+        if asked[1] and not oldest <= number(asked[1]) <= newest:
+            status, content = 400, {"message": f"client version {asked[1]} is too old or too new"}
+        elif content is None:
+            status, content = 500, refusal
+        body = json.dumps(content).encode() if content != "OK" else b"OK"
+        return Reply(status, body, {"Content-Type": "application/json", "Connection": "close"})
 
-    def answer(self, status: int, content: object) -> None:
-        body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def address_string(self) -> str:
-        return "here"
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+    with serving(answer) as served:
+        yield f"tcp://{served.address}"
 
 
 @contextlib.contextmanager
-def listening(
-    address: Path | None = None,
-    *,
-    engine: str = "28.5",
-    info: dict[str, Any] = CLASSIC,
-    refusal: dict[str, Any] | None = None,
-) -> Iterator[str]:
-    """Listen on a socket file, or on a free port, and answer as an engine would."""
-    version = {"Os": "linux", "Arch": "arm64", **VERSIONS[engine]}
-    facts = {"version": version, "info": info, "refusal": refusal or {"message": "no room"}}
-    handler = type("Handler", (Answers,), facts)
-    server: socketserver.BaseServer
-    if address is None:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        host = f"tcp://127.0.0.1:{server.server_address[1]}"
-    else:
-        address.parent.mkdir(parents=True, exist_ok=True)
-        server = socketserver.ThreadingUnixStreamServer(str(address), handler)
-        host = f"unix://{address}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield host
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def socket_at(path: Path) -> Iterator[str]:
+    """A socket, as an engine makes it; yields its address."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+        yield f"unix://{path}"
 
 
 @pytest.fixture
@@ -135,43 +104,41 @@ def nothing_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("engine", VERSIONS)
-@pytest.mark.parametrize("file", ["e.sock", None])
-def test_the_version_of_the_api_is_agreed(
-    state: State, tmp_path: Path, engine: str, file: str | None
-) -> None:
-    about = VERSIONS[engine]
-    with listening(tmp_path / file if file else None, engine=engine) as host:
-        found = engines.find(state, environ={"DOCKER_HOST": host})
-        assert found.version == about["Version"]
-        assert (found.client.info(), found.is_alive()) == (CLASSIC, True)
-        oldest, newest = (number(str(about[name])) for name in ("MinAPIVersion", "ApiVersion"))
-        assert oldest <= number(found.api) <= newest
-
-
 @pytest.mark.parametrize(
     ("engine", "info", "name", "store"),
     [
         ("20.10", CLASSIC, "Docker", "classic"),
         ("28.5", {"DriverStatus": None}, "Docker", "classic"),
         ("29.0", CONTAINERD, "Docker", "containerd"),
+        ("29.4", CONTAINERD, "Docker", "containerd"),
+        ("later", CONTAINERD, "Docker", "containerd"),
         ("podman", CLASSIC, "Podman", "podman"),
     ],
 )
 def test_what_is_read_from_an_engine(
-    state: State, tmp_path: Path, engine: str, info: dict[str, Any], name: str, store: str
+    state: State,
+    engine: str,
+    info: dict[str, Any],
+    name: str,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with listening(tmp_path / "e.sock", engine=engine, info=info) as host:
+    about = VERSIONS[engine]
+    # No proxy stands before an engine.
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with listening(engine, info) as host:
         found = engines.find(state, environ={"DOCKER_HOST": host})
+        assert (found.client.info(), found.is_alive()) == (info, True)
+    oldest, newest = (number(str(about[each])) for each in ("MinAPIVersion", "ApiVersion"))
+    assert oldest <= number(found.client.api.api_version) <= newest
     assert (found.name, found.store, found.platform) == (name, store, "linux/arm64")
-    assert (found.host, found.source) == (host, "DOCKER_HOST")
-    assert found.labels == state.labels
+    assert (found.host, found.source, found.labels) == (host, "DOCKER_HOST", state.labels)
     variables = found.environment()
     assert variables["DOCKER_HOST"] == host
     # Else a build in a terminal starts a BuildKit of its own, which keeps the image to itself.
     assert variables.get("DOCKER_BUILDKIT") == ("0" if name == "Podman" else None)
     assert found.builder == "classic" or name == "Docker"
-    for fact in (name, found.version, "linux/arm64", store, host):
+    for fact in (name, about["Version"], "linux/arm64", store, host):
         assert fact in found.describe()
 
 
@@ -188,8 +155,8 @@ def test_what_is_read_from_an_engine(
 )
 def test_why_an_engine_does_not_answer(state: State, tmp_path: Path, host: str, cause: str) -> None:
     host = host.format(tmp_path)
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(tmp_path / "left.sock"))
+    with socket_at(tmp_path / "left.sock"):
+        pass
     for look in (engines.find, engines.start):
         with pytest.raises(EngineNotFound) as caught:
             look(state, environ={"DOCKER_HOST": host})
@@ -200,11 +167,14 @@ def test_why_an_engine_does_not_answer(state: State, tmp_path: Path, host: str, 
 
 
 @pytest.mark.parametrize(("mode", "helps"), [(0o660, "usermod -aG games"), (0o600, "as that user")])
-def test_a_socket_without_permission(state: State, tmp_path: Path, mode: int, helps: str) -> None:
+def test_a_socket_without_permission(
+    state: State, tmp_path: Path, mode: int, helps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else for a while")
     path = tmp_path / "theirs.sock"
-    with listening(path) as host:
+    with socket_at(path) as host:
+        monkeypatch.setenv("DOCKER_HOST", host)
         os.chown(path, 0, 60)  # Debian's group 'games'
         path.chmod(mode)
         for folder in [state.folder, *path.parents]:
@@ -214,48 +184,35 @@ def test_a_socket_without_permission(state: State, tmp_path: Path, mode: int, he
             file.chmod(0o644)
         os.seteuid(NOBODY)
         try:
-            findings = doctor.examine_lab(state, environ={"DOCKER_HOST": host})
+            [engine, *_] = doctor.examine_lab(state)
         finally:
             os.seteuid(0)
-    assert not findings[0].ok
-    assert host in findings[0].text and helps in findings[0].text
+    assert not engine.ok
+    assert host in engine.text and helps in engine.text
     # Another engine would be no help, and neither would another start.
-    assert "install" not in findings[0].text.lower() and "start" not in findings[0].text
+    assert "install" not in engine.text.lower() and "start" not in engine.text
 
 
 def test_an_engine_is_offered_only_where_none_is_there(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_engine, "can_start", lambda: "reason x")
-    if Path("/var/run/docker.sock").exists():
-        pytest.skip("this machine has an engine")
+    monkeypatch.setattr(engines, "places", lambda *_, **__: iter(()))
     with pytest.raises(EngineNotFound, match="reason x") as caught:
         engines.start(state, environ={})
     assert "install" in str(caught.value).lower()
 
 
 def test_something_that_is_no_engine(state: State) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    with server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        host = f"tcp://127.0.0.1:{server.server_address[1]}"
-        with pytest.raises(EngineNotFound, match="501"):
-            engines.find(state, environ={"DOCKER_HOST": host})
-        server.shutdown()
-
-
-def test_no_proxy_stands_before_an_engine(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    with listening() as host:
-        monkeypatch.setenv("DOCKER_HOST", host)
-        assert engines.find(state).is_alive()
+    with serving(Reply(501)) as served, pytest.raises(EngineNotFound, match="501"):
+        engines.find(state, environ={"DOCKER_HOST": f"tcp://{served.address}"})
 
 
 def test_the_docker_context_is_honoured(state: State, tmp_path: Path) -> None:
     config = tmp_path / "home" / ".docker"
     meta = config / "contexts" / "meta" / hashlib.sha256(b"mine").hexdigest()
     meta.mkdir(parents=True)
-    with listening(tmp_path / "c.sock") as host:
+    with listening() as host:
         content = {"Name": "mine", "Metadata": {}, "Endpoints": {"docker": {"Host": host}}}
         (meta / "meta.json").write_text(json.dumps(content))
         (config / "config.json").write_text(json.dumps({"currentContext": "mine"}))
@@ -268,32 +225,24 @@ def test_the_docker_context_is_honoured(state: State, tmp_path: Path) -> None:
         engines.find(state, environ={"DOCKER_CONTEXT": "mine"})
 
 
-@pytest.mark.parametrize("path", ["run/docker.sock", "run/podman/podman.sock"])
-def test_the_sockets_of_engines_that_name_themselves_nowhere(tmp_path: Path, path: str) -> None:
-    environ = {"XDG_RUNTIME_DIR": str(tmp_path / "run")}
-    host = f"unix://{tmp_path / path}"
-    assert host not in [place.host for place in engines.places(environ, own=None)]
-    with listening(tmp_path / path):
-        found = {place.host: place for place in engines.places(environ, own=None)}
-    assert found[host].source == "socket"
+def test_the_order_of_places(tmp_path: Path) -> None:
+    def found(*, own: str | None = None, **environ: str) -> dict[str, str]:
+        return {place.host: place.source for place in engines.places(environ, own=own)}
 
-
-def test_the_order_of_places() -> None:
     own = "unix:///lab/docker.sock"
-    for environ, engine, sources in (
-        ({"DOCKER_HOST": "tcp://x:1"}, own, ["DOCKER_HOST"]),
-        ({"DOCKER_HOST": own}, own, ["the lab's own"]),
-        ({}, own, ["the lab's own"]),
-    ):
-        assert [place.source for place in engines.places(environ, own=engine)] == sources
-    assert next(iter(engines.places({}, own=None))).source == "docker context"
+    assert found(DOCKER_HOST="tcp://x:1", own=own) == {"tcp://x:1": "DOCKER_HOST"}
+    assert found(DOCKER_HOST=own, own=own) == found(own=own) == {own: "the lab's own"}
+    assert next(iter(found().values())) == "docker context"
+    # Some engines name themselves nowhere.
+    for path in ("run/docker.sock", "run/podman/podman.sock"):
+        assert f"unix://{tmp_path / path}" not in found(XDG_RUNTIME_DIR=f"{tmp_path}/run")
+        with socket_at(tmp_path / path) as host:
+            assert found(XDG_RUNTIME_DIR=f"{tmp_path}/run")[host] == "socket"
 
 
 @pytest.mark.parametrize("refusal", [{"message": "no room"}, {"errorDetail": "no room"}])
-def test_errors_of_the_sdk_become_the_labs(
-    state: State, tmp_path: Path, refusal: dict[str, Any]
-) -> None:
-    with listening(tmp_path / "e.sock", refusal=refusal) as host:
+def test_errors_of_the_sdk_become_the_labs(state: State, refusal: dict[str, Any]) -> None:
+    with listening(refusal=refusal) as host:
         engine = engines.find(state, environ={"DOCKER_HOST": host})
         with pytest.raises(PushError, match=r"pushing 'x'.*no room"):  # noqa: SIM117
             with engine.doing("pushing 'x'", PushError):
@@ -304,3 +253,57 @@ def test_errors_of_the_sdk_become_the_labs(
     assert not engine.is_alive()
     with pytest.raises(EngineLost, match="pushing 'x'"), engine.doing("pushing 'x'", PushError):
         engine.client.containers.list()
+
+
+@pytest.mark.parametrize("lab_id", ["00000000", "0123abcd", "ffffffff"])
+def test_a_block_is_kept_while_nothing_else_has_it(
+    lab_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(lab_id: str, used: str) -> ipaddress.IPv4Network:
+        link = SimpleNamespace(family=socket.AF_INET, address=used)
+        monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth0": [link]})
+        return own_engine.choose(lab_id).block
+
+    mine = block(lab_id, "127.0.0.1")
+    assert mine == block(lab_id, "192.168.0.7") != block("00000001", "127.0.0.1")
+    other = block(lab_id, str(mine[300]))
+    assert mine.is_private and other.is_private and not mine.overlaps(other)
+
+
+def test_settings_share_nothing_with_the_systems_engine(tmp_path: Path) -> None:
+    state = State.open(tmp_path.joinpath(*["a-rather-long-name"] * 10))
+    network = own_engine.choose(state.lab_id)
+    settings = own_engine.settings(state, network)
+    assert settings["data-root"].startswith(str(state.folder))
+    assert state.lab_id in settings["exec-root"] and state.lab_id in settings["pidfile"]
+    # A socket's path ends at 107 bytes, also that of the longest inside.
+    assert len(os.fsencode(f"{settings['exec-root']}/containerd/containerd.sock.ttrpc")) <= 107
+    assert settings["hosts"] == [f"unix://{own_engine.socket(state)}"]
+    assert settings["bridge"] == network.bridge and len(network.bridge) <= 15
+    assert settings["iptables"] is False
+    pool = ipaddress.IPv4Network(settings["default-address-pools"][0]["base"])
+    assert pool.subnet_of(network.block) and network.block[1] not in pool
+
+
+@pytest.mark.parametrize(
+    ("there", "system", "more"),
+    [
+        (set(), "debian", "docker.io docker-cli"),
+        (set(), "ubuntu", "docker.io docker-cli debian-archive-keyring"),
+        ({"docker"}, "debian", "docker.io"),
+        # An engine from elsewhere is not replaced.
+        ({"dockerd", "docker"}, "debian", ""),
+    ],
+)
+def test_the_packages_to_install(
+    there: set[str], system: str, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[str] = set()
+    monkeypatch.setattr(root, "program", lambda name: name if name in there else None)
+    monkeypatch.setattr(root, "distribution", lambda: {"debian", system})
+    monkeypatch.setattr(
+        root, "install_packages", lambda names, *, welcome: asked.update(names, welcome)
+    )
+    own_engine.install()
+    always = "iproute2 mmdebstrap mount procps docker-buildx iptables ca-certificates"
+    assert asked == {*always.split(), *more.split()}
