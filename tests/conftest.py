@@ -14,6 +14,7 @@ import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from labapp.bench import Bench, prepare
+from labapp.cli import SECOND
 from labapp.feedback import QuietFeedback, using
 from labapp.journey.bases import SLIM, Base
 from labapp.machine import own_engine
@@ -22,7 +23,6 @@ from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.server import RegistryServer
 from labapp.state import State
-from labapp.suite import SECOND
 
 # `labapp test` names the folder; a bare pytest must not fall back on the learner's own lab.
 os.environ.setdefault("LABAPP_STATE", str(platformdirs.user_state_path("labapp-test")))
@@ -37,30 +37,45 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("lab")
 
 
+TESTS = Path(__file__).parent
+
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
-"""Whether this process is one of two: `labapp test` lets the chapters run beside the rest."""
+"""Whether this process is one of two, which `labapp test` starts; each has a lab of its own."""
 
 
-class TwoGroups(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives one process the chapters, with their exercises, and the other one all the rest."""
+FOLDERS = ("notebooks", "browser", "integration", "unit")
+"""The order of the tests: what takes long comes first, so that both processes end together."""
+
+SHOP = ("test_app", "test_contents", "test_exercises_inside")
+"""The files whose tests all need the application in its four variants: minutes of building."""
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives each process a file at a time, as it comes."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "chapters" if nodeid.startswith(("tests/notebooks/", "tests/browser/")) else "rest"
+        file = nodeid.partition("::")[0]
+        return "shop" if Path(file).stem in SHOP else file
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoGroups:
-    return TwoGroups(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(TESTS).parts[0]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if PARALLEL and not {"unit", "integration"} & set(item.path.parts):
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" and item.path.parent.name != "unit":
         second_lab()
 
 
 @functools.cache
 def second_lab() -> None:
-    """Give the chapters a lab of their own, with the first one's base images.
+    """Give the second process a lab of its own, with the first one's base images.
 
     Where the first one's engine is its own, so is theirs: on one engine, images of equal base and
     instructions share their cache, and who removes one disturbs who builds another.
@@ -91,6 +106,13 @@ def feedback() -> Iterator[QuietFeedback]:
     """What the lab said; nothing of it is printed."""
     with using(QuietFeedback()) as quiet:
         yield quiet
+
+
+@pytest.fixture
+def told() -> Iterator[QuietFeedback]:
+    """What the lab said during one test; nothing of it is printed."""
+    with using(QuietFeedback()) as told:
+        yield told
 
 
 @pytest.fixture(scope="session")

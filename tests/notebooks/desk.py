@@ -7,32 +7,34 @@ stores small ones that it needs, both over HTTP.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import docker.errors
 import pytest
 from docker.models.containers import Container
 
-from labapp.attacks import attacks
+from labapp.attacks.journal import undo
 from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.exercises import all_exercises, find_exercise
+from labapp.course.exercises import Coach, all_exercises, find_exercise
 from labapp.errors import NotInRegistry
 from labapp.feedback import QuietFeedback
 from labapp.journey import build as builds
 from labapp.journey import deploy as deployments
 from labapp.journey import transfer
 from labapp.journey.bases import SLIM
+from labapp.lab import Lab
 from labapp.machine.engine import tar_of
 from labapp.private.accounts import Accounts
 from labapp.registry.manifests import digest_of
-from labapp.state import LABEL, ROLE_LABEL
+from labapp.state import LABEL, REPOSITORY, ROLE_LABEL
 
 QUIET = QuietFeedback()
 KEPT = "kept/"
@@ -44,7 +46,7 @@ PRICES = """def total(prices, counts, tax):
 """
 SERVE = '["python3", "-m", "http.server", "8000"]'
 
-Files = Mapping[str, str | bytes]
+Files = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Desk:
     """A bench with a work folder of its own, and the steps that a learner takes."""
 
     bench: Bench
+
+    @property
+    def lab(self) -> Lab:
+        return Lab(bench=self.bench, coach=Coach(self.bench))
 
     @property
     def work(self) -> Path:
@@ -86,11 +92,13 @@ class Desk:
 
     def built(self, dockerfile: str, short: str, **files: str) -> None:
         """Build an image from a text and some files, and push it."""
-        folder = self.work / "built"
-        folder.mkdir(exist_ok=True)
         for name, text in {"Dockerfile": dockerfile, **files}.items():
-            (folder / name).write_text(text)
-        self.build(folder, short)
+            write(self.work / "built" / name, text)
+        self.made(self.work / "built", short)
+
+    def made(self, folder: Path, short: str, *, target: str | None = None) -> None:
+        """Build an image and push it."""
+        self.build(folder, short, target=target)
         self.push(short)
 
     def pushed(self, short: str, *, text: str = "hello", cmd: str = SERVE) -> None:
@@ -110,7 +118,7 @@ class Desk:
 
     def shop(self, dockerfile: str) -> Path:
         """Copy the application, its prices in Python: it builds on the slim base, in seconds."""
-        app = self.bench.copy_application()
+        app = self.lab.application()
         (app / "Dockerfile").write_text(dockerfile)
         (app / "shop" / "_prices.c").unlink()
         (app / "shop" / "_prices.py").write_text(PRICES)
@@ -142,7 +150,7 @@ class Desk:
     ) -> dict[str, Any]:
         """Upload an image that stands on nothing, and return its descriptor."""
         registry, (repository, _, tag) = self.bench.registry, short.partition(":")
-        plain = [each if isinstance(each, bytes) else tar_of(_bytes(each)) for each in layers]
+        plain = [each if isinstance(each, bytes) else _tar(each) for each in layers]
         cpu = self.bench.engine.platform.split("/")[1]
         rootfs = {"type": "layers", "diff_ids": [digest_of(layer) for layer in plain]}
         about = {"os": "linux", "architecture": cpu, "rootfs": rootfs, "config": config or {}}
@@ -176,15 +184,13 @@ class Desk:
         self.bench.registry.put_manifest(repository, tag, json.dumps(content).encode(), kind)
 
 
-def _bytes(files: Files) -> dict[str, bytes]:
-    return {
-        name: text if isinstance(text, bytes) else text.encode() for name, text in files.items()
-    }
+def _tar(files: Files) -> bytes:
+    return tar_of({name: text.encode() for name, text in files.items()})
 
 
 def empty(bench: Bench) -> None:
     """Take away all that chapters make, on engine and in registry; what is kept stays."""
-    attacks.undo(bench)
+    undo(bench)
     accounts = Accounts(bench.state)
     for name in accounts.names():
         accounts.remove(name)
@@ -196,6 +202,14 @@ def empty(bench: Bench) -> None:
         made |= {rest.rpartition(":")[0] for at, _, rest in names if at == registry.address}
     chapters = (name for name in made if not name.startswith(("base/", KEPT)))
     forget(bench, *chapters, prune=False)
+
+
+def write(file: Path, text: str, **meant: str) -> None:
+    """Write a file, with what its names in capitals stand for."""
+    for name, value in meant.items():
+        text = text.replace(name, value)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
 
 
 def stop(bench: Bench) -> None:
@@ -225,21 +239,74 @@ def forget(bench: Bench, *repositories: str, prune: bool = True) -> None:
 
 
 Steps = Callable[[Any], object]
+Right = Mapping[str, list[Steps]]
+"""By exercise, steps that solve it."""
+Wrong = Mapping[str, list[tuple[Steps, str] | tuple[Steps, str, str]]]
+"""Steps that don't, the outcome and, if there is one, the fact that the message must tell."""
+
+
+P = ParamSpec("P")
+
+
+def step(do: Callable[Concatenate[Any, P], object]) -> Callable[P, Steps]:
+    """Let a table name what a learner does, before there is a desk to do it at."""
+
+    @functools.wraps(do)
+    def named(*args: P.args, **options: P.kwargs) -> Steps:
+        return lambda desk: do(desk, *args, **options)
+
+    return named
+
+
+def nothing(desk: Desk) -> None:
+    """As at first."""
+
+
+def unanswered(desk: Desk) -> object:
+    """The exercise's cell as it is given."""
+    return ...
+
+
+@step
+def all_of(desk: Desk, *steps: Steps) -> None:
+    for each in steps:
+        each(desk)
+
+
+@step
+def named(desk: Desk, kept: str, short: str) -> None:
+    """Give an image that is there the name that the exercise asks for."""
+    desk.copy(f"kept/{kept}", short)
+
+
+@step
+def base(desk: Desk, name: str, short: str) -> None:
+    """Give a base image the name that the exercise asks for."""
+    desk.copy(str(desk.bench.base(name)), short)
+
+
+def cells(chapter: str) -> dict[str, str]:
+    """Return the source of each cell of a chapter's notebook."""
+    (file,) = (REPOSITORY / "notebooks").glob(f"{chapter}_*.ipynb")
+    listed = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    return {cell["id"]: "".join(cell["source"]) for cell in listed}
 
 
 def judge(id: str, desk: Desk, steps: Steps) -> tuple[str, str]:
     """Take some steps, whose answer is given where they return one, and let the exercise judge."""
     answer = steps(desk)
-    verdict = find_exercise(id).check(desk.bench, ... if answer is None else answer)
-    return verdict.outcome, verdict.message
+    return verdict(id, desk.bench, ... if answer is None else answer)
+
+
+def verdict(id: str, bench: Bench, answer: object = ...) -> tuple[str, str]:
+    judged = find_exercise(id).check(bench, answer)
+    return judged.outcome, judged.message
 
 
 class Tried:
     """The tests of some chapters' exercises; the module names its states in RIGHT and WRONG.
 
-    RIGHT has by exercise the steps that solve it; WRONG has steps that don't, the outcome and, if
-    there is one, the fact that the message must tell. The module's ``desk`` is where the steps are
-    taken.
+    The module's ``desk`` is where the steps are taken.
     """
 
     chapters: tuple[str, ...]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from desk import Desk, Steps, Tried, empty
+from desk import Desk, Files, Right, Steps, Tried, Wrong, empty, nothing, step, verdict, write
 
 from labapp.bench import Bench
-from labapp.course.exercises import find_exercise
 from labapp.journey import pin as pins
 from labapp.journey import run
-from labapp.machine.waiting import wait_until
+from labapp.machine.ports import wait_until
+from labapp.registry.manifests import Manifest, digest_of
 
 PAGES = ("one", "two", "three")
 """Pages on the slim base that are kept; the third one stands on the first."""
@@ -36,26 +35,20 @@ def desk(shelf: Desk, tmp_path: Path) -> Desk:
     return shelf.at(tmp_path)
 
 
-def nothing(desk: Desk) -> None:
-    """As at first."""
-
-
-def gives(*names: str, then: Steps = nothing) -> Steps:
+@step
+def gives(desk: Desk, *names: str, then: Steps = nothing) -> object:
     """Give kept pages the names that a chapter's cells push; ``one=hello/web:1.0`` is a pair."""
-
-    def steps(desk: Desk) -> object:
-        for pair in names:
-            kept, _, short = pair.partition("=")
-            desk.copy(f"kept/page:{kept}", short)
-        return then(desk)
-
-    return steps
+    for pair in names:
+        kept, _, short = pair.partition("=")
+        desk.copy(f"kept/page:{kept}", short)
+    return then(desk)
 
 
 # ---------------------------------------------------------------- chapter 00
 
 HELLO = "one=hello/web:1.0"
 MINE = (HELLO, "one=hello/web:mine")
+PORT = {"8000/tcp": ("127.0.0.1", None)}
 
 
 def tag_by_sdk(desk: Desk) -> None:
@@ -68,30 +61,21 @@ def tag_only_local(desk: Desk) -> None:
     desk.tag("kept/page:one", "hello/web:mine")
 
 
-def runs(short: str = "hello/web:mine", **options: object) -> Steps:
+@step
+def runs(desk: Desk, short: str = "hello/web:mine", **options: object) -> None:
     """Run a container by the SDK, and wait until its service listens."""
-
-    def steps(desk: Desk) -> None:
-        container = desk.run(short, **options)
-        probe = "import socket; socket.create_connection(('127.0.0.1', 8000))"
-        wait_until(lambda: container.exec_run(["python3", "-c", probe]).exit_code == 0, seconds=20)
-
-    return steps
+    container = desk.run(short, **options)
+    probe = "import socket; socket.create_connection(('127.0.0.1', 8000))"
+    wait_until(lambda: container.exec_run(["python3", "-c", probe]).exit_code == 0, seconds=20)
 
 
 def run_by_lab(desk: Desk) -> None:
-    run.run(
-        desk.bench.engine,
-        desk.name("hello/web:mine"),
-        name=f"hello-{desk.bench.state.lab_id}",
-        wait_for="/",
-    )
+    name = f"hello-{desk.bench.state.lab_id}"
+    run.run(desk.bench.engine, desk.name("hello/web:mine"), name=name, wait_for="/")
 
 
 def run_by_digest(desk: Desk) -> None:
-    runs(f"hello/web@{desk.digest('hello/web:mine')}", ports={"8000/tcp": ("127.0.0.1", None)})(
-        desk
-    )
+    runs(f"hello/web@{desk.digest('hello/web:mine')}", ports=PORT)(desk)
 
 
 def run_ended(desk: Desk) -> None:
@@ -103,7 +87,10 @@ def run_ended(desk: Desk) -> None:
 FIRST = (Path(__file__).parents[2] / "dockerfiles" / "first.Dockerfile").read_text("utf-8")
 """The Dockerfile that the chapter starts from."""
 
-NAIVE = FIRST.replace("python:3.13", "python:3.13-slim")
+NAIVE = FIRST.replace("python:3.13", "python:3.13-slim").replace(
+    "WORKDIR", "ENV PIP_NO_COMPILE=1\nWORKDIR", 1
+)
+"""On the slim base, and without the compiling that takes most of pip's time."""
 
 REQUIRE = "RUN pip --python /opt/venv install -r requirements.txt\n"
 INSTALL = "RUN pip --python /opt/venv install --no-deps .\n"
@@ -119,63 +106,57 @@ ELSEWHERE = ORDERED.replace("requirements.txt .\n", "requirements.txt /tmp/wante
 PRETENDED = NAIVE.replace("COPY . .\n", "RUN : install requirements.txt\nCOPY . .\n")
 
 
-def app(desk: Desk) -> Path:
-    return Path(shutil.copytree(desk.bench.application, desk.work / "app"))
-
-
-def cached(text: str, *, build: bool = True, then: str | None = "") -> Steps:
+@step
+def cached(desk: Desk, text: str, *, build: bool = True, then: str | None = "") -> None:
     """Write a Dockerfile and build it; ``then`` replaces it afterwards, None removes it."""
-
-    def steps(desk: Desk) -> None:
-        folder = desk.shop(text)
-        if build:
-            desk.build(folder, "shop/web:cached")
-        if then is None:
-            (folder / "Dockerfile").unlink()
-        elif then:
-            (folder / "Dockerfile").write_text(then)
-
-    return steps
+    folder = desk.shop(text)
+    if build:
+        desk.build(folder, "shop/web:cached")
+    if then is None:
+        (folder / "Dockerfile").unlink()
+    elif then:
+        (folder / "Dockerfile").write_text(then)
 
 
 def checked_twice(desk: Desk) -> None:
     """What the first check built is not taken for what the learner's cache has."""
     cached(NAIVE)(desk)
-    assert find_exercise("01-cache").check(desk.bench).outcome == "Wrong"
+    assert verdict("01-cache", desk.bench)[0] == "Wrong"
 
 
 BOTH = {"src/secrets.env": "PASSWORD=x", "src/backup.sql": "x"}
 SOURCE = {"src/shop/app.py": "app"}
 
 
+@step
 def context(
-    ignore: str | None, *, image: dict[str, str] | None = SOURCE, keep: bool = True,
-    file: str = ".dockerignore", local: bool = False,
-) -> Steps:  # fmt: skip
+    desk: Desk,
+    ignore: str | None,
+    *,
+    image: Files | None = SOURCE,
+    keep: bool = True,
+    file: str = ".dockerignore",
+    local: bool = False,
+) -> None:
     """Write what stays out of the context, and store an image as it would be built."""
-
-    def steps(desk: Desk) -> None:
-        folder = app(desk)
-        (folder / ".dockerignore").unlink()
-        if keep:
-            (folder / "secrets.env").write_text("PASSWORD=x\n")
-            (folder / "backup.sql").write_bytes(b"x" * 100_000)
-        if ignore is not None:
-            (folder / file).write_text(ignore, encoding="utf-8")
-        if local:
-            desk.tag("kept/page:one", "shop/web:clean")
-        elif image is not None:
-            desk.store("shop/web:clean", image)
-
-    return steps
+    folder = Path(shutil.copytree(desk.bench.application, desk.work / "app"))
+    (folder / ".dockerignore").unlink()
+    if keep:
+        (folder / "secrets.env").write_text("PASSWORD=x\n")
+        (folder / "backup.sql").write_bytes(b"x" * 100_000)
+    if ignore is not None:
+        (folder / file).write_text(ignore, encoding="utf-8")
+    if local:
+        desk.tag("kept/page:one", "shop/web:clean")
+    elif image is not None:
+        desk.store("shop/web:clean", image)
 
 
 def context_built(desk: Desk) -> None:
     """With the chapter's own Dockerfile, on the engine."""
     context("secrets.env\nbackup.sql\n", image=None)(desk)
     (desk.work / "app" / "Dockerfile").write_text(FIRST)
-    desk.build(desk.work / "app", "shop/web:clean")
-    desk.push("shop/web:clean")
+    desk.made(desk.work / "app", "shop/web:clean")
 
 
 # ---------------------------------------------------------------- chapter 02
@@ -187,9 +168,12 @@ def sent(choose: Callable[[Desk], object]) -> Steps:
     return gives(*VERSIONS, then=choose)
 
 
+def manifest(desk: Desk, tag: str) -> Manifest:
+    return desk.bench.registry.image(desk.name(f"shop/web:{tag}")).manifest
+
+
 def layers(desk: Desk, tag: str) -> list[str]:
-    held = desk.bench.registry.image(desk.name(f"shop/web:{tag}"))
-    return [layer.digest for layer in held.manifest.layers]
+    return [layer.digest for layer in manifest(desk, tag).layers]
 
 
 def new_layers(desk: Desk) -> list[str]:
@@ -218,15 +202,11 @@ def computed(choose: Callable[[Desk], object]) -> Steps:
 
 
 def raw(desk: Desk) -> bytes:
-    return desk.bench.registry.image(desk.name("shop/web:1.4-tested")).manifest.raw
-
-
-def sha(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+    return manifest(desk, "1.4-tested").raw
 
 
 def config_digest(desk: Desk) -> str:
-    return desk.bench.registry.image(desk.name("shop/web:1.4-tested")).manifest.config.digest
+    return manifest(desk, "1.4-tested").config.digest
 
 
 def digest_of_an_index(desk: Desk) -> str:
@@ -238,17 +218,21 @@ def pin(desk: Desk, tag: str = "1.4-tested") -> str:
     return str(pins.pin(desk.bench.registry, desk.name(f"shop/web:{tag}")))
 
 
-def production(image: Callable[[Desk], str], *, deployed: str = "production.yaml") -> Steps:
+def by_image_id(desk: Desk) -> str:
+    return f"{desk.name('shop/web')}@{config_digest(desk)}"
+
+
+@step
+def production(
+    desk: Desk, image: Callable[[Desk], str], *, deployed: str = "production.yaml"
+) -> None:
     """Write the file, and deploy it or another one of the same content; empty for none."""
-
-    def steps(desk: Desk) -> None:
-        text = f'services:\n  web:\n    image: {image(desk)}\n    ports: ["127.0.0.1::8000"]\n'
-        (desk.work / "production.yaml").write_text(text)
-        if deployed:
-            (desk.work / deployed).write_text(text)
-            desk.deploy(desk.work / deployed)
-
-    return gives(*TESTED, then=steps)
+    gives(*TESTED)(desk)
+    text = f'services:\n  web:\n    image: {image(desk)}\n    ports: ["127.0.0.1::8000"]\n'
+    write(desk.work / "production.yaml", text)
+    if deployed:
+        write(desk.work / deployed, text)
+        desk.deploy(desk.work / deployed)
 
 
 def pinned_then_other_deployed(desk: Desk) -> None:
@@ -266,32 +250,28 @@ def pinned_by_terminal(desk: Desk) -> None:
 BASE = "one=team/base:1"
 
 
-def page(text: str, *names: str, local: str = "") -> Steps:
+@step
+def page(desk: Desk, text: str, *names: str, local: str = "") -> None:
     """Write the page's Dockerfile; ``BASE`` is the repository, ``GOOD`` the base's digest."""
-
-    def steps(desk: Desk) -> None:
-        (desk.work / "page").mkdir()
-        written = text.replace("SLIM", desk.slim).replace("GOOD", desk.digest("team/base:1"))
-        written = written.replace("BASE", desk.name("team/base"))
-        (desk.work / "page" / "Dockerfile").write_text(f"# The base\n{written}\nENV PAGE=1\n")
-        if local:
-            desk.tag(f"kept/page:{local}", "page/web:pinned")
-
-    return gives(BASE, *names, then=steps)
+    gives(BASE, *names)(desk)
+    file, good = desk.work / "page" / "Dockerfile", desk.digest("team/base:1")
+    text_there = f"# The base\n{text}\nENV PAGE=1\n"
+    write(file, text_there, SLIM=desk.slim, GOOD=good, BASE=desk.name("team/base"))
+    if local:
+        desk.tag(f"kept/page:{local}", "page/web:pinned")
 
 
 def page_built(desk: Desk) -> None:
     page("FROM BASE@GOOD")(desk)
-    desk.build(desk.work / "page", "page/web:pinned")
-    desk.push("page/web:pinned")
+    desk.made(desk.work / "page", "page/web:pinned")
 
 
 PAGE_THERE = "three=page/web:pinned"
 
-RIGHT: dict[str, list[Steps]] = {
+RIGHT: Right = {
     "00-tag": [gives(HELLO, then=tag_by_sdk), gives(*MINE)],
     "00-run": [
-        gives(*MINE, then=runs(ports={"8000/tcp": ("127.0.0.1", None)})),
+        gives(*MINE, then=runs(ports=PORT)),
         gives(*MINE, then=run_by_digest),
         gives(*MINE, then=run_by_lab),
     ],
@@ -308,7 +288,7 @@ RIGHT: dict[str, list[Steps]] = {
         promoted_out_of_an_index,
     ],
     "03-digest": [
-        computed(lambda desk: sha(raw(desk))),
+        computed(lambda desk: digest_of(raw(desk))),
         computed(lambda desk: pin(desk).split("@")[1]),
         digest_of_an_index,
     ],
@@ -321,7 +301,7 @@ RIGHT: dict[str, list[Steps]] = {
     ],
 }
 
-WRONG: dict[str, list[tuple[Steps, str] | tuple[Steps, str, str]]] = {
+WRONG: Wrong = {
     "00-tag": [
         (nothing, "NotYet", "hello/web:1.0"),
         (gives(HELLO), "NotYet"),
@@ -380,21 +360,17 @@ WRONG: dict[str, list[tuple[Steps, str] | tuple[Steps, str, str]]] = {
         (computed(lambda desk: ...), "NotYet"),
         (lambda desk: "sha256:0", "NotYet", "1.4-tested"),
         (computed(raw), "Wrong", "bytes"),
-        (computed(lambda desk: sha(raw(desk))[7:]), "Wrong"),
+        (computed(lambda desk: digest_of(raw(desk))[7:]), "Wrong"),
         (computed(config_digest), "Wrong", "config"),
         (computed(lambda desk: pin(desk, "1.4").split("@")[1]), "Wrong", "'1.4'"),
-        (computed(lambda desk: sha(raw(desk) + b"\n")), "Wrong"),
+        (computed(lambda desk: digest_of(raw(desk) + b"\n")), "Wrong"),
         (computed(lambda desk: "shop/web:1.4"), "Wrong", "shop/web:1.4"),
     ],
     "03-pin": [
         (nothing, "NotYet"),
         (production(lambda desk: desk.name("shop/web:1.4-tested")), "NotYet", "1.4-tested"),
         (production(lambda desk: pin(desk, "1.4")), "Wrong", "'1.4'"),
-        (
-            production(lambda d: f"{d.name('shop/web')}@{config_digest(d)}", deployed=""),
-            "Wrong",
-            "image ID",
-        ),
+        (production(by_image_id, deployed=""), "Wrong", "image ID"),
         (production(pin, deployed=""), "Wrong"),
         (production(pin, deployed="deployment.yaml"), "Wrong"),
         (pinned_then_other_deployed, "Wrong"),

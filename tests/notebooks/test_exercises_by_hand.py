@@ -16,7 +16,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from desk import Desk, Steps, Tried, empty, forget, judge
+from desk import (
+    Desk,
+    Right,
+    Steps,
+    Tried,
+    Wrong,
+    cells,
+    empty,
+    forget,
+    judge,
+    nothing,
+    step,
+    unanswered,
+    write,
+)
 
 from labapp.bench import Bench
 from labapp.course.exercises import find_exercise
@@ -24,7 +38,6 @@ from labapp.errors import PullError
 from labapp.journey import transfer
 from labapp.registry.manifests import digest_of
 
-FILE = Path(__file__).parents[2] / "notebooks" / "07_by_hand.ipynb"
 CELLS = """
 machine program-run layer-pack layer-run config-run manifest-run ask early-run
 layer-upload manifest-upload-run compressed-run byte-run byte-upload
@@ -55,8 +68,7 @@ def chapter(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         platform=bench.engine.platform,
     )
     names: Names = {"hashlib": hashlib, "json": json, "lab": lab}
-    notebook = json.loads(FILE.read_text(encoding="utf-8"))
-    sources = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
+    sources = cells("07")
     for id in CELLS.split():
         exec(sources[id], names)
     names["top"] = (desk.work / "layer.tar.gz").read_bytes()
@@ -80,10 +92,6 @@ def store(desk: Hand, tag: str, manifest: bytes) -> None:
     assert names["ask"]("PUT", path, data=manifest, headers=names["KIND"]).status_code == 201
 
 
-def nothing(desk: Hand) -> None:
-    """As the cells leave it."""
-
-
 def early(desk: Hand) -> str:
     """Before the cells were run."""
     forget(desk.bench, "hand/hello")
@@ -95,50 +103,45 @@ def answer(compute: Callable[[Names], object]) -> Steps:
     return lambda desk: compute(desk.names)
 
 
-def solved(id: str) -> Steps:
+@step
+def solved(desk: Hand, id: str) -> object:
     """Run the chapter's own solution; what it returns is the answer, where there is one."""
-
-    def steps(desk: Hand) -> object:
-        exec(find_exercise(id).solution, desk.names)
-        return desk.names.get("answer")
-
-    return steps
+    exec(find_exercise(id).solution, desk.names)
+    return desk.names.get("answer")
 
 
 def unpacked(layer: bytes) -> bytes:
     return gzip.decompress(layer) if layer[:2] == b"\x1f\x8b" else layer
 
 
+@step
 def put(
+    desk: Hand,
     tag: str,
     *which: str | bytes,
     diff_ids: Callable[[Names], list[str]] | None = None,
     cut: int | None = None,
     more_bytes: int = 0,
     **config: object,
-) -> Steps:
+) -> None:
     """Upload an image of some layers as the chapter does, with the slips that a test wants."""
-
-    def steps(desk: Hand) -> None:
-        names = desk.names
-        layers = [names[each] if isinstance(each, str) else each for each in which]
-        promised = [digest_of(unpacked(layer)) for layer in layers]
-        layers = [layer[:cut] if layer[:2] == b"\x1f\x8b" else layer for layer in layers]
-        content = json.loads(names["config"]) | config
-        content["rootfs"]["diff_ids"] = diff_ids(names) if diff_ids else promised
-        written = json.dumps(content).encode()
-        manifest = json.loads(names["manifest"])
-        manifest["config"] = names["part"]("config.v1+json", written)
-        kinds = ["layer.v1.tar" + "+gzip" * (layer[:2] == b"\x1f\x8b") for layer in layers]
-        pairs = zip(kinds, layers, strict=True)
-        manifest["layers"] = [names["part"](kind, layer) for kind, layer in pairs]
-        for layer in manifest["layers"]:
-            layer["size"] += more_bytes
-        for blob in (written, *layers):
-            names["upload"](blob)
-        store(desk, tag, json.dumps(manifest).encode())
-
-    return steps
+    names = desk.names
+    layers = [names[each] if isinstance(each, str) else each for each in which]
+    promised = [digest_of(unpacked(layer)) for layer in layers]
+    layers = [layer[:cut] if layer[:2] == b"\x1f\x8b" else layer for layer in layers]
+    content = json.loads(names["config"]) | config
+    content["rootfs"]["diff_ids"] = diff_ids(names) if diff_ids else promised
+    written = json.dumps(content).encode()
+    manifest = json.loads(names["manifest"])
+    manifest["config"] = names["part"]("config.v1+json", written)
+    kinds = ["layer.v1.tar" + "+gzip" * (layer[:2] == b"\x1f\x8b") for layer in layers]
+    pairs = zip(kinds, layers, strict=True)
+    manifest["layers"] = [names["part"](kind, layer) for kind, layer in pairs]
+    for layer in manifest["layers"]:
+        layer["size"] += more_bytes
+    for blob in (written, *layers):
+        names["upload"](blob)
+    store(desk, tag, json.dumps(manifest).encode())
 
 
 def again(which: str, tag: str) -> Steps:
@@ -150,28 +153,22 @@ def built_on_hello(desk: Hand) -> None:
     """With docker: the first image, and a file on top."""
     program = desk.names["program"](f"Built for {desk.names['me']}.\n".encode())
     folder = desk.work / "top"
-    folder.mkdir(exist_ok=True)
+    write(folder / "Dockerfile", f"FROM {desk.name('hand/hello:1')}\nCOPY hello /hello\n")
     (folder / "hello").write_bytes(program)
     (folder / "hello").chmod(0o755)
-    (folder / "Dockerfile").write_text(f"FROM {desk.name('hand/hello:1')}\nCOPY hello /hello\n")
-    desk.build(folder, "hand/hello:mine")
-    desk.push("hand/hello:mine")
+    desk.made(folder, "hand/hello:mine")
 
 
 def only_on_the_engine(desk: Hand) -> None:
-    hello = desk.name("hand/hello:1")
-    transfer.pull(desk.bench.engine, desk.bench.server, hello)
+    transfer.pull(desk.bench.engine, desk.bench.server, desk.name("hand/hello:1"))
     desk.tag("hand/hello:1", "hand/hello:mine")
 
 
-def in_file(content: Callable[[Names], bytes]) -> Steps:
+@step
+def in_file(desk: Hand, content: Callable[[Names], bytes]) -> str:
     """Write something else into the layer's file, and answer what the cells' file would have."""
-
-    def steps(desk: Hand) -> str:
-        desk.file.write_bytes(content(desk.names))
-        return digest_of(desk.names["mine"])
-
-    return steps
+    desk.file.write_bytes(content(desk.names))
+    return digest_of(desk.names["mine"])
 
 
 def of_a_neighbour(names: Names) -> bytes:
@@ -182,14 +179,27 @@ def a_neighbours_on_top(desk: Hand) -> None:
     put("mine", "layer", of_a_neighbour(desk.names))(desk)
 
 
-def both(names: Names) -> list[str]:
-    return [digest_of(names["layer"]), digest_of(gzip.decompress(names["top"]))]
+def of_the_program(names: Names) -> str:
+    return digest_of(names["program"](f"Made by {names['me']}.\n".encode()))
+
+
+def lower(names: Names) -> str:
+    return digest_of(names["layer"])
+
+
+def upper(names: Names) -> str:
+    return digest_of(gzip.decompress(names["top"]))
+
+
+def promised(*diff_ids: Callable[[Names], str]) -> Steps:
+    """Upload both layers, and let the config promise what may be something else."""
+    return put("mine", "layer", "top", diff_ids=lambda names: [each(names) for each in diff_ids])
 
 
 ENTRY = {"config": {"Cmd": ["/hello"]}}
 """How other tools write a config: a command, and no entry point."""
 
-RIGHT: dict[str, list[Steps]] = {
+RIGHT: Right = {
     "07-diffid": [
         solved("07-diffid"),
         answer(lambda names: digest_of(names["mine"])),
@@ -203,20 +213,16 @@ RIGHT: dict[str, list[Steps]] = {
     ],
 }
 
-WRONG: dict[str, list[tuple[Steps, str] | tuple[Steps, str, str]]] = {
+WRONG: Wrong = {
     "07-diffid": [
-        (answer(lambda names: ...), "NotYet"),
+        (unanswered, "NotYet"),
         (early, "NotYet", "layer.tar.gz"),
         (answer(lambda names: 7), "Wrong", "int"),
         (answer(lambda names: digest_of(names["top"])), "Wrong", "compressed"),
         (answer(lambda names: digest_of(names["mine"])[7:]), "Wrong"),
         (answer(lambda names: names["me"]), "Wrong"),
-        (
-            answer(lambda n: digest_of(n["program"](f"Made by {n['me']}.\n".encode()))),
-            "Wrong",
-            "whole tar",
-        ),
-        (answer(lambda names: digest_of(names["layer"])), "Wrong"),
+        (answer(of_the_program), "Wrong", "whole tar"),
+        (answer(lower), "Wrong"),
         (in_file(lambda names: names["top"][:-20]), "Wrong"),
         (in_file(lambda names: gzip.compress(names["me"].encode())), "Wrong"),
         (in_file(of_a_neighbour), "Wrong"),
@@ -226,18 +232,10 @@ WRONG: dict[str, list[tuple[Steps, str] | tuple[Steps, str, str]]] = {
         (nothing, "NotYet", "hand/hello:mine"),
         (only_on_the_engine, "Wrong", "push"),
         (again("manifest", "mine"), "Wrong", "hand/hello:1"),
-        (
-            put("mine", "layer", "top", diff_ids=lambda n: [both(n)[0], digest_of(n["top"])]),
-            "Wrong",
-            "layer 2",
-        ),
-        (put("mine", "layer", "top", diff_ids=lambda n: both(n)[1:]), "Wrong", "1 diff IDs"),
-        (put("mine", "layer", "top", diff_ids=lambda n: both(n)[::-1]), "Wrong", "layer 1"),
-        (
-            put("mine", "layer", "top", diff_ids=lambda n: [both(n)[0], digest_of(b"")]),
-            "Wrong",
-            "layer 2",
-        ),
+        (promised(lower, lambda names: digest_of(names["top"])), "Wrong", "layer 2"),
+        (promised(upper), "Wrong", "1 diff IDs"),
+        (promised(upper, lower), "Wrong", "layer 1"),
+        (promised(lower, lambda names: digest_of(b"")), "Wrong", "layer 2"),
         (put("mine", "top", "layer"), "Wrong", "lowest"),
         (put("mine"), "Wrong", "nothing"),
         (a_neighbours_on_top, "Wrong", "Made by 00000000."),

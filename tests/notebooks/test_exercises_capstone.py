@@ -16,24 +16,22 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+from desk import Steps, cells, step, verdict
 
 from labapp import LabError
-from labapp.attacks import judge as deliveries
-from labapp.attacks.delivery import FAULTS
+from labapp.attacks.delivery import FAULTS, last_delivery
 from labapp.attacks.forging import doctored, marker, startup_code
 from labapp.bench import Bench
 from labapp.course import chapter08
-from labapp.course.coach import Coach, own_seed, saboteur
-from labapp.course.exercises import find_exercise
+from labapp.course.exercises import Coach, find_exercise, saboteur
 from labapp.course.receipts import Receipts
 from labapp.lab import Lab
 from labapp.registry.manifests import digest_of
-
-FILE = Path(__file__).parents[2] / "notebooks" / "08_capstone.ipynb"
 
 CELLS = """
 app-wheel app-till app-dockerfile script-head script-builder script-server script-write trail-run
@@ -42,24 +40,14 @@ app-wheel app-till app-dockerfile script-head script-builder script-server scrip
 Names = dict[str, Any]
 
 
-def cell(id: str) -> str:
-    notebook = json.loads(FILE.read_text(encoding="utf-8"))
-    return next("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == id)
-
-
 def chapter(bench: Bench) -> Names:
     """Run the cells that write script and application, and return what they define."""
     lab = Lab(bench, Coach(bench))
     names: Names = {"lab": lab, "pd": pd, "re": re, "shutil": shutil, "LabError": LabError}
     for id in CELLS.split():
         # The last one also shows the trail of a delivery that is not made here.
-        exec(cell(id).replace("\ntrail(run)", ""), names)
+        exec(cells("08")[id].replace("\ntrail(run)", ""), names)
     return names
-
-
-def verdict(id: str, bench: Bench, answer: object = ...) -> tuple[str, str]:
-    judged = find_exercise(id).check(bench, answer)
-    return judged.outcome, judged.message
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -95,7 +83,8 @@ class Found:
     def judge(self, answer: object) -> tuple[str, str]:
         # Whose seed it is depends on the learner; here, one learner has each in turn.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(chapter08, "own_seed", lambda bench: self.seed)
+            own = SimpleNamespace(own_seed=self.seed)
+            patch.setattr(chapter08, "saboteur", lambda receipts: own)
             return verdict("08-find", self.bench, answer)
 
 
@@ -164,53 +153,61 @@ def of_a_neighbour(found: Found) -> str:
 
 
 def left(found: Found, fault: str, name: str) -> str:
-    delivery = deliveries.last_delivery(found.bench)
+    delivery = last_delivery(found.bench)
     assert delivery is not None
     return delivery.planted[fault][name]
 
 
-FIND: list[tuple[Callable[[Found], object], str, str]] = [
-    (lambda found: ..., "NotYet", ""),
-    (lambda found: ["dependency", "moved"], "Wrong", "list"),
-    (lambda found: {"registry": "x"}, "Wrong", "'registry'"),
-    (lambda found: {}, "Wrong", "of 2"),
-    (lambda found: {"dependency": left(found, "dependency", "wheel now")}, "Wrong", "1 of 2"),
-    (lambda found: {"push": left(found, "moved", "digest now")}, "Wrong", "'push'"),
-    (lambda found: {"dependency": left(found, "moved", "digest before")}, "Wrong", "as a whole"),
-    (lambda found: {"moved": left(found, "moved", "digest before")}, "Wrong", "should be there"),
-    (
-        lambda found: {"dependency": left(found, "dependency", "wheel before")},
-        "Wrong",
-        "should be there",
-    ),
-    (lambda found: {"dependency": left(found, "moved", "digest now")}, "Wrong", "what else"),
-    (lambda found: {"dependency": of_a_neighbour(found)}, "Wrong", "your delivery 'r"),
-    (
-        lambda found: {"moved": f"BACKDOOR (harmless, {marker('moved')}): … for r00000000; …"},
-        "Wrong",
-        "your delivery 'r",
-    ),
-    (lambda found: {"moved": left(found, "moved", "digest now")[:23]}, "Wrong", "64"),
-    (lambda found: {"moved": left(found, "moved", "digest now")[7:]}, "Wrong", "64"),
-    (lambda found: {"dependency": found.names["wheel"].name}, "Wrong", "itsdangerous"),
-    (lambda found: {"moved": None}, "Wrong", "None"),
-    (
-        lambda found: {"moved": found.names["own"].output("build") + json.dumps(SOME_DIGESTS)},
-        "Wrong",
-        "digests",
-    ),
+def wheel(which: str) -> Callable[[Found], str]:
+    return lambda found: left(found, "dependency", f"wheel {which}")
+
+
+def image(which: str, cut: slice = slice(None)) -> Callable[[Found], str]:
+    return lambda found: left(found, "moved", f"digest {which}")[cut]
+
+
+def log_and_digests(found: Found) -> str:
+    digests = [digest_of(bytes([number])) for number in range(3)]
+    return str(found.names["own"].output("build")) + json.dumps(digests)
+
+
+NEIGHBOURS_LINE = f"BACKDOOR (harmless, {marker('moved')}): … for r00000000; …"
+
+FIND: list[tuple[str, Callable[[Found], object], str]] = [
+    ("registry", lambda found: "x", "'registry'"),
+    ("dependency", wheel("now"), "1 of 2"),
+    ("push", image("now"), "'push'"),
+    ("dependency", image("before"), "as a whole"),
+    ("moved", image("before"), "should be there"),
+    ("dependency", wheel("before"), "should be there"),
+    ("dependency", image("now"), "what else"),
+    ("dependency", of_a_neighbour, "your delivery 'r"),
+    ("moved", lambda found: NEIGHBOURS_LINE, "your delivery 'r"),
+    ("moved", image("now", slice(23)), "64"),
+    ("moved", image("now", slice(7, None)), "64"),
+    ("dependency", lambda found: found.names["wheel"].name, "itsdangerous"),
+    ("moved", lambda found: None, "None"),
+    ("moved", log_and_digests, "digests"),
 ]
 
-SOME_DIGESTS = [digest_of(bytes([number])) for number in range(3)]
+one_delivery = pytest.mark.parametrize("found", PAIRS[-1:], indirect=True, ids="-".join)
 
 
-@pytest.mark.parametrize("found", PAIRS[-1:], indirect=True, ids="-".join)
-@pytest.mark.parametrize(("answer", "outcome", "fact"), FIND)
+@one_delivery
+def test_what_is_no_finding_is_told(found: Found) -> None:
+    assert found.judge(...)[0] == "NotYet"
+    for answer, fact in ((["dependency", "moved"], "list"), ({}, "of 2")):
+        outcome, message = found.judge(answer)
+        assert (outcome, fact in message) == ("Wrong", True), message
+
+
+@one_delivery
+@pytest.mark.parametrize(("fault", "evidence", "fact"), FIND)
 def test_wrong_findings_are_told(
-    found: Found, answer: Callable[[Found], object], outcome: str, fact: str
+    found: Found, fault: str, evidence: Callable[[Found], object], fact: str
 ) -> None:
-    given, message = found.judge(answer(found))
-    assert (given, fact in message) == (outcome, True), message
+    outcome, message = found.judge({fault: evidence(found)})
+    assert (outcome, fact in message) == ("Wrong", True), message
 
 
 @pytest.fixture
@@ -223,7 +220,7 @@ def stops(names: Names) -> Path:
 
 def test_another_delivery_than_ones_own_is_told(names: Names, stops: Path) -> None:
     lab = names["lab"]
-    seed = own_seed(lab.bench)
+    seed = lab.own_seed
     lab.bench.state.path("delivery.json").unlink(missing_ok=True)
     outcome, message = verdict("08-find", lab.bench, {})
     assert (outcome, str(seed) in message) == ("NotYet", True)
@@ -237,7 +234,7 @@ def test_another_delivery_than_ones_own_is_told(names: Names, stops: Path) -> No
 
 def test_ones_own_delivery_is_not_told_by_the_judge(names: Names, stops: Path) -> None:
     lab = names["lab"]
-    seed = own_seed(lab.bench)
+    seed = lab.own_seed
     planted = len(lab.judge(lab.deliver(stops, seed=seed)).faults)
     passed = "08-find" in Receipts(lab.bench.state).read().passed
     assert planted == (2 if passed else 0)
@@ -267,25 +264,20 @@ deploy)
 esac
 """
 
-Steps = Callable[[Names], object]
 
-
-def written(text: str, *, name: str = "deliver.py") -> Steps:
+@step
+def written(names: Names, text: str, *, name: str = "deliver.py") -> None:
     """Write a script in the place of the naive one; what was reviewed is known to it.
 
     A hardened script that passes is the chapter's own solution, which the chapter's test runs.
     """
-
-    def steps(names: Names) -> None:
-        mine: Path = names["mine"]
-        (mine / "deliver.py").unlink()
-        reviewed = names["lab"].base("python:3.13-slim").rpartition("@")[2]
-        (mine / name).write_text(text.replace("REVIEWED", reviewed))
-        wheel = f"wheels/{names['wheel'].name}"
-        digest = hashlib.sha256((mine / "app" / wheel).read_bytes()).hexdigest()
-        (mine / "sums").write_text(f"{digest}  {wheel}\n")
-
-    return steps
+    mine: Path = names["mine"]
+    (mine / "deliver.py").unlink()
+    reviewed = names["lab"].base("python:3.13-slim").rpartition("@")[2]
+    (mine / name).write_text(text.replace("REVIEWED", reviewed))
+    wheel = f"wheels/{names['wheel'].name}"
+    digest = hashlib.sha256((mine / "app" / wheel).read_bytes()).hexdigest()
+    (mine / "sums").write_text(f"{digest}  {wheel}\n")
 
 
 def changed(*changes: tuple[str, str]) -> Steps:
@@ -310,22 +302,42 @@ def another_till(names: Names) -> None:
     )
 
 
-ONLY_ONCE = (
-    "set -eu\n",
-    'set -eu\n[ "$1" = build ] && { [ ! -e once ] || exit 9; }\ntouch once\n',
+EARLY = (
+    ("docker push", "docker run -d --name $LAB_SERVICE -p 127.0.0.1::8000 $LAB_IMAGE; docker push"),
+    ("docker pull -q", "exit 0; docker"),
 )
-EARLY = "docker run -d --name $LAB_SERVICE -p 127.0.0.1::8000 $LAB_IMAGE"
+"""Run the build machine's own image, before the deployment."""
+
+ONLY_ONCE = ("eu\n", 'eu\n[ "$1" = build ] && { [ ! -e once ] || exit 9; }\ntouch once\n')
+
+NO_BUILD = (
+    'docker build -q --build-arg BASE="${LAB_BASE%:*}@REVIEWED" -t "$LAB_IMAGE" "$LAB_APP"',
+    "docker pull -q $LAB_BASE; docker tag $LAB_BASE $LAB_IMAGE",
+)
+"""Deliver the base itself."""
+
+AROUND_THE_MIRROR = (
+    (" > digest.txt", ' > digest.txt; echo "${LAB_IMAGE%:*}" > name'),
+    ('"${LAB_IMAGE%:*}@$(cat digest.txt)"', '"$(cat name)@$(cat digest.txt)"'),
+)
+"""As no server can."""
+
+PINS_LATER = (
+    'docker pull "$LAB_IMAGE" | grep -q "$(cat digest.txt)"',
+    "docker pull $LAB_IMAGE | sed -n 's/Digest: //p' > digest.txt",
+)
+"""Pin what the tag names later; it was tried with seeds that never pushed over the tag."""
 
 UNDOES = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from labapp.attacks import attacks
+from labapp.attacks.journal import undo
 from labapp.bench import prepare
 from labapp.state import State
 
 if sys.argv[1] == "deploy":
-    attacks.undo(replace(prepare(State.open()), work=Path.cwd()))
+    undo(replace(prepare(State.open()), work=Path.cwd()))
 import subprocess
 sys.exit(subprocess.run(["bash", "{}", sys.argv[1]]).returncode)
 """
@@ -346,52 +358,14 @@ SURVIVE: list[tuple[Steps, str, str, tuple[str, ...]]] = [
     (both, "NotYet", "deliver.sh", ()),
     (written("raise SystemExit('never')\n"), "Wrong", "'never'", ()),
     (written("# nothing\n"), "Wrong", "shop/delivered", ()),
-    # Something else than what was built: the base itself, or an image with the release only.
-    (
-        changed(
-            (
-                'docker build -q --build-arg BASE="${LAB_BASE%:*}@REVIEWED" -t "$LAB_IMAGE" '
-                '"$LAB_APP"',
-                "docker pull -q $LAB_BASE; docker tag $LAB_BASE $LAB_IMAGE",
-            )
-        ),
-        "Wrong",
-        "release.txt",
-        (),
-    ),
+    (changed(NO_BUILD), "Wrong", "release.txt", ()),
     (another_till, "Wrong", "till.py", ()),
-    # The build machine's own image, run before the deployment.
-    (
-        changed(("docker push", f"{EARLY}; docker push"), ("docker pull -q", "exit 0; docker")),
-        "Wrong",
-        "runs",
-        (),
-    ),
-    (changed(ONLY_ONCE), "Wrong", "deliver.sh", ("secret",)),
+    (changed(*EARLY), "Wrong", "runs", ()),
     (undoes, "Wrong", "undid", ()),
-    # It goes around the mirror, as no server can.
-    (
-        changed(
-            (" > digest.txt", ' > digest.txt; echo "${LAB_IMAGE%:*}" > name'),
-            ('"${LAB_IMAGE%:*}@$(cat digest.txt)"', '"$(cat name)@$(cat digest.txt)"'),
-        ),
-        "Wrong",
-        "mirror",
-        (),
-    ),
+    (changed(*AROUND_THE_MIRROR), "Wrong", "mirror", ()),
+    (changed(ONLY_ONCE), "Wrong", "deliver.sh", ("secret",)),
     (changed(("test ! -e .env", "true")), "Wrong", "'secret'", ("secret",)),
-    # It was tried with seeds that never pushed over the tag: it pins what the tag names later.
-    (
-        changed(
-            (
-                'docker pull "$LAB_IMAGE" | grep -q "$(cat digest.txt)"',
-                "docker pull $LAB_IMAGE | sed -n 's/Digest: //p' > digest.txt",
-            )
-        ),
-        "Wrong",
-        "'push'",
-        ("push",),
-    ),
+    (changed(PINS_LATER), "Wrong", "'push'", ("push",)),
 ]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,24 +18,42 @@ from typing import Any
 import pytest
 import requests
 import zstandard
-from desk import Desk, Tried, empty, forget, stop
+from desk import (
+    Desk,
+    Files,
+    Right,
+    Steps,
+    Tried,
+    Wrong,
+    all_of,
+    base,
+    cells,
+    empty,
+    forget,
+    named,
+    nothing,
+    step,
+    stop,
+    write,
+)
 
 from labapp.attacks import attacks
+from labapp.attacks.journal import undo
 from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.coach import Coach
 from labapp.course.exercises import find_exercise
 from labapp.errors import LabError
 from labapp.journey import transfer
-from labapp.lab import Lab
+from labapp.journey.bases import SLIM
 from labapp.private import service
 from labapp.private.registry import PrivateRegistry
 from labapp.private.service import SERVICE
 from labapp.registry.manifests import digest_of
 from labapp.state import LABEL
 
-FILE = Path(__file__).parents[2] / "notebooks" / "06_what_can_go_wrong.ipynb"
-CELLS = {cell["id"]: "".join(cell["source"]) for cell in json.loads(FILE.read_text())["cells"]}
+CELLS = cells("06")
+RIGHT: Right = {}
+WRONG: Wrong = {}
 CI, SERVER = "a-password-for-ci", "a-password-for-servers"
 PULL, PUSH = ("pull",), ("pull", "push")
 
@@ -64,10 +81,6 @@ class Guarded(Desk):
 
     private: PrivateRegistry
     accounts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def lab(self) -> Lab:
-        return Lab(bench=self.bench, coach=Coach(self.bench))
 
     @property
     def label(self) -> str:
@@ -102,9 +115,6 @@ class Guarded(Desk):
         assert self.docker("push", self.name(short)) == 0
 
 
-Steps = Callable[[Guarded], object]
-
-
 @pytest.fixture(scope="module")
 def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     """Images in the registry as ``kept/…``, and the private registry, with an image of its own."""
@@ -116,13 +126,11 @@ def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
         desk.pushed("kept/page:other", text="other")
         app = shop(desk)
         (app / "requirements.txt").write_text(desk.lab.hashed_requirements(app))
-        desk.build(app, "kept/web:hashed")
-        desk.push("kept/web:hashed")
+        desk.made(app, "kept/web:hashed")
         desk.attack("dependency", app)
         on_the_shop(desk, app, "install --force-reinstall --no-deps blinker")
-        desk.build(app, "kept/web:swapped")
-        desk.push("kept/web:swapped")
-        attacks.undo(bench)
+        desk.made(app, "kept/web:swapped")
+        undo(bench)
         private.start()
         private.trust()
         private.accounts.add("ci", CI, rights={"shop/*": PUSH})
@@ -131,10 +139,12 @@ def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
         private.push(desk.secured)
         yield replace(desk, accounts=bench.state.read("private/accounts"))
     finally:
-        attacks.undo(bench)
+        undo(bench)
         with contextlib.suppress(LabError):
             transfer.remove(bench.engine, desk.secured)
-        private.remove()
+        private.distrust()
+        private.server.remove(volume=True)
+        private.stop()
         bench.state.path("private", "decisions.log").unlink(missing_ok=True)
 
 
@@ -142,41 +152,18 @@ def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
 def desk(shelf: Guarded, tmp_path: Path) -> Guarded:
     """The lab as before the chapter: no attack is on, no account is there but ``ci``."""
     bench = shelf.bench
-    attacks.undo(bench)
+    undo(bench)
     stop(bench)
     forget(bench, "shop/web", "team/base", "team/page", "team/safe")
     bench.state.write("private/accounts", shelf.accounts)
-    shelf.private.log_out()
+    bench.state.write("private/docker-config/config", {})
     bench.state.path("private", "decisions.log").unlink(missing_ok=True)
     return replace(shelf, bench=replace(bench, work=tmp_path))
 
 
-def nothing(desk: Guarded) -> None:
-    """As at first."""
-
-
-def all_of(*steps: Steps) -> Steps:
-    """One after the other."""
-
-    def together(desk: Guarded) -> None:
-        for step in steps:
-            step(desk)
-
-    return together
-
-
-def named(kept: str, short: str) -> Steps:
-    """Give an image that is there the name that the exercise asks for."""
-    return lambda desk: desk.copy(kept, short)
-
-
-def slim_as(short: str) -> Steps:
-    """Give the base image itself the name that the exercise asks for."""
-    return lambda desk: desk.copy(desk.slim, short)
-
-
-def solution(id: str, names: Names) -> None:
-    exec(find_exercise(id).solution, names)
+def solved(id: str, names: Callable[[Guarded], Names]) -> Steps:
+    """Run the chapter's own solution, with what the cells above it define."""
+    return lambda desk: exec(find_exercise(id).solution, names(desk))
 
 
 # ---------------------------------------------------------------- 06-secret
@@ -196,32 +183,32 @@ def safe(desk: Guarded) -> Path:
     return Path(desk.cells("exercise-secret-file")["safe"])
 
 
-def filled(desk: Guarded, text: str) -> str:
-    """Put the password for ``WORD``, and for ``USE`` what its use writes."""
+def told(desk: Guarded, content: Any) -> Any:
+    """Put the password for ``WORD`` in a text, or in what holds texts, and its use for ``USE``."""
+    if isinstance(content, Mapping):
+        return {told(desk, name): told(desk, each) for name, each in content.items()}
+    if isinstance(content, bytes):
+        return told(desk, content.decode()).encode()
+    if not isinstance(content, str):
+        return content
     secret = (safe(desk) / ".env").read_bytes()
     word = secret.decode().strip().rpartition("=")[2]
     used = f"{hashlib.sha256(secret).hexdigest()}  /src/.env\n"
     of_word = hashlib.sha256(word.encode()).hexdigest()
-    return text.replace("OF-WORD", of_word).replace("WORD", word).replace("USE", used)
+    return content.replace("OF-WORD", of_word).replace("WORD", word).replace("USE", used)
 
 
-def layers(*made: Mapping[str, str], annotations: str = "", **more: Any) -> Steps:
+@step
+def layers(desk: Guarded, *made: Files, **more: Any) -> None:
     """Upload the image layer by layer."""
-
-    def steps(desk: Guarded) -> None:
-        files = [{filled(desk, n): filled(desk, t) for n, t in each.items()} for each in made]
-        noted = {"annotations": {"with": filled(desk, annotations)}} if annotations else {}
-        desk.store("team/safe:1", *files, **noted, **more)
-
-    return steps
+    desk.store("team/safe:1", *(told(desk, each) for each in made), **told(desk, more))
 
 
 ZSTD = {"pack": zstandard.ZstdCompressor().compress, "kind": "layer.v1.tar+zstd"}
 USED = {"src/used": "USE"}
 
 
-def solved_secret(desk: Guarded) -> None:
-    solution("06-secret", desk.cells("exercise-secret-file"))
+solved_secret = solved("06-secret", lambda desk: desk.cells("exercise-secret-file"))
 
 
 def secret_typed(desk: Guarded) -> None:
@@ -229,33 +216,21 @@ def secret_typed(desk: Guarded) -> None:
     desk.typed(safe(desk), "team/safe:1", BASE=desk.slim)
 
 
-def leak(*lines: str, **args: str) -> Steps:
+@step
+def leak(desk: Guarded, *lines: str, **args: str) -> None:
     """Build the image in one stage, with some lines."""
-
-    def steps(desk: Guarded) -> None:
-        text = filled(desk, "\n".join([f"FROM {desk.slim}", *lines]))
-        (safe(desk) / "Dockerfile").write_text(text)
-        values = {name: filled(desk, value) for name, value in args.items()}
-        desk.lab.build(safe(desk), tag=desk.name("team/safe:1"), args=values)
-        desk.push("team/safe:1")
-
-    return steps
+    text = told(desk, "\n".join([f"FROM {desk.slim}", *lines]))
+    (safe(desk) / "Dockerfile").write_text(text)
+    desk.lab.build(safe(desk), tag=desk.name("team/safe:1"), args=told(desk, args))
+    desk.push("team/safe:1")
 
 
-def in_index(*images: Mapping[str, str] | bytes, annotations: str = "", **more: Any) -> Steps:
+@step
+def in_index(desk: Guarded, *images: Files | bytes, annotation: str = "", **more: Any) -> None:
     """Upload an index: of the image that was asked for, and others beside it."""
-
-    def steps(desk: Guarded) -> None:
-        entries = [desk.store("team/safe", {"src/used": filled(desk, "USE")})]
-        for each in images:
-            plain = filled(desk, each.decode()).encode() if isinstance(each, bytes) else {
-                name: filled(desk, text) for name, text in each.items()
-            }  # fmt: skip
-            entries.append(desk.store("team/safe", plain, **more))
-        noted = {"annotations": {"with": filled(desk, annotations)}} if annotations else {}
-        desk.index("team/safe:1", *entries, **noted)
-
-    return steps
+    asked = desk.store("team/safe", told(desk, USED))
+    others = [desk.store("team/safe", told(desk, each), **more) for each in images]
+    desk.index("team/safe:1", asked, *others, annotations={"with": told(desk, annotation)})
 
 
 # As buildx has it: build arguments in an attestation, beside the image.
@@ -265,8 +240,7 @@ PROVENANCE = in_index(
 
 
 def naive(desk: Guarded) -> None:
-    desk.build(safe(desk), "team/safe:1")
-    desk.push("team/safe:1")
+    desk.made(safe(desk), "team/safe:1")
 
 
 def no_password(desk: Guarded) -> None:
@@ -274,7 +248,7 @@ def no_password(desk: Guarded) -> None:
     (desk.work / "safe" / ".env").write_text("DEPLOY_PASSWORD=\n")
 
 
-SECRET_RIGHT: list[Steps] = [
+RIGHT["06-secret"] = [
     solved_secret,
     secret_typed,
     layers({"src/.env": "", **USED}),  # what ``RUN --mount=type=secret`` leaves
@@ -284,7 +258,7 @@ SECRET_RIGHT: list[Steps] = [
     in_index({"src/used": "another"}),
 ]
 
-SECRET_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+WRONG["06-secret"] = [
     (nothing, "NotYet"),
     (lambda desk: safe(desk) and None, "NotYet", "team/safe:1"),
     (lambda desk: desk.build(safe(desk), "team/safe:1"), "Wrong", "push"),
@@ -296,9 +270,9 @@ SECRET_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
     (layers({"src/.env": "WORD"}, {"src/.wh..env": ""}), "Wrong", "'/src/.env'"),
     (layers({"src/used": "USE", "src/WORD": ""}), "Wrong", "name"),
     (layers({"src/used": "USE", "a": "WORD"}, **ZSTD), "Wrong", "'/a'"),
-    (layers(USED, annotations="WORD"), "Wrong", "manifest"),
+    (layers(USED, annotations={"with": "WORD"}), "Wrong", "manifest"),
     (in_index({"src/.env": "WORD"}), "Wrong", "'/src/.env'"),
-    (in_index(annotations="WORD"), "Wrong", "index"),
+    (in_index(annotation="WORD"), "Wrong", "index"),
     (PROVENANCE, "Wrong", "provenance"),
     (layers({"src/other": "USE"}), "Wrong", "/src/used"),
     (layers(USED, {"src/.wh.used": ""}), "Wrong", "/src/used"),
@@ -310,27 +284,17 @@ SECRET_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
 # ---------------------------------------------------------------- 06-base
 
 
-def dockerfile(text: str, *then: Steps) -> Steps:
+@step
+def dockerfile(desk: Guarded, text: str, *then: Steps) -> None:
     """Let the base's tag name the backdoor, and write the page's Dockerfile.
 
     ``BASE`` is the repository, ``GOOD`` and ``BAD`` are its digests before and after.
     """
-
-    def steps(desk: Guarded) -> None:
-        good = str(desk.attack("base").evidence["digest before"])
-        full = str(desk.bench.base("python:3.13"))
-        written = text.replace("GOOD", good).replace("BAD", desk.digest("team/base:1"))
-        written = written.replace("FULL", full).replace("LAB", desk.slim)
-        (desk.work / "page").mkdir(exist_ok=True)
-        file = desk.work / "page" / "Dockerfile"
-        file.write_text(written.replace("BASE", desk.name("team/base")))
-        all_of(*then)(desk)
-
-    return steps
-
-
-def solved_base(desk: Guarded) -> None:
-    solution("06-base", desk.cells("base-attack"))
+    good = str(desk.attack("base").evidence["digest before"])
+    bad, full = desk.digest("team/base:1"), str(desk.bench.base("python:3.13"))
+    page, team = desk.work / "page" / "Dockerfile", desk.name("team/base")
+    write(page, text, GOOD=good, BAD=bad, FULL=full, LAB=desk.slim, BASE=team)
+    all_of(*then)(desk)
 
 
 def base_typed(desk: Guarded) -> None:
@@ -340,21 +304,29 @@ def base_typed(desk: Guarded) -> None:
     desk.typed(desk.work / "page", "team/page:safe")
 
 
-SAFE = named("kept/page:tested", "team/page:safe")
-BACKDOOR = named("team/base:1", "team/page:safe")
+SAFE = named("page:tested", "team/page:safe")
 
-BASE_RIGHT: list[Steps] = [
-    solved_base,
+
+def elsewhere(desk: Guarded) -> None:
+    desk.store("team/page:safe", {"page": "1"})
+
+
+def backdoor(desk: Guarded) -> None:
+    desk.copy("team/base:1", "team/page:safe")
+
+
+RIGHT["06-base"] = [
+    solved("06-base", lambda desk: desk.cells("base-attack")),
     base_typed,
     dockerfile("ARG FOUNDATION=BASE@GOOD\nFROM ${FOUNDATION}\n", SAFE),
     dockerfile("FROM LAB AS one\nFROM one\n", SAFE),
     dockerfile("FROM FULL AS tools\nFROM BASE@GOOD\nCOPY --from=tools /etc/os-release /\n", SAFE),
 ]
 
-BASE_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+WRONG["06-base"] = [
     (nothing, "NotYet"),
     (lambda desk: desk.cells("base-attack") and None, "NotYet", "team/base:1"),
-    (dockerfile("FROM BASE@BAD\n", BACKDOOR), "Wrong", "backdoor"),
+    (dockerfile("FROM BASE@BAD\n", backdoor), "Wrong", "backdoor"),
     (dockerfile("FROM BASE@GOOD AS a\nFROM BASE@BAD\n", SAFE), "Wrong", "backdoor"),
     (dockerfile("FROM BASE@GOOD AS a\nFROM BASE:1\n", SAFE), "Wrong", "team/base:1"),
     (dockerfile("FROM BASE:1 AS a\nFROM BASE@GOOD\n", SAFE), "Wrong", "team/base:1"),
@@ -365,13 +337,9 @@ BASE_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
     (dockerfile("FROM BASE@sha256:1234\n", SAFE), "Wrong"),
     (dockerfile("FROM ${WHICH}\n", SAFE), "Wrong", "WHICH"),
     (dockerfile("FROM BASE@GOOD\n"), "Wrong", "team/page:safe"),
-    (dockerfile("FROM BASE@GOOD\n", BACKDOOR), "Wrong", "backdoor"),
-    (dockerfile("FROM BASE@GOOD\n", slim_as("team/page:safe")), "Wrong", "base itself"),
-    (
-        dockerfile("FROM BASE@GOOD\n", lambda desk: desk.store("team/page:safe", {"page": "1"})),
-        "Wrong",
-        "layers",
-    ),
+    (dockerfile("FROM BASE@GOOD\n", backdoor), "Wrong", "backdoor"),
+    (dockerfile("FROM BASE@GOOD\n", base(SLIM, "team/page:safe")), "Wrong", "base itself"),
+    (dockerfile("FROM BASE@GOOD\n", elsewhere), "Wrong", "layers"),
 ]
 
 
@@ -396,10 +364,8 @@ def wheel_attack(desk: Guarded) -> Path:
     return app
 
 
-def solved_wheel(desk: Guarded) -> None:
-    app = wheel_attack(desk)
-    names = {"lab": desk.lab, "app": app, "web": desk.name("shop/web"), **ERRORS}
-    solution("06-wheel", names)
+def wheel_cells(desk: Guarded) -> Names:
+    return desk.cells(app=wheel_attack(desk))
 
 
 def pinned(app: Path, wanted: list[str] | None = None) -> dict[str, Path]:
@@ -426,17 +392,16 @@ def wheel_typed(desk: Guarded) -> None:
     desk.typed(app, "shop/web:hashed")
 
 
-def hashed(edit: Callable[[list[str]], list[str]] = lambda lines: lines, *then: Steps) -> Steps:
+@step
+def hashed(
+    desk: Guarded, edit: Callable[[list[str]], list[str]] = lambda lines: lines, *then: Steps
+) -> None:
     """Write hashed requirements, a line each, from the wheels that were tested, with a slip."""
-
-    def steps(desk: Guarded) -> None:
-        app = shop(desk)
-        lines = [f"{line} --hash={sha256(wheel)}" for line, wheel in pinned(app).items()]
-        desk.attack("dependency")
-        (app / "requirements.txt").write_text("\n".join(edit(lines)) + "\n")
-        all_of(*then)(desk)
-
-    return steps
+    app = shop(desk)
+    lines = [f"{line} --hash={sha256(wheel)}" for line, wheel in pinned(app).items()]
+    desk.attack("dependency")
+    (app / "requirements.txt").write_text("\n".join(edit(lines)) + "\n")
+    all_of(*then)(desk)
 
 
 def sha256(file: Path) -> str:
@@ -450,36 +415,39 @@ def trusting(desk: Guarded) -> None:
     desk.copy("kept/web:swapped", "shop/web:hashed")
 
 
-HASHED = named("kept/web:hashed", "shop/web:hashed")
-SWAPPED = named("kept/web:swapped", "shop/web:hashed")
+HASHED = named("web:hashed", "shop/web:hashed")
+SWAPPED = named("web:swapped", "shop/web:hashed")
 
 
 def bare(lines: list[str]) -> list[str]:
     return [line.partition(" ")[0] for line in lines]
 
 
-def also(extra: Callable[[Path], str]) -> Steps:
+def of_another(lines: list[str]) -> list[str]:
+    """The first requirement with the digest of the second one's wheel."""
+    return [lines[0].split()[0] + " " + lines[1].split()[1], *lines[1:]]
+
+
+@step
+def also(desk: Guarded, extra: Callable[[Path], str]) -> None:
     """Name one more digest for each wheel, beside the right one."""
-
-    def steps(desk: Guarded) -> None:
-        hashed(lambda lines: lines, HASHED)(desk)
-        app = desk.work / "app"
-        lines = (app / "requirements.txt").read_text().splitlines()
-        wheels = pinned(app, [line.split()[0] for line in lines]).values()
-        more = [f"{line} --hash={extra(w)}" for line, w in zip(lines, wheels, strict=True)]
-        (app / "requirements.txt").write_text("\n".join(more))
-
-    return steps
+    hashed()(desk)
+    HASHED(desk)
+    app = desk.work / "app"
+    lines = (app / "requirements.txt").read_text().splitlines()
+    wheels = pinned(app, [line.split()[0] for line in lines]).values()
+    more = [f"{line} --hash={extra(w)}" for line, w in zip(lines, wheels, strict=True)]
+    (app / "requirements.txt").write_text("\n".join(more))
 
 
-WHEEL_RIGHT: list[Steps] = [
-    solved_wheel,
+RIGHT["06-wheel"] = [
+    solved("06-wheel", wheel_cells),
     wheel_typed,
     hashed(lambda lines: lines, HASHED),
     also(lambda wheel: f"sha256:{hashlib.sha256(b'of another platform').hexdigest()}"),
 ]
 
-WHEEL_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+WRONG["06-wheel"] = [
     (nothing, "NotYet"),
     (lambda desk: wheel_attack(desk) and None, "NotYet"),
     (hashed(lambda lines: [f"# {line}" for line in lines] + bare(lines), HASHED), "NotYet"),
@@ -487,73 +455,53 @@ WHEEL_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
     (hashed(lambda lines: [lines[0].replace(" ", " # "), *lines[1:]], HASHED), "Wrong", "blinker"),
     (trusting, "Wrong", "swapped"),
     (also(sha256), "Wrong", "swapped"),
-    (
-        hashed(lambda lines: [lines[0].split()[0] + " " + lines[1].split()[1], *lines[1:]], HASHED),
-        "Wrong",
-        "blinker",
-    ),
+    (hashed(of_another, HASHED), "Wrong", "blinker"),
     (hashed(lambda lines: [*lines[:-1], lines[-1][:-3] + "000"], HASHED), "Wrong", "no wheel"),
     (hashed(lambda lines: lines[:-1], HASHED), "Wrong", "werkzeug"),
     (hashed(), "Wrong", "shop/web:hashed"),
     (hashed(lambda lines: lines, SWAPPED), "Wrong", "attacker"),
-    (hashed(lambda lines: lines, slim_as("shop/web:hashed")), "Wrong", "run"),
+    (hashed(lambda lines: lines, base(SLIM, "shop/web:hashed")), "Wrong", "run"),
 ]
 
 
 # ---------------------------------------------------------------- 06-rights
 
 
-def server(rights: Mapping[str, tuple[str, ...]], *then: Steps) -> Steps:
-    """Add the account, then do what it may or may not."""
-
-    def steps(desk: Guarded) -> None:
-        desk.private.accounts.add("server", SERVER, rights=rights)
-        all_of(*then)(desk)
-
-    return steps
-
-
 def account(name: str, password: str, rights: Mapping[str, tuple[str, ...]]) -> Steps:
     return lambda desk: desk.private.accounts.add(name, password, rights=rights)
 
 
-def pulls(name: str = "server", password: str = SERVER) -> Steps:
+def server(rights: Mapping[str, tuple[str, ...]], *then: Steps) -> Steps:
+    """Add the account, then do what it may or may not."""
+    return all_of(account("server", SERVER, rights), *then)
+
+
+@step
+def pulls(desk: Guarded, name: str = "server", password: str = SERVER) -> None:
     """Read the shop, over HTTP, let it be refused or not."""
-
-    def steps(desk: Guarded) -> None:
-        with contextlib.suppress(LabError):
-            desk.private.registry(name, password).manifest("shop/web", "1.4")
-
-    return steps
+    with contextlib.suppress(LabError):
+        desk.private.registry(name, password).manifest("shop/web", "1.4")
 
 
-def pushes(name: str = "server", password: str = SERVER, to: str = "shop/web") -> Steps:
+@step
+def pushes(
+    desk: Guarded, name: str = "server", password: str = SERVER, to: str = "shop/web"
+) -> None:
     """Send a blob, over HTTP, let it be refused or not."""
-
-    def steps(desk: Guarded) -> None:
-        with contextlib.suppress(LabError):
-            desk.private.registry(name, password).upload_blob(to, [b"pushed"])
-
-    return steps
+    with contextlib.suppress(LabError):
+        desk.private.registry(name, password).upload_blob(to, [b"pushed"])
 
 
-def asks(scope: str, password: str = SERVER) -> Steps:
+@step
+def asks(desk: Guarded, scope: str, password: str = SERVER) -> None:
     """Ask the token service itself, as ``curl -u server:… URL`` does."""
-
-    def steps(desk: Guarded) -> None:
-        found = service.find(desk.bench.state)
-        assert found is not None
-        with requests.Session() as session:
-            session.trust_env = False
-            session.verify = str(desk.private.authority.certificate)
-            wanted = {"service": SERVICE, "scope": scope}
-            session.get(found, params=wanted, auth=("server", password), timeout=10)
-
-    return steps
-
-
-def solved_rights(desk: Guarded) -> None:
-    solution("06-rights", {"private": desk.private, **ERRORS})
+    found = service.find(desk.bench.state)
+    assert found is not None
+    with requests.Session() as session:
+        session.trust_env = False
+        session.verify = str(desk.private.authority.certificate)
+        wanted = {"service": SERVICE, "scope": scope}
+        session.get(found, params=wanted, auth=("server", password), timeout=10)
 
 
 def rights_typed(desk: Guarded) -> None:
@@ -565,22 +513,19 @@ def rights_typed(desk: Guarded) -> None:
     assert desk.docker(*config, "push", desk.secured) != 0
 
 
-RIGHTS_RIGHT: list[Steps] = [
-    solved_rights,
-    rights_typed,
-    server({"shop/**": PULL, "shop/web": PULL, "team/*": ()}, pulls(), pushes()),
-    server(
-        {"shop/*": PULL},
-        asks("repository:shop/web:pull"),
-        asks("repository:shop/worker:push"),
-    ),
-    # First too much, which is seen and mended.
-    server({"shop/*": PUSH}, pulls(), pushes(), server({"shop/*": PULL}, pulls(), pushes())),
-]
-
 NARROW = {"shop/*": PULL}
 TRIED = (pulls(), pushes())
-RIGHTS_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+
+RIGHT["06-rights"] = [
+    solved("06-rights", lambda desk: desk.cells(private=desk.private)),
+    rights_typed,
+    server({"shop/**": PULL, "shop/web": PULL, "team/*": ()}, *TRIED),
+    server(NARROW, asks("repository:shop/web:pull"), asks("repository:shop/worker:push")),
+    # First too much, which is seen and mended.
+    server({"shop/*": PUSH}, *TRIED, server(NARROW, *TRIED)),
+]
+
+WRONG["06-rights"] = [
     (nothing, "NotYet", "server"),
     (server({}, *TRIED), "Wrong", "shop/web"),
     (server({"shop/*": PUSH}, *TRIED), "Wrong", "push in 'shop/*'"),
@@ -594,11 +539,7 @@ RIGHTS_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
     (server(NARROW, *TRIED, account("ci", CI, NARROW)), "Wrong", "'ci'"),
     (server(NARROW, *TRIED, account("ci", CI, {"*": PUSH})), "Wrong", "'ci'"),
     (server(NARROW, *TRIED, lambda desk: desk.private.accounts.remove("ci")), "Wrong", "'ci'"),
-    (
-        server(NARROW, *TRIED, lambda d: d.private.accounts.add("", rights=NARROW)),
-        "Wrong",
-        "log in",
-    ),
+    (server(NARROW, *TRIED, account("", "", NARROW)), "Wrong", "log in"),
     (server(NARROW, *TRIED, account("ann", "ann", NARROW)), "Wrong", "'ann'"),
     (server(NARROW), "Wrong", "shop/web:1.4"),
     (server(NARROW, pulls("ci", CI), pushes("ci", CI)), "Wrong", "shop/web:1.4"),
@@ -627,28 +568,22 @@ def attacked_again(desk: Guarded, tested: str) -> Names:
     return desk.cells("gate-attack", pushed=pushed, tested=SimpleNamespace(digest=tested))
 
 
-def solved_gate(desk: Guarded) -> None:
-    solution("06-gate", gate_attack(desk))
+solved_gate = solved("06-gate", gate_attack)
 
 
 def production(desk: Guarded) -> Path:
     return desk.work / "production.yaml"
 
 
-def written(text: str, *then: Steps) -> Steps:
+@step
+def written(desk: Guarded, text: str, *then: Steps) -> None:
     """Write the file; ``WEB`` is the repository, ``GOOD`` and ``BAD`` are digests."""
-
-    def steps(desk: Guarded) -> None:
-        good = str(gate_attack(desk)["tested"].digest)
-        filled = text.replace("GOOD", good).replace("BAD", desk.digest("shop/web:1.4"))
-        if "OTHER" in text:
-            desk.copy("kept/page:other", "shop/web:other")
-            filled = filled.replace("OTHER", desk.digest("shop/web:other"))
-        filled = filled.replace("WEB", desk.name("shop/web")).replace("TEAM", desk.name("team"))
-        production(desk).write_text(filled)
-        all_of(*then)(desk)
-
-    return steps
+    good = str(gate_attack(desk)["tested"].digest)
+    bad, team = desk.digest("shop/web:1.4"), desk.name("team")
+    desk.copy("kept/page:other", "shop/web:other")
+    other, web = desk.digest("shop/web:other"), desk.name("shop/web")
+    write(production(desk), text, GOOD=good, BAD=bad, OTHER=other, WEB=web, TEAM=team)
+    all_of(*then)(desk)
 
 
 def deployed(desk: Guarded) -> None:
@@ -668,26 +603,30 @@ def stopped(desk: Guarded) -> None:
             desk.bench.engine.client.api.kill(container["Id"])
 
 
-def undone(desk: Guarded) -> None:
-    """Undo the attack; only then pin the tag, with the lab's own command."""
-    gate_attack(desk)
-    attacks.undo(desk.bench)
-    production(desk).write_text(f"services:\n  web:\n    image: {desk.name('shop/web:1.4')}\n")
+def pinned_by_the_lab(desk: Guarded) -> None:
+    """Pin what the tag names now, with the lab's own command, and deploy."""
     desk.lab.pin_deployment(production(desk))
     deployed(desk)
 
 
+def undone(desk: Guarded) -> None:
+    """Undo the attack; only then pin the tag."""
+    written(BY_TAG)(desk)
+    undo(desk.bench)
+    pinned_by_the_lab(desk)
+
+
 def twice(desk: Guarded) -> None:
     """The cell with the attack is run a second time."""
-    tested = gate_attack(desk)["tested"]
-    solution("06-gate", attacked_again(desk, tested.digest))
+    tested = gate_attack(desk)["tested"].digest
+    solved("06-gate", lambda desk: attacked_again(desk, tested))(desk)
 
 
 def pushed_anew(desk: Guarded) -> None:
     """Another image is tested and pushed as 1.4, and the tag moves again."""
     gate_attack(desk)
     desk.copy("kept/page:other", "shop/web:1.4")
-    solution("06-gate", attacked_again(desk, desk.digest("shop/web:1.4")))
+    solved("06-gate", lambda desk: attacked_again(desk, desk.digest("shop/web:1.4")))(desk)
 
 
 def another_moved(desk: Guarded) -> None:
@@ -697,35 +636,27 @@ def another_moved(desk: Guarded) -> None:
     solved_gate(desk)
 
 
-def pinned_now(desk: Guarded) -> None:
-    """Pin what the tag names after the attack."""
-    written("services:\n  web:\n    image: WEB:1.4\n")(desk)
-    desk.lab.pin_deployment(production(desk))
-    deployed(desk)
-
-
 def tag_deployed(desk: Guarded) -> None:
     """Deploy by tag, before the attack; then only the file is pinned."""
     desk.copy("kept/page:tested", "shop/web:1.4")
-    production(desk).write_text(f"services:\n  web:\n    image: {desk.name('shop/web:1.4')}\n")
+    write(production(desk), BY_TAG, WEB=desk.name("shop/web"))
     deployed(desk)
     written(GOOD)(desk)
 
 
 def moved_deployed(desk: Guarded) -> None:
     """Deploy what nobody tested; then start beside it what was tested."""
-    digest = gate_attack(desk)["tested"].digest
-    web = desk.name("shop/web")
-    production(desk).write_text(f"services:\n  web:\n    image: {web}:1.4\n")
-    deployed(desk)
-    production(desk).write_text(f'services:\n  web:\n    image: "{web}@{digest}"\n')
+    written(BY_TAG, deployed)(desk)
+    tested = desk.digest("kept/page:tested")
+    write(production(desk), FLOW, GOOD=tested, WEB=desk.name("shop/web"))
     started(desk)
 
 
 GOOD = "services:\n  web:\n    image: WEB@GOOD\n"
+BY_TAG = GOOD.replace("@GOOD", ":1.4")
 FLOW = 'services: {web: {image: "WEB:1.4@GOOD", ports: ["127.0.0.1::8000"]}}  # pinned\n'
 
-GATE_RIGHT: list[Steps] = [
+RIGHT["06-gate"] = [
     solved_gate,
     written(FLOW, deployed),
     written(FLOW, started),
@@ -735,21 +666,17 @@ GATE_RIGHT: list[Steps] = [
     another_moved,
 ]
 
-GATE_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
+WRONG["06-gate"] = [
     (nothing, "NotYet", "production.yaml"),
     (lambda desk: gate_attack(desk) and None, "NotYet", "'web'"),
     (lambda desk: production(desk).write_text(GOOD) and None, "NotYet", "shop/web:1.4"),
     (written(f"{GOOD}  cache:\n    image: TEAM/page\n"), "Wrong", "team/page"),
     (written(f"{GOOD}  cache:\n    image: TEAM/page@GOOD\n"), "Wrong", "team/page"),
     (written(f"{GOOD}  cache:\n    image: WEB@BAD\n"), "Wrong", "'cache'"),
-    (pinned_now, "Wrong", "'web'"),
+    (written(BY_TAG, pinned_by_the_lab), "Wrong", "'web'"),
     (written(GOOD.replace("GOOD", "OTHER"), deployed), "Wrong", "1.4"),
     (written(GOOD.replace("GOOD", f"sha256:{'1' * 64}")), "Wrong", "sha256:1"),
-    (
-        written(GOOD.replace("GOOD", "BAD"), lambda desk: attacks.undo(desk.bench)),
-        "Wrong",
-        "sha256:",
-    ),
+    (written(GOOD.replace("GOOD", "BAD"), lambda desk: undo(desk.bench)), "Wrong", "sha256:"),
     (written(GOOD.replace("web:", "shop:")), "Wrong", "'web'"),
     (written("services:\n  web: [\n"), "Wrong", "production.yaml"),
     (written("web:\n  image: WEB@GOOD\n"), "Wrong", "production.yaml"),
@@ -758,24 +685,6 @@ GATE_WRONG: list[tuple[Steps, str] | tuple[Steps, str, str]] = [
     (tag_deployed, "Wrong", "deploy"),
     (moved_deployed, "Wrong", "'web'"),
 ]
-
-
-# ---------------------------------------------------------------- all of them
-
-RIGHT = {
-    "06-secret": SECRET_RIGHT,
-    "06-base": BASE_RIGHT,
-    "06-wheel": WHEEL_RIGHT,
-    "06-rights": RIGHTS_RIGHT,
-    "06-gate": GATE_RIGHT,
-}
-WRONG = {
-    "06-secret": SECRET_WRONG,
-    "06-base": BASE_WRONG,
-    "06-wheel": WHEEL_WRONG,
-    "06-rights": RIGHTS_WRONG,
-    "06-gate": GATE_WRONG,
-}
 
 
 class TestExercises(Tried):

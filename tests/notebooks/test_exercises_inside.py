@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from desk import Desk, Steps, Tried, empty, forget
+from desk import Desk, Right, Tried, Wrong, base, empty, forget, named, nothing, step, unanswered
 
 from labapp.bench import Bench
 from labapp.course import checks
@@ -19,65 +19,43 @@ def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """The shop in its variants, and a stale base, in the registry as ``kept/…``."""
     empty(bench)
     desk = Desk(bench).at(tmp_path_factory.mktemp("shop"))
-    app = desk.bench.copy_application()
+    app = desk.lab.application()
     source = app / "shop" / "app.py"
     for name in ("full", "slim", "minimal", "multistage"):
         desk.bench.copy_dockerfile(name, app / "Dockerfile")
-        keep(desk, app, f"kept/web:{name}")
-    keep(desk, app, "kept/web:stage", target="build")
+        desk.made(app, f"kept/web:{name}")
+    desk.made(app, "kept/web:stage", target="build")
     source.write_text(source.read_text().replace('"tea": 190', '"tea": 19000'))
-    keep(desk, app, "kept/web:dear")
+    desk.made(app, "kept/web:dear")
     stale = desk.work / "stale"
     stale.mkdir()
     desk.bench.copy_dockerfile("stale", stale / "Dockerfile")
-    keep(desk, stale, "kept/python:old")
+    desk.made(stale, "kept/python:old")
     return desk
-
-
-def keep(desk: Desk, folder: Path, short: str, *, target: str | None = None) -> None:
-    desk.build(folder, short, target=target)
-    desk.push(short)
 
 
 @pytest.fixture
 def desk(shelf: Desk, tmp_path: Path) -> Desk:
     """A registry as the chapters leave it before the exercises."""
     forget(shelf.bench, "shop/web", "shop/workshop", "team/python")
-    for kept, short in (("web:full", "shop/web:full"), ("web:slim", "shop/web:slim"),
-                        ("python:old", "team/python:old")):  # fmt: skip
-        shelf.copy(f"kept/{kept}", short)
+    shelf.copy("kept/web:full", "shop/web:full")
+    shelf.copy("kept/web:slim", "shop/web:slim")
+    shelf.copy("kept/python:old", "team/python:old")
     return shelf.at(tmp_path)
 
 
-def nothing(desk: Desk) -> None:
-    """As the chapters leave it."""
-
-
-def without(answer: object) -> Steps:
+@step
+def without(desk: Desk, answer: object) -> object:
     """Answer before the cells above were run."""
-
-    def steps(desk: Desk) -> object:
-        forget(desk.bench, "shop/web")
-        return answer
-
-    return steps
+    forget(desk.bench, "shop/web")
+    return answer
 
 
-def named(kept: str, short: str) -> Steps:
-    """Give an image that is there the name that the exercise asks for."""
-    return lambda desk: desk.copy(kept, short)
-
-
-def base(name: str, short: str) -> Steps:
-    """Give a base image the name that the exercise asks for."""
-    return lambda desk: desk.copy(str(desk.bench.base(name)), short)
-
-
-def on_top(below: str, lines: str, short: str) -> Steps:
+@step
+def on_top(desk: Desk, below: str, lines: str, short: str) -> None:
     """Build an image from another one, or from the slim base, and some instructions; push it."""
-    return lambda desk: desk.built(
-        f"FROM {desk.name(below) if below else desk.slim}\n{lines}\n", short, file="no Python"
-    )
+    base = desk.name(f"kept/{below}") if below else desk.slim
+    desk.built(f"FROM {base}\n{lines}\n", short, file="no Python")
 
 
 # ---------------------------------------------------------------- chapter 04
@@ -120,28 +98,29 @@ def only_full(desk: Desk) -> list[str]:
 
 SMALL, TWO, MINE = "shop/web:small", "shop/web:two", "shop/web:mine"
 PATCHED, WORKSHOP = "team/python:patched", "shop/workshop:1"
+SAYS_HELLO = """CMD ["python3", "-c", "print('hello')"]"""
 LEFT = "USER 0\nRUN rm -rf /usr/bin/*gcc* /usr/lib/gcc /usr/libexec"
 """What comes too late: the compiler is in a layer below."""
 
-RIGHT: dict[str, list[Steps]] = {
+RIGHT: Right = {
     "04-unused": [unused, lambda desk: f" {unused(desk)}:amd64"],
     "04-cve": [lambda desk: only_full(desk)[0], lambda desk: only_full(desk)[-1].lower()],
-    "04-small": [named("kept/web:multistage", SMALL), named("kept/web:minimal", SMALL)],
+    "04-small": [named("web:multistage", SMALL), named("web:minimal", SMALL)],
     "04-patch": [
         base("python:3.13-slim", PATCHED),
-        on_top("kept/python:old", "RUN apt-get update && apt-get upgrade -y", PATCHED),
+        on_top("python:old", "RUN apt-get update && apt-get upgrade -y", PATCHED),
     ],
-    "05-two": [named("kept/web:multistage", TWO), named("kept/web:minimal", TWO)],
+    "05-two": [named("web:multistage", TWO), named("web:minimal", TWO)],
     "05-target": [
-        named("kept/web:stage", WORKSHOP),
-        on_top("kept/web:stage", "RUN gcc --version", WORKSHOP),
+        named("web:stage", WORKSHOP),
+        on_top("web:stage", "RUN gcc --version", WORKSHOP),
     ],
-    "05-mine": [named("kept/web:minimal", MINE), on_top("kept/web:minimal", "ENV MINE=1", MINE)],
+    "05-mine": [named("web:minimal", MINE), on_top("web:minimal", "ENV MINE=1", MINE)],
 }
 
-WRONG: dict[str, list[tuple[Steps, str] | tuple[Steps, str, str]]] = {
+WRONG: Wrong = {
     "04-unused": [
-        (lambda desk: ..., "NotYet"),
+        (unanswered, "NotYet"),
         (without("git"), "NotYet", "shop/web:full"),
         (lambda desk: 7, "Wrong", "int"),
         (lambda desk: "no-such-package", "Wrong", "no-such-package"),
@@ -150,7 +129,7 @@ WRONG: dict[str, list[tuple[Steps, str] | tuple[Steps, str, str]]] = {
         (lambda desk: packages(desk)[-1], "Wrong", "larger"),
     ],
     "04-cve": [
-        (lambda desk: ..., "NotYet"),
+        (unanswered, "NotYet"),
         (without("CVE-2025-12345"), "NotYet", "shop/web"),
         (lambda desk: ["CVE-2025-12345"], "Wrong", "list"),
         (lambda desk: "CVE-25-1", "Wrong", "CVE-25-1"),
@@ -160,38 +139,34 @@ WRONG: dict[str, list[tuple[Steps, str] | tuple[Steps, str, str]]] = {
     ],
     "04-small": [
         (nothing, "NotYet", SMALL),
-        (named("kept/web:slim", SMALL), "Wrong", "MB"),
-        (on_top("kept/web:slim", LEFT, SMALL), "Wrong", "MB"),
-        (named("kept/web:dear", SMALL), "Wrong", "67830"),
+        (named("web:slim", SMALL), "Wrong", "MB"),
+        (on_top("web:slim", LEFT, SMALL), "Wrong", "MB"),
+        (named("web:dear", SMALL), "Wrong", "67830"),
         (base("python:3.13-slim", SMALL), "Wrong", "run"),
     ],
     "04-patch": [
         (nothing, "NotYet", PATCHED),
-        (named("kept/python:old", PATCHED), "Wrong", "fixes"),
-        (on_top("kept/python:old", "RUN rm -rf /var/lib/dpkg/status", PATCHED), "Wrong", "list"),
+        (named("python:old", PATCHED), "Wrong", "fixes"),
+        (on_top("python:old", "RUN rm -rf /var/lib/dpkg/status", PATCHED), "Wrong", "list"),
         (on_top("", "RUN rm /usr/bin/python3*", PATCHED), "Wrong", "run"),
     ],
     "05-two": [
         (nothing, "NotYet", TWO),
-        (named("kept/web:slim", TWO), "Wrong", "compiler"),
-        (on_top("kept/web:slim", LEFT, TWO), "Wrong", "compiler"),
-        (named("kept/web:dear", TWO), "Wrong", "/price/tea"),
+        (named("web:slim", TWO), "Wrong", "compiler"),
+        (on_top("web:slim", LEFT, TWO), "Wrong", "compiler"),
+        (named("web:dear", TWO), "Wrong", "/price/tea"),
     ],
     "05-target": [
         (nothing, "NotYet", WORKSHOP),
-        (named("kept/web:multistage", WORKSHOP), "Wrong", "first"),
+        (named("web:multistage", WORKSHOP), "Wrong", "first"),
         (base("python:3.13", WORKSHOP), "Wrong", "/src/shop"),
-        (on_top("kept/web:stage", "RUN rm -rf /opt/venv/lib", WORKSHOP), "Wrong", "/opt/venv"),
+        (on_top("web:stage", "RUN rm -rf /opt/venv/lib", WORKSHOP), "Wrong", "/opt/venv"),
     ],
     "05-mine": [
         (nothing, "NotYet", MINE),
-        (named("kept/web:multistage", MINE), "Wrong", "MB"),
-        (
-            on_top("kept/web:minimal", """CMD ["python3", "-c", "print('hello')"]""", MINE),
-            "Wrong",
-            "run",
-        ),
-        (on_top("kept/web:minimal", f"COPY file {SITE}/shop/app.py", MINE), "Wrong", "run"),
+        (named("web:multistage", MINE), "Wrong", "MB"),
+        (on_top("web:minimal", SAYS_HELLO, MINE), "Wrong", "run"),
+        (on_top("web:minimal", f"COPY file {SITE}/shop/app.py", MINE), "Wrong", "run"),
     ],
 }
 
