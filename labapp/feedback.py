@@ -160,9 +160,9 @@ def amount(value: float, unit: Unit = "bytes") -> str:
 class _PlainBars(Bars):
     """A line when the operation starts, and one for each part that ends."""
 
-    def draw(self) -> None:
-        if not self.bars and not self.failed:
-            print(self.title, flush=True)
+    def __init__(self, title: str, *, unit: Unit) -> None:
+        super().__init__(title, unit=unit)
+        print(self.title, flush=True)
 
     def finish(self, key: str, note: str = "done") -> None:
         is_new = not self.bars.get(key, Bar()).finished

@@ -134,6 +134,7 @@ class Shelf:
         self._engine, self._server, self._state = engine, server, state
         self._platform = Platform.parse(engine.platform)
         self._loaded: tuple[Manifest, Mapping[str, bytes]] | None = None
+        self._loaded_from = ""
         self._writing = threading.Lock()
 
     @functools.cached_property
@@ -147,6 +148,7 @@ class Shelf:
 
     def load_from(self, source: str, names: Collection[str]) -> dict[str, LabError]:
         """Give the engine the registry's image from one of :data:`SOURCES`; failures are raised."""
+        self._loaded_from = source
         if source != "debian":
             place = place_of(source, REGISTRY)
             try:
@@ -221,7 +223,7 @@ class Shelf:
             manifest, blobs = self._loaded
             for data in blobs.values():
                 self._registry.upload_blob(self._at(REGISTRY).repository, [data])
-            self._store(REGISTRY, manifest, came_from=source)
+            self._store(REGISTRY, manifest, came_from=self._loaded_from)
             names = [name for name in names if name != REGISTRY]
         if source == "debian":
             return self._make(names) if names else {}
