@@ -73,10 +73,7 @@ class Reference:
             registry = DOCKER_HUB
         if registry == DOCKER_HUB and "/" not in repository:
             repository = _OFFICIAL + repository
-        parts = (registry, repository, tag if colon else None, digest if at else None)
-        if slip := _slip(*parts):
-            raise InvalidReference(f"{_READING} '{text}': {slip}.")
-        return cls(*parts)
+        return cls(registry, repository, tag if colon else None, digest if at else None)
 
     @property
     def name(self) -> str:
@@ -97,11 +94,6 @@ class Reference:
         """What a registry is asked for: the digest, else the tag, else ``latest``."""
         return self.digest or self.tag or DEFAULT_TAG
 
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the reference names its image by digest."""
-        return self.digest is not None
-
     def with_tag(self, tag: str) -> Reference:
         """Return the same reference with another tag."""
         return replace(self, tag=tag)
@@ -115,8 +107,8 @@ class Reference:
         return replace(self, tag=None, digest=digest)
 
     def __str__(self) -> str:
-        tag = f":{self.tag}" if self.tag else ""
-        digest = f"@{self.digest}" if self.digest else ""
+        tag = f":{self.tag}" if self.tag is not None else ""
+        digest = f"@{self.digest}" if self.digest is not None else ""
         return f"{self.name}{tag}{digest}"
 
 

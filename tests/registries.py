@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,13 +49,8 @@ class Server:
 
 
 @contextmanager
-def serving(
-    answer: Callable[[Seen], Reply] | Reply,
-    *,
-    host: str = "127.0.0.1",
-    certificate: Callable[[ssl.SSLContext], object] | None = None,
-) -> Iterator[Server]:
-    """Serve one reply, or what a function says; with a certificate (put into a context), by TLS."""
+def serving(answer: Callable[[Seen], Reply] | Reply) -> Iterator[Server]:
+    """Serve one reply, or what a function says."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -92,14 +86,9 @@ def serving(
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer((host, 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    if certificate is not None:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate(tls)
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    address = f"{host.replace('127.0.0.1', 'localhost')}:{server.server_address[1]}"
-    served = Server(address, answer)
+    served = Server(f"localhost:{server.server_address[1]}", answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

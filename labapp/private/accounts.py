@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Accounts:
-    """The accounts of one private registry; several processes may change them at once."""
+    """The accounts of one private registry."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -63,19 +63,17 @@ class Accounts:
             "password": _kept(password) if password else "",
             "since": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        with self._state.lock("private-accounts"):
-            self._state.write(_STORE, {**self._read(), name: kept})
+        self._state.write(_STORE, {**self._read(), name: kept})
 
     def remove(self, name: str) -> None:
         """Remove an account; StateError if there is none of that name."""
-        with self._state.lock("private-accounts"):
-            accounts = self._read()
-            if accounts.pop(name, None) is None:
-                raise StateError(
-                    f"removing the account '{name}': there is none. "
-                    f"There are: {', '.join(accounts) or 'none'}."
-                )
-            self._state.write(_STORE, accounts)
+        accounts = self._read()
+        if accounts.pop(name, None) is None:
+            raise StateError(
+                f"removing the account '{name}': there is none. "
+                f"There are: {', '.join(accounts) or 'none'}."
+            )
+        self._state.write(_STORE, accounts)
 
     def names(self) -> list[str]:
         """Return the names of all accounts, sorted; without the anonymous one."""

@@ -7,16 +7,12 @@ Sources: CNCF Distribution, "Configuring a registry", ``http.tls`` and ``auth.to
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import trustme
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from docker.auth import decode_auth
 from ruamel.yaml import YAML
 
 from labapp import feedback
@@ -28,12 +24,12 @@ from labapp.machine.ports import LOOPBACK
 from labapp.machine.root import run_as_root
 from labapp.private import service
 from labapp.private.accounts import Accounts
-from labapp.private.service import Decision, Issued
+from labapp.private.service import Decision
 from labapp.reference import Reference
 from labapp.registry.client import Registry
-from labapp.registry.http import Credentials, docker_credentials
-from labapp.registry.server import CONFIG, CONFIG_INSIDE, STORAGE, RegistryServer, run_over
-from labapp.state import State, write_atomically
+from labapp.registry.http import Credentials, is_local
+from labapp.registry.server import CONFIG, CONFIG_INSIDE, STORAGE, RegistryServer
+from labapp.state import State, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,54 +41,6 @@ _AUTHORITY = "Image Build & Delivery lab authority"
 _INSIDE = "/etc/labapp"
 _DOCKER_CONFIG = "private/docker-config/config"
 _TRUSTED = "private/trusted"
-
-
-@dataclass(frozen=True)
-class Authority:
-    """An authority that signs certificates for servers; others have to trust its own."""
-
-    certificate: Path
-    _ca: trustme.CA = field(repr=False, compare=False)
-
-    @classmethod
-    def open(cls, folder: Path) -> Authority:
-        """Open the authority in a folder; it is made on first use, and anew if it is damaged."""
-        key, certificate = folder / "authority.key", folder / "authority.pem"
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            ca = trustme.CA.from_pem(certificate.read_bytes(), key.read_bytes())
-        except (FileNotFoundError, ValueError):
-            ca = trustme.CA(organization_name=_AUTHORITY)
-            write_atomically(key, ca.private_key_pem.bytes())
-            write_atomically(certificate, ca.cert_pem.bytes(), mode=0o644)
-        return cls(certificate, ca)
-
-    def issue(self, hosts: Iterable[str], *, name: str = "server", days: float = 30) -> Issued:
-        """Sign a certificate for host names and addresses; one with half its time left is kept."""
-        wanted, now = list(dict.fromkeys(hosts)), datetime.now(UTC)
-        folder = self.certificate.parent
-        issued = Issued(folder / f"{name}.pem", folder / f"{name}.key")
-        if not self._is_good(issued, wanted, now + timedelta(days=days / 2)):
-            end = now + timedelta(days=days)
-            begin = min(end, now) - timedelta(hours=1)  # clocks differ
-            leaf = self._ca.issue_cert(
-                *wanted, organization_name=_AUTHORITY, not_before=begin, not_after=end
-            )
-            [certificate] = leaf.cert_chain_pems
-            write_atomically(issued.key, leaf.private_key_pem.bytes())
-            write_atomically(issued.certificate, certificate.bytes(), mode=0o644)
-        return issued
-
-    def _is_good(self, issued: Issued, hosts: list[str], until: datetime) -> bool:
-        try:
-            found = x509.load_pem_x509_certificate(issued.certificate.read_bytes())
-            mine = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes())
-            found.verify_directly_issued_by(mine)
-        except (FileNotFoundError, ValueError, InvalidSignature):
-            return False
-        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        is_for = [str(name.value) for name in names]
-        return is_for == hosts and datetime.now(UTC) < until <= found.not_valid_after_utc
 
 
 class PrivateRegistry:
@@ -119,37 +67,22 @@ class PrivateRegistry:
         return self.server.address
 
     @property
-    def authority(self) -> Authority:
-        """Who signed its certificate: ``authority.certificate`` is the file to trust."""
-        return Authority.open(self._state.folder / "private")
+    def authority(self) -> Path:
+        """The file to trust: the certificate of the authority that signed the registry's own."""
+        return self._state.folder / "private" / self.host / "authority.pem"
 
     def start(self) -> PrivateRegistry:
         """Make it run and answer, whatever state it was left in, or raise RegistryError."""
+        folder = self.authority.parent
         with self._state.lock("private-service"):
-            certificate = self.authority.issue([self.host, LOOPBACK, "localhost"], name="server")
-            # A key pair of its own: no other certificate of the authority can sign tokens.
-            signer = self.authority.issue(["tokens.labapp.invalid"], name="tokens")
-            # Docker's containerd image store trusts the authority for the registry alone, not
-            # for its token service (moby issue 52361); so there it is asked without TLS, over
-            # the loopback interface, which no other machine can listen to.
-            tls = self._engine.store != "containerd"
-            if not tls:
-                feedback.say("With this engine's image store, tokens are asked for without TLS.")
-            realm = service.start(
-                self._state,
-                host=self.host if tls else LOOPBACK,
-                signer=signer,
-                server=certificate if tls else None,
-            )
-        files = {
-            CONFIG_INSIDE: _config(realm),
-            f"{_INSIDE}/server.pem": certificate.certificate.read_bytes(),
-            f"{_INSIDE}/server.key": certificate.key.read_bytes(),
-            f"{_INSIDE}/tokens.pem": signer.certificate.read_bytes(),
-        }
+            make_certificates(folder, self.host)
+            realm = service.start(self._state, folder / "tokens.pem")
+        files = {CONFIG_INSIDE: _config(realm)}
+        for name in ("server.pem", "server.key", "tokens.pem"):
+            files[f"{_INSIDE}/{name}"] = (folder / name).read_bytes()
         image = RegistryServer(engine=self._engine, state=self._state).image
         registry = self.server.start(image=image, files=files)
-        feedback.say(f"Its certificate is signed by '{self.authority.certificate}'.")
+        feedback.say(f"Its certificate is signed by '{self.authority}'.")
         # Podman verifies it there too; an engine in a virtual machine has no other address here.
         if self.host == LOOPBACK and self._engine.name != "Podman":
             feedback.say(
@@ -165,7 +98,19 @@ class PrivateRegistry:
 
     def trust(self) -> None:
         """Make the engine trust the authority, for this registry alone, or raise RegistryError."""
-        trust(self._engine, self._state, self.address, self.authority.certificate)
+        with self._engine.doing("asking the engine about itself"):
+            options = self._engine.client.info().get("SecurityOptions") or ()
+        place = SYSTEM
+        if any("rootless" in str(option) for option in options):
+            program = "containers" if self._engine.name == "Podman" else "docker"
+            place = str(Path.home() / ".config" / program / "certs.d")
+        file = f"{place}/{self.address}/ca.crt"
+        argv = ["install", "-D", "-m", "644", str(self.authority), file]
+        feedback.command(["sudo", *argv] if place == SYSTEM else argv)
+        self._state.write(_TRUSTED, {**self._state.read(_TRUSTED), self.address: place})
+        script = 'mkdir -p "$1" && printf %s "$2" > "$1/ca.crt"'
+        text = self.authority.read_text(encoding="ascii")
+        _as_the_engine(self._engine, self._state, place, script, self.address, text)
         feedback.say(f"The engine now trusts the authority for {self.address}.")
 
     def distrust(self) -> None:
@@ -184,15 +129,12 @@ class PrivateRegistry:
         """
         login = self._login().command("login", "--username", name)
         feedback.command([*login, "--password-stdin", self.address])
-        try:
-            self.registry(name, password).ping()
-        except RegistryError as error:
-            if self.accounts.verify(name, password):
-                raise
+        if not self.accounts.verify(name, password):
             raise RegistryError(
                 f"logging in as '{name}' at '{self.address}': there is no such account, or its "
                 "password is another. Check both, or add the account."
-            ) from error
+            )
+        self.registry(name, password).ping()
         basic = Credentials(name, password).basic.removeprefix("Basic ")
         self._state.write(_DOCKER_CONFIG, {"auths": {self.address: {"auth": basic}}})
         feedback.say(f"'{name}' is logged in at {self.address}.")
@@ -206,7 +148,7 @@ class PrivateRegistry:
             address,
             secure=True,
             credentials=lambda _: credentials,
-            certificates=self.authority.certificate,
+            certificates=self.authority,
         )
 
     def push(self, reference: str) -> Transfer:
@@ -241,9 +183,10 @@ class PrivateRegistry:
         return table
 
     def _login(self) -> Login:
-        file = self._state.path(f"{_DOCKER_CONFIG}.json")
-        known = docker_credentials(self.address, file=file)
-        return Login(self._client(self.address, known), file.parent, known)
+        folder = (self._state.folder / _DOCKER_CONFIG).parent
+        kept = self._state.read(_DOCKER_CONFIG).get("auths", {}).get(self.address)
+        known = Credentials(*decode_auth(kept["auth"])) if kept else None
+        return Login(self._client(self.address, known), folder, known)
 
     def _mine(self, reference: str, verb: str) -> Reference:
         """Return a reference that the login may be used for, while there is somebody to use it."""
@@ -262,11 +205,28 @@ class PrivateRegistry:
         return parsed
 
 
+def make_certificates(folder: Path, host: str) -> None:
+    """Make an authority, the registry's certificate, and one whose key signs tokens; once.
+
+    The authority's own key is kept nowhere, so that it can never sign anything else.
+    """
+    if (folder / "authority.pem").exists():
+        return
+    authority = trustme.CA(organization_name=_AUTHORITY)
+    # What signs tokens is a key pair of its own: no other certificate of the authority can.
+    signed = {"server": {host, LOOPBACK, "localhost"}, "tokens": {"tokens.labapp.invalid"}}
+    for name, hosts in signed.items():
+        issued = authority.issue_cert(*hosts, organization_name=_AUTHORITY)
+        write_file(folder / f"{name}.key", issued.private_key_pem.bytes())
+        write_file(folder / f"{name}.pem", issued.cert_chain_pems[0].bytes())
+    # The last one: where it is, the others are.
+    write_file(folder / "authority.pem", authority.cert_pem.bytes())
+
+
 def _config(realm: str) -> bytes:
     """Return the lab's own registry's configuration with TLS, and with tokens from a realm."""
     config = YAML(typ="safe").load(CONFIG.read_text(encoding="utf-8"))
-    tls = {"certificate": f"{_INSIDE}/server.pem", "key": f"{_INSIDE}/server.key"}
-    config["http"]["tls"] = tls
+    config["http"]["tls"] = {"certificate": f"{_INSIDE}/server.pem", "key": f"{_INSIDE}/server.key"}
     config["auth"] = {
         "token": {
             "realm": realm,
@@ -286,32 +246,16 @@ def bridge_address(engine: Engine) -> str:
     """
     with engine.doing("looking for the engine's default bridge"):
         networks = engine.client.api.networks(names=["bridge"])
-    here = {one.address for found in psutil.net_if_addrs().values() for one in found}
     for network in networks:
         for subnet in (network.get("IPAM") or {}).get("Config") or ():
-            if subnet.get("Gateway") in here and ":" not in subnet["Gateway"]:
-                return str(subnet["Gateway"])
+            gateway = subnet.get("Gateway") or ""
+            if "." in gateway and is_local(f"//{gateway}"):
+                return str(gateway)
     return LOOPBACK
 
 
-def trust(engine: Engine, state: State, address: str, certificate: Path) -> None:
-    """Make an engine trust an authority for one registry, and say the command that does so."""
-    with engine.doing("asking the engine about itself"):
-        options = engine.client.info().get("SecurityOptions") or ()
-    place = SYSTEM
-    if any("rootless" in str(option) for option in options):
-        program = "containers" if engine.name == "Podman" else "docker"
-        place = str(Path.home() / ".config" / program / "certs.d")
-    argv = ["install", "-D", "-m", "644", str(certificate), f"{place}/{address}/ca.crt"]
-    feedback.command(["sudo", *argv] if place == SYSTEM else argv)
-    state.write(_TRUSTED, {**state.read(_TRUSTED), address: place})
-    script = 'mkdir -p "$1" && printf %s "$2" > "$1/ca.crt"'
-    text = certificate.read_text(encoding="ascii")
-    _as_the_engine(engine, state, place, script, address, text)
-
-
 def distrust(engine: Engine | None, state: State) -> None:
-    """Take back what :func:`trust` did for this lab; without an engine, on this machine."""
+    """Take back all trust in registries of this lab; without an engine, on this machine."""
     for address, place in state.read(_TRUSTED).items():
         if engine is not None:
             _as_the_engine(engine, state, place, 'rm -rf "$1"', address)
@@ -331,5 +275,4 @@ def trusted(state: State) -> list[str]:
 def _as_the_engine(engine: Engine, state: State, folder: str, script: str, *words: str) -> None:
     """Run a script in a folder of the engine's own, wherever it runs; others can't write there."""
     argv = ["sh", "-c", f"cd {STORAGE} && {script}", "sh", *words]
-    image = RegistryServer(engine=engine, state=state).image
-    run_over(engine, folder, argv, image=image, labels=state.labels)
+    RegistryServer(engine=engine, state=state).storage(argv, folder=folder)

@@ -14,7 +14,6 @@ import base64
 import contextlib
 import json
 import secrets
-import ssl
 import threading
 import time
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 
 import requests
 
+from labapp.machine.ports import LOOPBACK
 from labapp.private.accounts import ANONYMOUS, Accounts
 from labapp.state import State
 
@@ -38,14 +38,6 @@ SECONDS = 300
 _PLACE = "private/service"
 """Where the state keeps the address that gives tokens, ``realm``."""
 _LOG = ("private", "decisions.log")
-
-
-@dataclass(frozen=True)
-class Issued:
-    """A certificate and its private key, as files in PEM."""
-
-    certificate: Path
-    key: Path
 
 
 @dataclass(frozen=True)
@@ -67,14 +59,14 @@ def parse_scopes(texts: Iterable[str]) -> list[Scope]:
     return found
 
 
-def sign(issued: Issued, account: str, access: Iterable[Scope], *, seconds: int = SECONDS) -> str:
-    """Return a token for an account, signed by the key whose certificate the registry was given."""
+def sign(signer: Path, account: str, access: Iterable[Scope], *, seconds: int = SECONDS) -> str:
+    """Return a token for an account, signed by a certificate's key, which lies beside it."""
     # Slow to import, and a quick 'status' signs nothing.
     from joserfc import jwt
     from joserfc.jwk import ECKey
 
     # PEM is a certificate in DER as base64, between two lines that say so.
-    _, *encoded, _ = issued.certificate.read_text(encoding="ascii").splitlines()
+    _, *encoded, _ = signer.read_text(encoding="ascii").splitlines()
     now = int(time.time())
     claims = {
         "iss": ISSUER,
@@ -88,7 +80,7 @@ def sign(issued: Issued, account: str, access: Iterable[Scope], *, seconds: int 
     }
     # The registry verifies with the key in the chain, after it has found whom to trust for it.
     header = {"typ": "JWT", "alg": "ES256", "x5c": ["".join(encoded)]}
-    key = ECKey.import_key(issued.key.read_bytes())
+    key = ECKey.import_key(signer.with_suffix(".key").read_bytes())
     return jwt.encode(header, claims, key, algorithms=["ES256"])
 
 
@@ -115,35 +107,27 @@ def decisions(state: State) -> list[Decision]:
     return found
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, cause: str) -> None:
-        super().__init__(cause)
-        self.status = status
-
-
 class _Service(ThreadingHTTPServer):
     daemon_threads = True
+    # Whatever a client sends, nothing of it is printed below a learner's cell.
+    handle_error = staticmethod(lambda *_: None)  # type: ignore[assignment]
 
-    def __init__(self, state: State, place: tuple[str, int], signer: Issued) -> None:
-        super().__init__(place, _Handler)
+    def __init__(self, state: State, signer: Path) -> None:
+        super().__init__((LOOPBACK, 0), _Handler)
         self.state = state
         self.accounts = Accounts(state)
         self.signer = signer
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that hung up."""
-
-    def token(self, account: str, password: str, query: dict[str, list[str]]) -> dict[str, Any]:
-        """Return the answer to a request for a token."""
-        if query.get("service") != [SERVICE]:
-            raise _Refused(400, f"this service gives tokens for {SERVICE!r} only")
-        scopes = parse_scopes(query.get("scope", ()))
+    def token(self, account: str, password: str, asked: list[str]) -> tuple[int, dict[str, Any]]:
+        """Return the answer to a request for a token: the status, and what to tell."""
+        scopes = parse_scopes(asked)
         login = Scope("", "", ())
         if account != ANONYMOUS and not self.accounts.verify(account, password):
             why = "there is no such account, or its password is another"
             for scope in scopes or [login]:
                 self.note(account, scope, why, code=401)
-            raise _Refused(401, why)
+            # As registries write errors, for `docker` to show (OCI, "Error Codes").
+            return 401, {"errors": [{"code": "UNAUTHORIZED", "message": why}]}
         access = []
         for scope in scopes:
             allowed = self.accounts.allowed(account, scope.name)
@@ -156,7 +140,7 @@ class _Service(ThreadingHTTPServer):
                 access.append(Scope(scope.type, scope.name, granted))
         if not scopes and account != ANONYMOUS:
             self.note(account, login, "a login, nothing else was asked for")
-        return {"token": sign(self.signer, account, access), "expires_in": SECONDS}
+        return 200, {"token": sign(self.signer, account, access), "expires_in": SECONDS}
 
     def note(self, account: str, scope: Scope, why: str, given: str = "", code: int = 200) -> None:
         """Add a decision to the log."""
@@ -170,42 +154,22 @@ class _Service(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Service
     timeout = 10
+    log_message = staticmethod(lambda *_: None)  # type: ignore[assignment]
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        try:
-            if not self.server.state.folder.exists():  # reset; whoever writes makes it again
-                raise _Refused(503, "this lab is no more")
-            if url.path == "/alive":
-                answer = {"lab": self.server.state.lab_id}
-            elif url.path == "/token":
-                answer = self.server.token(*self._login(), parse_qs(url.query))
-            else:
-                raise _Refused(404, "there is nothing here but '/token'")
-            self._answer(200, answer)
-        except _Refused as refused:
-            code = "UNAUTHORIZED" if refused.status == 401 else "UNSUPPORTED"
-            # As registries write errors, for `docker` to show (OCI, "Error Codes").
-            errors = {"errors": [{"code": code, "message": str(refused)}]}
-            self._answer(refused.status, errors)
+        if url.path == "/alive":
+            self._answer(200, {"lab": self.server.state.lab_id})
+            return
+        # Name and password (RFC 7617); without them, it is the anonymous account.
+        login = self.headers.get("Authorization", "").partition(" ")[2]
+        name, _, password = base64.b64decode(login).decode().partition(":")
+        asked = parse_qs(url.query).get("scope", [])
+        self._answer(*self.server.token(name, password, asked))
 
     def do_POST(self) -> None:
         # A client that tries OAuth2 first, as containerd does, then asks by GET.
-        self._answer(405, {"errors": [{"code": "UNSUPPORTED", "message": "ask by GET"}]})
-
-    def _login(self) -> tuple[str, str]:
-        """Return name and password of the request (RFC 7617); the anonymous account without."""
-        header = self.headers.get("Authorization")
-        if header is None:
-            return ANONYMOUS, ""
-        scheme, _, encoded = header.partition(" ")
-        pair = ""
-        with contextlib.suppress(ValueError):
-            pair = base64.b64decode(encoded, validate=True).decode()
-        name, _, password = pair.partition(":")
-        if scheme.lower() != "basic" or not name:
-            raise _Refused(400, "the login is not of the form 'Basic base64(name:password)'")
-        return name, password
+        self._answer(405, {})
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -214,12 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("WWW-Authenticate", 'Basic realm="the accounts of the lab"')
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing on standard error: decisions have a log of their own."""
 
 
 _running: dict[Path, _Service] = {}
@@ -229,40 +189,26 @@ _running: dict[Path, _Service] = {}
 def find(state: State) -> str | None:
     """Return the address that gives tokens, if this lab's service answers there."""
     realm: str = state.read(_PLACE).get("realm", "")
-    with contextlib.suppress(requests.RequestException, OSError), requests.Session() as session:
+    with contextlib.suppress(requests.RequestException), requests.Session() as session:
         session.trust_env = False  # an address of this machine: no proxy
-        session.verify = str(state.folder / "private" / "authority.pem")
         answer = session.get(urljoin(realm, "/alive"), timeout=5)
         return realm if answer.json() == {"lab": state.lab_id} else None
     return None
 
 
-def start(state: State, *, host: str, signer: Issued, server: Issued | None) -> str:
-    """Make the token service run, with TLS if ``server`` has a certificate; return its address.
+def start(state: State, signer: Path) -> str:
+    """Make the token service run; return its address. One that answers is left alone, anywhere.
 
-    A service that answers is left alone, in whatever process it runs.
+    It speaks without TLS, over the loopback interface, which no other machine can listen to:
+    Docker's containerd image store trusts the lab's authority for the registry alone, not for its
+    token service (moby issue 52361).
     """
-    scheme = "https" if server is not None else "http"
-    before = urlsplit(state.read(_PLACE).get("realm", ""))
-    same = (before.scheme, before.hostname) == (scheme, host)
-    if same and (found := find(state)):
+    if found := find(state):
         return found
     stop(state)
-    try:
-        # At the same place, if it can: the registry was told where.
-        service = _Service(state, (host, before.port if same else 0), signer)
-    except OSError:
-        service = _Service(state, (host, 0), signer)
-    if server is not None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(server.certificate, server.key)
-        # Each thread shakes hands with its own client: one that is silent keeps nobody waiting.
-        service.socket = context.wrap_socket(
-            service.socket, server_side=True, do_handshake_on_connect=False
-        )
+    service = _running[state.folder] = _Service(state, signer)
     threading.Thread(target=service.serve_forever, args=(0.1,), daemon=True).start()
-    _running[state.folder] = service
-    realm = f"{scheme}://{host}:{service.server_port}/token"
+    realm = f"http://{LOOPBACK}:{service.server_port}/token"
     state.write(_PLACE, {"realm": realm})
     return realm
 
@@ -272,8 +218,3 @@ def stop(state: State) -> None:
     if service := _running.pop(state.folder, None):
         service.shutdown()
         service.server_close()
-
-
-def was_started(state: State) -> bool:
-    """Tell whether this lab has ever had a token service."""
-    return bool(state.read(_PLACE))

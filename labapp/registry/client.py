@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, RegistryError
 from labapp.reference import Reference, is_digest
@@ -65,22 +65,13 @@ class RegistryImage:
 
 @dataclass(frozen=True)
 class BlobDamage:
-    """One blob that is not what its manifest says; ``found_bytes`` is None if it is missing."""
+    """One blob that is not what its manifest says: ``missing``, ``altered``, or of a length."""
 
     digest: str
-    expected_bytes: int
-    found_bytes: int | None
-
-    @property
-    def what(self) -> Literal["missing", "truncated", "altered"]:
-        """How it is damaged; of the same length or longer, its bytes are others."""
-        if self.found_bytes is None:
-            return "missing"
-        return "truncated" if self.found_bytes < self.expected_bytes else "altered"
+    what: str
 
     def __str__(self) -> str:
-        found = f"{self.found_bytes or 0:,} of {self.expected_bytes:,} bytes"
-        return f"blob {self.digest} is {self.what} ({found})"
+        return f"blob {self.digest} is {self.what}"
 
 
 class ImageSource(Protocol):
@@ -117,9 +108,6 @@ class Registry:
         url = url_of(address, secure=secure)
         login = Login(address, url, credentials, certificates)
         self._http = Connection(address, url, login, certificates)
-
-    def __repr__(self) -> str:
-        return f"Registry({self.address!r})"
 
     def ping(self) -> None:
         """Ask ``/v2/``, which every registry answers; RegistryError if what is there does not."""
@@ -286,8 +274,7 @@ class Registry:
 
         A blob that is there is not sent; one in another repository of this registry is taken over.
         ``progress`` is told how many of its bytes are there, and how many there will be.
-        DamagedContent for bytes that do not match their digest, and for a blob here that is not
-        whole: a registry never writes over one.
+        DamagedContent for bytes that do not match their digest.
         """
         target, manifest, origin = self._mine(to), image.manifest, image.reference
         done, total = 0, sum(blob.size for blob in manifest.blobs)
@@ -301,13 +288,7 @@ class Registry:
                 progress(done, total)
 
         for blob in manifest.blobs:
-            found = self.blob_size(target.repository, blob.digest)
-            if found not in (None, blob.size):
-                raise DamagedContent(
-                    f"copying to '{target}': {BlobDamage(blob.digest, blob.size, found)} there. "
-                    "'python3 -m labapp start' replaces what is damaged."
-                )
-            if found is not None or (
+            if self.blob_size(target.repository, blob.digest) is not None or (
                 is_here and self.mount_blob(target.repository, blob.digest, origin.repository)
             ):
                 done += blob.size
@@ -325,15 +306,16 @@ class Registry:
         damaged = []
         for blob in manifest.blobs:
             found = self.blob_size(repository, blob.digest)
-            is_whole = found == blob.size
-            if is_whole and contents:
+            if found is None:
+                damaged.append(BlobDamage(blob.digest, "missing"))
+            elif found != blob.size:
+                damaged.append(BlobDamage(blob.digest, f"of {found:,} bytes, not {blob.size:,}"))
+            elif contents:
                 try:
                     for _ in self.open_blob(repository, blob.digest, size=blob.size):
                         pass
                 except DamagedContent:
-                    is_whole = False
-            if not is_whole:
-                damaged.append(BlobDamage(blob.digest, blob.size, found))
+                    damaged.append(BlobDamage(blob.digest, "altered"))
         return damaged
 
     def _ask(self, method: str, kind: str, repository: str, identifier: str, **more: Any) -> Answer:

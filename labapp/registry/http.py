@@ -44,7 +44,6 @@ LIST_PAGES = 100
 
 _ERRORS = {"errors": [{"message": str, "code": str}]}
 _TOKEN = {"token": str, "access_token": str}
-_IS_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _PARAMETER = re.compile(r'(\w+)\s*=\s*"?((?<=")[^"]*|[^\s,"]+)')
 _NEXT = re.compile(r"<(?:https?://[^/>]*)?(/[^/>][^>]*)>.*\bnext\b")  # never to another host
 _FULL = re.compile(rb'no space left|"Err":\s*(?:28|112|122)\b', re.IGNORECASE)
@@ -119,18 +118,20 @@ def is_local(url: str) -> bool:
     return any(host == one.address for found in psutil.net_if_addrs().values() for one in found)
 
 
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port of a URL: where they are the same, one's secrets fit the other.
+
+    This machine is the same by all its names.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, "localhost" if is_loopback(host) else host, port
+
+
 def same_address(one: str, other: str) -> bool:
     """Tell if two addresses lead to the same registry, for all names of this machine."""
-    return one == other or same_origin(url_of(one), url_of(other))
-
-
-def same_origin(one: str, other: str) -> bool:
-    """Tell if two URLs have the same scheme, host and port, so that one's secrets fit the other."""
-    first, second = urlsplit(one), urlsplit(other)
-    ports = [url.port or {"http": 80, "https": 443}.get(url.scheme) for url in (first, second)]
-    hosts = [(url.hostname or "").lower() for url in (first, second)]
-    same_host = hosts[0] == hosts[1] or all(map(is_loopback, hosts))
-    return first.scheme == second.scheme and same_host and ports[0] == ports[1]
+    return origin(url_of(one)) == origin(url_of(other))
 
 
 @dataclass
@@ -214,7 +215,8 @@ class Connection(requests.Session):
         for _ in range(5):
             with _translated(doing, printable(place)):
                 url = urljoin(url, place)
-                host = self.address if same_origin(url, self.url) else urlsplit(url).netloc
+                is_home = origin(url) == origin(self.url)
+                host = self.address if is_home else urlsplit(url).netloc
             with _translated(doing, host):
                 response = self.request(
                     method,
@@ -282,9 +284,8 @@ class Connection(requests.Session):
 
     def _refusal(self, doing: str, answer: Answer, missing: str) -> RegistryError:
         status, said, address = answer.status, answer.said, self.address
-        signs = ("WWW-Authenticate", "Docker-Distribution-Api-Version")
-        is_registry = any(sign in answer.headers for sign in signs)
-        is_page = answer.media_type == "text/html" or status == 403
+        is_registry = "Docker-Distribution-Api-Version" in answer.headers
+        is_page = (answer.media_type == "text/html" or status == 403) and not is_registry
         if status == 507 or (status >= 500 and _FULL.search(answer.body)):
             cause = "the disk under the registry is full. Make room there, then try again"
         elif status == 429:
@@ -295,9 +296,7 @@ class Connection(requests.Session):
         elif status >= 500:
             local = "'python3 -m labapp doctor' seeks the cause"
             cause = f"the server failed ({said}). {local if is_local(self.url) else 'Try later'}"
-        elif (is_page and not is_registry and said == f"status {status}") or (
-            status == 404 and not missing
-        ):
+        elif (is_page and said == f"status {status}") or (status == 404 and not missing):
             return self._not_a_registry(doing, said)
         elif status == 404:
             return NotInRegistry(f"{doing}: {missing}.")
@@ -372,31 +371,28 @@ class Credentials:
         return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
-def docker_credentials(address: str, *, file: Path | None = None) -> Credentials | None:
+def docker_credentials(address: str) -> Credentials | None:
     """Return what ``docker login`` has kept for a registry; None if nothing is.
 
-    It is read by the Docker SDK from docker's own configuration (by default the user's), or from
-    the system's keychain, and never stored. RegistryError if that fails.
+    It is read by the Docker SDK from the user's docker configuration, or from the system's
+    keychain, and never stored. RegistryError if that fails.
     """
     import docker.auth  # slow, and most registries never ask
     import docker.errors
 
-    if file is not None and not file.exists():
-        return None  # the SDK would look at the user's own
     try:
-        found = docker.auth.load_config(file and str(file)).resolve_authconfig(address)
+        found = docker.auth.load_config().resolve_authconfig(address) or {}
+        # A helper program's answer has its fields in capitals, the file's in small letters.
+        fields = {str(name).lower(): str(value or "") for name, value in found.items()}
     # The SDK trusts the file to be an object of objects; where it is not, it stumbles anywhere.
     except (docker.errors.DockerException, ValueError, OSError, AttributeError, TypeError) as error:
         raise RegistryError(
             f"looking up the login for '{address}': docker's configuration can't be read ({error})."
             f" 'docker logout {address}' and 'docker login {address}' write it anew."
         ) from error
-    if not isinstance(found, dict):
-        return None
-    # A helper program's answer has its fields in capitals, the file's in small letters.
-    fields = {str(name).lower(): str(value or "") for name, value in found.items()}
-    kept = [fields.get(name, "") for name in ("username", "password", "identitytoken")]
-    known = Credentials(*kept)
+    known = Credentials(
+        *(fields.get(name, "") for name in ("username", "password", "identitytoken"))
+    )
     return known if known.identity_token or known.username else None
 
 
@@ -419,7 +415,7 @@ class Login:
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Sign a request as far as is known before it is sent."""
         header = self._held.get(_right(request))
-        if header and same_origin(str(request.url), self.url):
+        if header and origin(str(request.url)) == origin(self.url):
             request.headers["Authorization"] = header
         request.register_hook("response", self._again)  # type: ignore[no-untyped-call]
         return request
@@ -432,7 +428,7 @@ class Login:
             for scheme, _, rest in [value.strip().partition(" ")]
         }
         # An answer from elsewhere, say a storage service after a redirect, is not the registry's.
-        if answer.status_code != 401 or not asked or not same_origin(answer.url, self.url):
+        if answer.status_code != 401 or not asked or origin(answer.url) != origin(self.url):
             return answer
         header, advice = "", _wants_login(self.address)
         if "bearer" in asked:
@@ -448,8 +444,6 @@ class Login:
             answer = answer.connection.send(again, **options)
         if answer.status_code == 401:
             answer.close()
-            if 'error="invalid_token"' in answer.headers.get("WWW-Authenticate", ""):
-                advice = f"'{self.address}' does not take the token of its own service. Try again."
             raise RegistryError(advice)
         return answer
 
@@ -458,7 +452,7 @@ class Login:
         try:
             known = self.find(self.address)
         except RegistryError as error:
-            return None, f"it wants a login. {str(error)[:1].upper()}{str(error)[1:]}"
+            return None, f"it wants a login, but {error}"
         at_home = is_local(self.url)
         for place in places:
             if place.startswith("http:") and not (at_home and is_local(place)):
@@ -469,16 +463,15 @@ class Login:
         if known is None:
             return None, _wants_login(self.address)
         return known, (
-            f"'{self.address}' does not take the login of '{known.username}': it knows no such "
-            "account, or its password is another. Log in anew with "
-            f"'docker login {self.address}'."
+            f"'{self.address}' does not let '{known.username or 'this login'}' do that: it has no "
+            "right to it, there is no such thing, or its password is another. Check the name, ask "
+            f"the owner for the right, or log in anew with 'docker login {self.address}'."
         )
 
     def _token(self, asked: Mapping[str, str]) -> tuple[str, str]:
         """Return a header with the token service's token, and advice should it not do."""
-        realm, host = asked.get("realm", ""), ""
+        realm, host = printable(asked.get("realm", "")), ""
         with contextlib.suppress(ValueError):  # not an address at all
-            realm = printable(urljoin(self.url, realm)) if realm else ""
             host = urlsplit(realm).netloc
         if not host or not realm.startswith(("https://", "http://")):
             raise RegistryError(
@@ -507,19 +500,12 @@ class Login:
             raise RegistryError(advice)
         try:
             told = read_json(answer.body, _TOKEN)
-            token = told.get("token") or told.get("access_token", "")
-            if not _IS_TOKEN.fullmatch(token):
-                raise FieldError("what it gives is no token")
-        except FieldError as error:
+            # Else an error would print all of one that is no header's.
+            return f"Bearer {''.join((told.get('token') or told['access_token']).split())}", advice
+        except (FieldError, KeyError) as error:
             raise RegistryError(
                 f"what answers at '{host}' is no token service: {error}. Take another registry."
             ) from error
-        if known:
-            advice = (
-                f"'{known.username or 'this login'}' may not do that at '{self.address}', or it "
-                "does not have it. Check the name, or ask the repository's owner for the right."
-            )
-        return f"Bearer {token}", advice
 
 
 def _right(request: requests.PreparedRequest) -> tuple[str, bool]:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
@@ -22,21 +22,7 @@ from labapp.registry.server import RegistryServer
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = {
-    "time": "datetime64[us, UTC]",
-    "client": "object",
-    "method": "object",
-    "meaning": "object",
-    "digest": "object",
-    "path": "object",
-    "status": "int64",
-    "bytes": "Int64",
-    "milliseconds": "float64",
-}
-
-_DURATION = re.compile(r"([0-9.]+)(h|ms|m|s|µs|us|ns)")
-_MILLISECONDS = {"h": 3.6e6, "m": 6e4, "s": 1e3, "ms": 1.0, "µs": 1e-3, "us": 1e-3, "ns": 1e-6}
-_UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/[^/]+")
+COLUMNS = "time", "client", "method", "meaning", "digest", "path", "status", "bytes", "milliseconds"
 _CLIENTS = {
     "docker": "docker",
     "labapp": "lab",
@@ -72,47 +58,6 @@ _MEANINGS = {
 """What a request says; a query is looked at only where one is written here."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request to the registry; ``client`` is ``docker``, ``lab``, ``podman``, ``curl`` …"""
-
-    time: datetime
-    client: str
-    method: str
-    uri: str
-    status: int
-    response_bytes: int
-    milliseconds: float
-
-    @property
-    def path(self) -> str:
-        """The path without the query, which in an upload is a long token."""
-        return self.uri.partition("?")[0]
-
-    @property
-    def meaning(self) -> str:
-        """What the request says, in plain words."""
-        for pattern, words in _MEANINGS.items():
-            uri = self.uri if "?" in pattern else self.path
-            if found := re.fullmatch(pattern, f"{self.method} {unquote(uri)}"):
-                return found.expand(words)
-        return "a request outside the protocol"
-
-    @property
-    def digest(self) -> str:
-        """The digest that the request names; empty when it names none."""
-        named = self.path.rpartition("/")[2]
-        query = parse_qs(self.uri.partition("?")[2])
-        return named if is_digest(named) else query.get("digest", [""])[0]
-
-    @property
-    def uploaded_to(self) -> str:
-        """The repository, if the request finished the upload of the blob that it names."""
-        found = _UPLOAD.fullmatch(self.path)
-        whole = self.method == "PUT" and self.status == 201 and is_digest(self.digest)
-        return found[1] if found and whole else ""
-
-
 @dataclass
 class Wire:
     """What was said to the registry while it was listened to: a row a request, in order."""
@@ -129,54 +74,68 @@ def listening(server: RegistryServer) -> Iterator[Wire]:
     query, ``status``, ``bytes`` (of the answer's body, or of the blob for a finished upload;
     missing where the registry no longer tells) and ``milliseconds``.
     """
+    began = datetime.now(UTC)
+    wire = Wire(parse_log(b""))
+    yield wire
+    rows = parse_log(server.logs(since=began))
+    rows = rows[(rows["time"] >= began) & (rows["client"] != "lab")].reset_index(drop=True)
+    is_end = (rows["meaning"] == "finish the upload") & (rows["status"] == 201)
+    for end in rows[is_end].itertuples():
+        # Only this request says which digest the bytes have; the log tells the answer's length.
+        rows.loc[list(rows["path"] == end.path), "digest"] = str(end.digest)
+        rows.loc[end.Index, "bytes"] = None
+        repository = str(end.path).removeprefix("/v2/").partition("/blobs/uploads/")[0]
+        with contextlib.suppress(LabError):  # the registry is down; its log can be read
+            size = server.registry().blob_size(repository, str(end.digest))
+            rows.loc[end.Index, "bytes"] = size
+    rows["digest"] = rows["digest"].str.split(":").str[-1].str[:8]
+    wire.rows = rows
+
+
+def parse_log(log: bytes) -> pd.DataFrame:
+    """Read the requests from a log of CNCF Distribution, in the order in which they came.
+
+    The columns are those of :func:`listening`, with whole digests; ``client`` is ``docker``,
+    ``lab``, ``podman``, ``curl`` …
+    """
     import pandas as pd  # slow, and a registry that is only started needs none
 
-    began = datetime.now(UTC)
-    wire = Wire(pd.DataFrame(columns=list(COLUMNS)))
-    yield wire
-    wire.rows = pd.DataFrame(_rows(server, began), columns=list(COLUMNS)).astype(COLUMNS)
-
-
-def _rows(server: RegistryServer, began: datetime) -> Iterator[tuple[object, ...]]:
-    heard = parse_log(server.logs(since=began))
-    found = [one for one in heard if one.time >= began and one.client != "lab"]
-    # Only the request that finishes an upload says which digest its bytes have.
-    finished = {one.path: one.digest for one in found if one.uploaded_to}
-    for one in found:
-        size: int | None = one.response_bytes
-        if one.uploaded_to:  # the log tells the answer's length only
-            size = None
-            with contextlib.suppress(LabError):  # the registry is down; its log can be read
-                size = server.registry().blob_size(one.uploaded_to, one.digest)
-        digest = (one.digest or finished.get(one.path, "")).rpartition(":")[2][:8]
-        said = (one.time, one.client, one.method, one.meaning, digest, one.path, one.status)
-        yield (*said, size, one.milliseconds)
-
-
-def parse_log(log: bytes) -> list[Request]:
-    """Read the requests from a log of CNCF Distribution, in the order in which they came."""
-    found = []
+    rows = []
     for line in log.splitlines():
         if b'"http.response.status"' in line:
             with contextlib.suppress(ValueError):  # a line cut off, where the log was turned over
-                found.append(_request(json.loads(line)))
-    return sorted(found, key=lambda request: request.time)
+                rows.append(_row(json.loads(line)))
+    types = {"time": "datetime64[us, UTC]", "bytes": "Int64"}
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
+    return table.sort_values("time", kind="stable", ignore_index=True)
 
 
-def _request(line: dict[str, Any]) -> Request:
-    method, duration = line["http.request.method"], line["http.response.duration"]
-    parts = _DURATION.findall(duration)
-    milliseconds = sum(float(number) * _MILLISECONDS[unit] for number, unit in parts)
+def _row(line: dict[str, Any]) -> dict[str, object]:
+    import pandas as pd
+
+    method, uri = line["http.request.method"], printable(line["http.request.uri"])
+    path, _, query = uri.partition("?")
+    named = path.rpartition("/")[2]
     agent = printable(line.get("http.request.useragent", ""))
     product = agent.partition("/")[0].partition(" ")[0].lower()
-    # The line is written at the end; the order of a conversation is that of the questions.
-    end = datetime.fromisoformat(line["time"])
-    return Request(
-        time=end - timedelta(milliseconds=milliseconds),
-        client=_CLIENTS.get(product, product or "unknown"),
-        method=method,
-        uri=printable(line["http.request.uri"]),
-        status=line["http.response.status"],
-        response_bytes=line["http.response.written"] if method != "HEAD" else 0,
-        milliseconds=milliseconds,
-    )
+    duration = pd.Timedelta(line["http.response.duration"])
+    return {
+        # The line is written at the end; the order of a conversation is that of the questions.
+        "time": pd.Timestamp(line["time"]) - duration,
+        "client": _CLIENTS.get(product, product or "unknown"),
+        "method": method,
+        "meaning": _meaning(method, uri),
+        "digest": named if is_digest(named) else parse_qs(query).get("digest", [""])[0],
+        "path": path,
+        "status": line["http.response.status"],
+        "bytes": line["http.response.written"] if method != "HEAD" else 0,
+        "milliseconds": duration.total_seconds() * 1000,
+    }
+
+
+def _meaning(method: str, uri: str) -> str:
+    for pattern, words in _MEANINGS.items():
+        asked = uri if "?" in pattern else uri.partition("?")[0]
+        if found := re.fullmatch(pattern, f"{method} {unquote(asked)}"):
+            return found.expand(words)
+    return "a request outside the protocol"

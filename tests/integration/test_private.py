@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-import ssl
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import requests
-from registries import Reply, serving
 
 from labapp import cli, reset
 from labapp.bench import Bench
@@ -22,10 +18,10 @@ from labapp.journey import transfer
 from labapp.machine.engine import Engine, tar_of
 from labapp.private import registry as trust
 from labapp.private import service
-from labapp.private.registry import Authority, PrivateRegistry, bridge_address
-from labapp.private.service import Issued, Scope, sign
+from labapp.private.registry import PrivateRegistry, make_certificates
+from labapp.private.service import Scope, sign
 from labapp.registry.client import Registry
-from labapp.registry.server import STORAGE, run_over
+from labapp.registry.server import STORAGE
 from labapp.state import State
 
 SECRET = "ann's own password"
@@ -39,7 +35,7 @@ def new(bench: Bench, folder: Path) -> PrivateRegistry:
 
 
 def at(private: PrivateRegistry) -> State:
-    return State.open(private.authority.certificate.parents[1])
+    return State.open(private.authority.parents[2])
 
 
 def remove(engine: Engine, state: State) -> None:
@@ -95,7 +91,6 @@ def test_one_account_pushes_another_pulls(
     assert list(pushed.layers["outcome"]) == ["sent"]
     assert pushed.digest == private.registry("bob", "bob").resolve("shop/web", "1")
     transfer.remove(engine, image)
-
     private.log_in("bob", "bob")
     pulled = private.pull(image)
     assert (pulled.digest, list(pulled.layers["outcome"])) == (pushed.digest, ["fetched"])
@@ -103,11 +98,9 @@ def test_one_account_pushes_another_pulls(
     assert f"docker --config {config} push {image}" in feedback.commands
 
     rows = private.decisions()
-    assert str(rows["time"].dt.tz) == "UTC"
-    seen = rows[rows["repository"] == "shop/web"][["account", "granted"]].drop_duplicates()
-    assert {("ann", "pull,push"), ("bob", "pull")} <= {
-        (row.account, ",".join(sorted(row.granted.split(",")))) for row in seen.itertuples()
-    }
+    rows = rows[rows["repository"] == "shop/web"]
+    granted = {(row.account, frozenset(row.granted.split(","))) for row in rows.itertuples()}
+    assert {("ann", frozenset({"pull", "push"})), ("bob", frozenset({"pull"}))} <= granted
     # A password is written nowhere but for the login.
     at(private).write("private/docker-config/config", {})
     files = [file.read_bytes() for file in at(private).folder.rglob("*") if file.is_file()]
@@ -118,24 +111,23 @@ def test_one_account_pushes_another_pulls(
 def test_the_docker_command_does_the_same(
     private: PrivateRegistry, engine: Engine, image: str, tmp_path: Path
 ) -> None:
-    environment = {**engine.environment(), "DOCKER_CONFIG": str(tmp_path / "the user's own")}
-    config = tmp_path / "config"
+    mine = tmp_path / "the user's own"
+    environment = {**engine.environment(), "DOCKER_CONFIG": str(mine)}
 
-    def docker(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    def docker(config: Path, *words: str, text: str = "") -> str:
         argv = ["docker", "--config", str(config), *words]
-        return subprocess.run(argv, env=environment, input=text, capture_output=True, text=True)
+        ran = subprocess.run(argv, env=environment, input=text, capture_output=True, text=True)
+        return ran.stderr if ran.returncode else ""
 
-    assert "denied" in docker("push", image).stderr
     login = ("login", "--username", "ann", "--password-stdin", private.address)
-    assert docker(*login, text="wrong").returncode != 0
-    assert docker(*login, text=SECRET).returncode == 0
-    assert docker("push", image).returncode == 0
+    assert docker(tmp_path, *login, text="wrong")
+    assert docker(tmp_path, *login, text=SECRET) == docker(tmp_path, "push", image) == ""
     # What the lab writes is read by docker, and the user's own configuration stays as it was.
     private.log_in("bob", "bob")
     config = at(private).folder / "private" / "docker-config"
-    assert docker("pull", image).returncode == 0
-    assert "denied" in docker("push", image).stderr
-    assert not (tmp_path / "the user's own").exists()
+    assert docker(config, "pull", image) == ""
+    assert "denied" in docker(config, "push", image)
+    assert not mine.exists()
 
 
 def test_a_plain_client_reads_what_the_anonymous_account_may(private: PrivateRegistry) -> None:
@@ -167,36 +159,25 @@ def test_a_wrong_login_is_told_at_once_and_not_kept(private: PrivateRegistry) ->
     for name, password in (("ann", "wrong"), ("eve", SECRET), ("ann", "")):
         with pytest.raises(RegistryError, match=f"'{name}' at '{private.address}'"):
             private.log_in(name, password)
-        asked = private.decisions().iloc[-1]
-        assert (asked["account"], asked["status"], asked["granted"]) == (name, 401, "")
         assert at(private).read("private/docker-config/config") == {}
 
 
-def test_the_client_says_why_it_is_not_let_in(private: PrivateRegistry) -> None:
-    for name, words in (("", "a login"), ("bob", "'bob' may not do that")):
-        registry = private.registry(name, name)
-        with pytest.raises(RegistryError, match=f"team/web(.|\n)*{words}"):
-            registry.tags("team/web")
-        with pytest.raises(RegistryError, match=f"shop/web(.|\n)*{words}"):
-            registry.upload_blob("shop/web", [b"x"])
-
-
 def test_what_the_registry_says_to_a_token(private: PrivateRegistry, tmp_path: Path) -> None:
-    mine, foreign = private.authority, Authority.open(tmp_path)
+    make_certificates(tmp_path, private.host)
+    mine, foreign = private.authority.with_name("tokens.pem"), tmp_path / "tokens.pem"
     url = f"https://{private.address}/v2/shop/web/manifests/none"
-    for authority, signer, action, seconds, status, error in [
-        (mine, "tokens", "pull", 300, 404, ""),
-        (mine, "tokens", "pull", -120, 401, "invalid_token"),
-        (mine, "tokens", "push", 300, 401, "insufficient_scope"),
+    for signer, action, seconds, status, error in [
+        (mine, "pull", 300, 404, ""),
+        (mine, "pull", -120, 401, "invalid_token"),
+        (mine, "push", 300, 401, "insufficient_scope"),
         # Another certificate of the same authority, and one of an authority of another lab.
-        (mine, "stolen", "pull", 300, 401, "invalid_token"),
-        (foreign, "tokens", "pull", 300, 401, "invalid_token"),
+        (mine.with_name("server.pem"), "pull", 300, 401, "invalid_token"),
+        (foreign, "pull", 300, 401, "invalid_token"),
     ]:
-        issued = authority.issue(["tokens.labapp.invalid"], name=signer)
-        token = sign(issued, "ann", [Scope("repository", "shop/web", (action,))], seconds=seconds)
+        token = sign(signer, "ann", [Scope("repository", "shop/web", (action,))], seconds=seconds)
         with requests.Session() as session:
             session.trust_env = False
-            session.verify = str(mine.certificate)
+            session.verify = str(private.authority)
             answer = session.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=10)
         assert answer.status_code == status
         assert (f'error="{error}"' in answer.headers.get("WWW-Authenticate", "")) == bool(error)
@@ -217,27 +198,11 @@ def test_an_engine_that_does_not_know_the_authority(
     assert private.pull(image).digest
 
 
-def test_an_engine_refuses_a_certificate_of_another_time_or_host(
-    private: PrivateRegistry, engine: Engine
-) -> None:
-    host = bridge_address(engine)
-    for name, days, fact in ((host, -1, "expired"), ("192.0.2.9", 30, "192.0.2.9")):
-        issued = private.authority.issue([name], name="another", days=days)
-
-        def shown(tls: ssl.SSLContext, issued: Issued = issued) -> None:
-            tls.load_cert_chain(issued.certificate, issued.key)
-
-        with serving(Reply(), host=host, certificate=shown) as other:
-            trust.trust(engine, at(private), other.address, private.authority.certificate)
-            with pytest.raises(PullError, match=fact):
-                transfer.pull(engine, None, f"{other.address}/shop/web:1")
-
-
 def test_a_token_service_that_ended_with_its_kernel(
     private: PrivateRegistry, bench: Bench, image: str
 ) -> None:
     digest, _ = private.registry("ann", SECRET).upload_blob("shop/kept", [b"kept"])
-    before = service.find(at(private)), private.address
+    address = private.address
     service.stop(at(private))
     with pytest.raises(RegistryError, match="token service"):
         private.registry("ann", SECRET).tags("shop/web")
@@ -248,7 +213,7 @@ def test_a_token_service_that_ended_with_its_kernel(
     again = new(bench, at(private).folder)
     for _ in range(2):
         again.start()
-        assert (service.find(at(again)), again.address) == before
+        assert (service.find(at(again)) is None, again.address) == (False, address)
     assert again.accounts.names() == private.accounts.names()
     again.log_in("ann", SECRET)
     again.push(image)
@@ -257,47 +222,25 @@ def test_a_token_service_that_ended_with_its_kernel(
     assert service.find(at(private)) is None
     assert not private.server.is_running()
     again.start()
-    assert again.address == private.address
+    assert again.address == address
     assert again.registry("bob", "bob").blob_size("shop/kept", digest) == 4
 
 
-def test_certificates_and_an_authority_that_end_are_replaced(private: PrivateRegistry) -> None:
-    folder = private.authority.certificate.parent
-    old = (folder / "server.pem").read_bytes()
-    private.authority.issue([private.host, "127.0.0.1", "localhost"], days=-1)
-    private.start()
-    assert (folder / "server.pem").read_bytes() != old
-    private.registry("ann", SECRET).ping()
-
-    before = folder / "before.pem"
-    before.write_bytes(private.authority.certificate.read_bytes())
-    (folder / "authority.key").write_bytes(b"damaged")
-    private.start()
-    private.registry("ann", SECRET).ping()
-    private.trust()
-    with pytest.raises(RegistryError, match=private.address):
-        Registry(private.address, secure=True, certificates=before).ping()
-
-
-@pytest.mark.parametrize("store", ["classic", "containerd"])
 def test_where_the_engine_has_no_address_here(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with an engine in a virtual machine; the containerd store asks for tokens without TLS."""
+    """As with an engine in a virtual machine."""
     monkeypatch.setattr(trust, "bridge_address", lambda engine: "127.0.0.1")
-    private = new(replace(bench, engine=replace(bench.engine, store=store)), tmp_path)
+    private = new(bench, tmp_path)
     with pytest.raises(RegistryError, match="labapp-private"):
         private.log_in("ann", SECRET)
     with using(QuietFeedback()) as told:
         private.start()
     assert any("any certificate" in line for line in told.lines)
-    assert any("without TLS" in line for line in told.lines) == (store == "containerd")
-    realm = service.find(at(private)) or ""
-    assert realm.startswith("http:" if store == "containerd" else "https:")
     private.accounts.add("ann", SECRET, rights={"shop/*": ("pull", "push")})
     with pytest.raises(RegistryError, match=private.address):
         Registry(private.address, secure=True).ping()
-    with pytest.raises(RegistryError, match="'ann' may not do that"):
+    with pytest.raises(RegistryError, match="does not let 'ann' do that"):
         private.registry("ann", SECRET).upload_blob("team/web", [b"x"])
     name = f"{private.address}/shop/web:1"
     image_of(bench.engine, name)
@@ -326,7 +269,7 @@ def test_reset_takes_all_of_it_away(
     assert cli.main(["stop"]) == 0
     assert (service.find(state), private.server.is_running()) == (None, False)
     cli.main(["status"])
-    assert re.search(r"private registry +is stopped", capsys.readouterr().out)
+    assert "token service" not in capsys.readouterr().out
     private.start()
 
     made = {f"container {name}", f"volume {name}"}
@@ -337,6 +280,4 @@ def test_reset_takes_all_of_it_away(
     assert not made & set(reset.plan(state).lines())
     assert service.find(state) is None
     assert not (state.folder / "private").exists()
-    image, labels = bench.server.image, bench.state.labels
-    certificates = run_over(bench.engine, trust.SYSTEM, ["ls", STORAGE], image=image, labels=labels)
-    assert address not in certificates
+    assert address not in bench.server.storage(["ls", STORAGE], folder=trust.SYSTEM)

@@ -7,11 +7,10 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from registries import Reply, Seen, error, serving, told, typed
 
 from labapp.errors import (
@@ -24,15 +23,17 @@ from labapp.errors import (
 )
 from labapp.machine.ports import free_port
 from labapp.registry import http as registry_http
-from labapp.registry.client import Registry
-from labapp.registry.http import same_address, same_origin, url_of
+from labapp.registry.client import BlobDamage, Registry
+from labapp.registry.http import origin, url_of
 from labapp.registry.manifests import (
     OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
+    Manifest,
     canonical_json,
     digest_of,
+    parse_manifest,
 )
 
 ABSENT = "sha256:" + "f" * 64
@@ -69,10 +70,8 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_who_knows_nothing_of_the_first_question_is_no_registry() -> None:
-    page = Reply(404, b"404 page not found", {"Content-Type": "text/plain"})
-    with serving(page) as other, pytest.raises(RegistryError, match="AirPlay") as caught:
+    with serving(Reply(404)) as other, pytest.raises(RegistryError, match="AirPlay"):
         Registry(other.address).ping()
-    assert other.address in str(caught.value)
 
 
 FULL_DISK = {"Enclosed": {"Op": "mkdir", "Err": 28}}
@@ -127,12 +126,15 @@ def test_a_wrong_name_is_told_before_anything_is_sent(ask: Callable[[Registry], 
 # --- manifests
 
 
-@pytest.mark.parametrize("header", [{}, {"Docker-Content-Digest": digest_of(MANIFEST)}])
-def test_a_digest_costs_one_request(header: dict[str, str]) -> None:
-    with serving(typed(MANIFEST, OCI_MANIFEST, **header)) as served:
+@pytest.mark.parametrize(
+    ("header", "asked"),
+    [({}, ["HEAD", "GET"]), ({"Docker-Content-Digest": digest_of(MANIFEST)}, ["HEAD"])],
+)
+def test_a_digest_costs_one_request(header: dict[str, str], asked: list[str]) -> None:
+    with serving(typed(MANIFEST, "application/json", **header)) as served:
         name = f"{served.address}/shop/web:1"
         assert Registry(served.address).digest(name) == digest_of(MANIFEST)
-    assert [seen.method for seen in served.seen] == (["HEAD"] if header else ["HEAD", "GET"])
+    assert [seen.method for seen in served.seen] == asked
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,6 @@ def test_a_digest_costs_one_request(header: dict[str, str]) -> None:
         (typed(MANIFEST, OCI_MANIFEST, **{"Docker-Content-Digest": ABSENT}), "1", DamagedContent),
         (typed(MANIFEST, OCI_INDEX), "1", DamagedContent),
         (typed(b"{}", OCI_MANIFEST), "1", DamagedContent),
-        (typed(b"<html>", "text/html"), "1", RegistryError),
         (typed(b" " * (4 * 1024 * 1024 + 1), OCI_MANIFEST), "1", RegistryError),
         (Reply(200, MANIFEST, {}, cut_after=40), "1", RegistryUnreachable),
     ],
@@ -155,15 +156,8 @@ def test_a_manifest_that_can_not_be_trusted(
     assert type(caught.value) is kind
 
 
-@pytest.mark.parametrize("media_type", ["application/json", "text/plain; charset=utf-8", ""])
-def test_a_manifest_of_no_useful_content_type_tells_its_own(media_type: str) -> None:
-    with serving(typed(MANIFEST, media_type)) as registry:
-        assert Registry(registry.address).manifest("shop/web", "1").media_type == OCI_MANIFEST
-
-
 CHART = "application/vnd.cncf.helm.config.v1+json"
 SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
-ATTESTATION = "application/vnd.in-toto+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 
 
@@ -172,9 +166,7 @@ EMPTY = "application/vnd.oci.empty.v1+json"
     [
         (CHART, "application/vnd.cncf.helm.chart.content.v1.tar+gzip", None, CHART),
         (OCI_CONFIG, SIGNATURE, None, SIGNATURE),
-        (OCI_CONFIG, ATTESTATION, None, ATTESTATION),
         (EMPTY, "text/plain", "application/vnd.example.sbom", "application/vnd.example.sbom"),
-        (EMPTY, "text/plain", None, "text/plain"),
     ],
 )
 def test_what_is_no_image_is_called_what_it_is(
@@ -192,26 +184,28 @@ def test_what_is_no_image_is_called_what_it_is(
 # --- lists of tags
 
 
-def listing(tags: object, following: str) -> Reply:
-    link = f'<{following}>; rel="next"'
-    return typed(json.dumps({"tags": tags}).encode(), "application/json", Link=link)
+def page(tags: object, following: str) -> Reply:
+    content = json.dumps({"tags": tags}).encode()
+    return typed(content, "application/json", Link=f'<{following}>; rel="next"')
 
 
 def test_all_pages_are_read_and_never_lead_to_another_host() -> None:
     following = "http://elsewhere.invalid/v2/shop/web/tags/list?last=b&n=2"
 
     def answer(seen: Seen) -> Reply:
-        return told({"tags": ["c"]}) if "=b" in seen.path else listing(["b", "a"], following)
+        return told({"tags": ["c"]}) if "=b" in seen.path else page(["b", "a"], following)
 
     with serving(answer) as registry:
         assert Registry(registry.address).tags("shop/web") == ["a", "b", "c"]
     assert registry.seen[-1].path == "/v2/shop/web/tags/list?last=b&n=2"
 
 
-def test_a_list_without_end() -> None:
-    reply = listing(["1"], "/v2/a/tags/list?last=1")
-    with serving(reply) as served, pytest.raises(RegistryError, match="no end"):
-        Registry(served.address).tags("a")
+@pytest.mark.parametrize(("tags", "asked"), [([], 100), (["1"] * 60_000, 2)])
+def test_a_list_without_end(tags: list[str], asked: int) -> None:
+    with serving(page(tags, "/v2/a/tags/list?last=1")) as served:
+        with pytest.raises(RegistryError, match="no end"):
+            Registry(served.address).tags("a")
+        assert len(served.seen) == asked
 
 
 def test_a_tag_that_is_missing_tells_those_there_are() -> None:
@@ -244,7 +238,6 @@ def test_tags_are_fit_to_print(tags: object, shown: int) -> None:
     ("reply", "size", "kind"),
     [
         (Reply(200, b"hallo"), 5, DamagedContent),
-        (Reply(200, b"hell"), 5, DamagedContent),
         (Reply(200, b""), None, DamagedContent),
         (Reply(200, b"hello", cut_after=3), 5, RegistryUnreachable),
         (error(404, "BLOB_UNKNOWN"), 5, NotInRegistry),
@@ -256,6 +249,23 @@ def test_a_blob_that_can_not_be_trusted(
     with serving(reply) as registry, pytest.raises(kind, match=BLOB) as caught:
         list(Registry(registry.address).open_blob("shop/web", BLOB, size=size))
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("reply", "what"),
+    [
+        (error(404, "BLOB_UNKNOWN"), "missing"),
+        (Reply(200, b"hell"), "of 4 bytes, not 5"),
+        (Reply(200, b"hallo"), "altered"),
+    ],
+)
+def test_a_blob_that_is_not_what_its_manifest_says(reply: Reply, what: str) -> None:
+    blob = {"mediaType": OCI_LAYER, "digest": BLOB, "size": 5}
+    manifest = parse_manifest(canonical_json(CONTENT | {"config": blob, "layers": [blob]}))
+    assert isinstance(manifest, Manifest)
+    with serving(reply) as served:
+        found = Registry(served.address).damaged_blobs("shop/web", manifest, contents=True)
+    assert found == [BlobDamage(BLOB, what)]
 
 
 def test_a_whole_blob_by_each_algorithm() -> None:
@@ -290,7 +300,7 @@ def sent_on(seen: Seen) -> Reply:
 def test_a_blob_that_would_never_end(
     monkeypatch: pytest.MonkeyPatch, answer: Callable[[Seen], Reply], kind: type[LabError]
 ) -> None:
-    monkeypatch.setattr(registry_http, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(registry_http, "ANSWER_SECONDS", 0.2)
     with serving(answer) as registry:
         began, count = time.monotonic(), 0
         with pytest.raises(kind):
@@ -300,7 +310,7 @@ def test_a_blob_that_would_never_end(
 
 
 def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_http, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(registry_http, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(RegistryUnreachable, match=address):
@@ -321,9 +331,6 @@ def test_a_redirect_to_a_dead_host_names_that_host() -> None:
     reply = Reply(307, b"", {"Location": f"http://{elsewhere}/blob"})
     with serving(reply) as registry, pytest.raises(RegistryUnreachable, match=f"'{elsewhere}'"):
         Registry(registry.address).read_blob("shop/web", BLOB)
-
-
-# --- any answer at all
 
 
 HEADER = ESCAPE[:-1]  # of the characters that a header can hold
@@ -353,42 +360,32 @@ def test_no_word_of_a_registry_reaches_the_terminal_raw(reply: Reply) -> None:
     assert not set(str(caught.value)) & set("\x1b\x07\x9b\u202e")
 
 
-HEADERS = {
-    "Content-Type": ["", "application/json", OCI_MANIFEST, OCI_INDEX, "text/html", ";"],
-    "Docker-Content-Digest": ["", "sha256:12", ABSENT, "md5:x"],
-    "Location": ["", "/v2/x", "http://[", "/%zz?a"],
-}
-LENGTH = {"Content-Length": st.sampled_from(["x", "\u00b2"])}
-
-
-@settings(max_examples=40)
-@given(
-    status=st.sampled_from([200, 201, 202, 204, 206, 302, 400, 404, 418, 500, 503]),
-    body=st.binary(max_size=60) | st.sampled_from([b'{"errors": [3]}', b'{"tags": [1]}', b"[]"]),
-    headers=st.fixed_dictionaries(
-        {name: st.sampled_from(values) for name, values in HEADERS.items()}, optional=LENGTH
-    ),
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(204, b"", {"Content-Length": "\u00b2"}),
+        Reply(418, b"[]", {"Content-Length": "x"}),
+        Reply(206, b"\xff", {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": "md5:x"}),
+        Reply(200, b'{"tags": [1]}', {"Content-Type": ";"}),
+        Reply(500, b'{"errors": [3]}'),
+        Reply(202, b"", {"Location": "http://["}),
+        Reply(202, b"{}", {"Location": "/%zz?a"}),
+        Reply(302, b"", {"Location": ""}),
+    ],
 )
-def test_any_answer_gives_a_result_or_a_lab_error(
-    status: int, body: bytes, headers: dict[str, str]
-) -> None:
-    body = b"" if status == 204 else body
-    with serving(Reply(status, body, headers, cut_after=len(body))) as served:
+def test_any_answer_gives_a_result_or_a_lab_error(reply: Reply) -> None:
+    with serving(replace(reply, cut_after=len(reply.body))) as served:
         registry = Registry(served.address)
         for ask in (
             registry.ping,
             registry.repositories,
             lambda: registry.resolve("a/b", "1"),
-            lambda: registry.manifest("a/b", "1"),
             lambda: registry.blob_size("a/b", ABSENT),
             lambda: registry.read_blob("a/b", ABSENT),
             lambda: registry.upload_blob("a/b", [b"x"]),
         ):
             with contextlib.suppress(LabError):
                 ask()
-
-
-# --- addresses
 
 
 @pytest.mark.parametrize(
@@ -410,25 +407,20 @@ def test_where_a_registry_is(address: str, secure: bool | None, expected: str) -
 
 
 @pytest.mark.parametrize(
-    ("same", "one", "other", "expected"),
+    ("one", "other", "expected"),
     [
-        (same_address, "localhost:5", "127.0.0.1:5", True),
-        (same_address, "[::1]:5", "localhost:5", True),
-        (same_address, "localhost:5", "localhost:6", False),
-        (same_address, "mirror:5", "mirror:5", True),
-        (same_address, "mirror:5", "localhost:5", False),
-        (same_address, "docker.io", "docker.io", True),
-        (same_origin, "https://r.test/v2/", "https://r.test", True),
-        (same_origin, "https://r.test:443/v2/", "https://r.test", True),
-        (same_origin, "http://r.test/v2/", "https://r.test", False),
-        (same_origin, "https://r.test:444", "https://r.test", False),
-        (same_origin, "https://s.r.test", "https://r.test", False),
-        (same_origin, "https://r.test.evil.test", "https://r.test", False),
-        (same_origin, "https://r.test@evil.test", "https://r.test", False),
-        (same_origin, "http://localhost:5/v2/", "http://127.0.0.1:5", True),
+        ("https://r.test/v2/", "https://r.test", True),
+        ("https://r.test:443/v2/", "https://r.test", True),
+        ("http://r.test/v2/", "https://r.test", False),
+        ("https://r.test:444", "https://r.test", False),
+        ("https://s.r.test", "https://r.test", False),
+        ("https://r.test.evil.test", "https://r.test", False),
+        ("https://r.test@evil.test", "https://r.test", False),
+        ("http://localhost:5/v2/", "http://127.0.0.1:5", True),
+        (url_of("[::1]:5"), url_of("localhost:5"), True),
+        (url_of("localhost:5"), url_of("localhost:6"), False),
+        (url_of("mirror:5"), url_of("localhost:5"), False),
     ],
 )
-def test_what_is_the_same(
-    same: Callable[[str, str], bool], one: str, other: str, expected: bool
-) -> None:
-    assert same(one, other) is expected
+def test_whose_secrets_fit_the_other(one: str, other: str, expected: bool) -> None:
+    assert (origin(one) == origin(other)) is expected

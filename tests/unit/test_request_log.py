@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from labapp.registry.log import Request, parse_log
+from labapp.registry.log import COLUMNS, parse_log
 
 DIGEST = "sha256:" + "ab" * 32
 UPLOAD = "/v2/shop/web/blobs/uploads/b0f31722-dd59-4467-9629-ee5a29160a9b"
@@ -36,16 +36,9 @@ def line(**changes: Any) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-def only(log: bytes) -> Request:
-    (request,) = parse_log(log)
+def only(**changes: Any) -> Any:
+    (request,) = parse_log(line(**changes)).itertuples()
     return request
-
-
-def test_a_request_is_timed_by_its_beginning() -> None:
-    request = only(line())
-    assert request.time == datetime(2026, 11, 23, 6, 12, 20, 58816, tzinfo=UTC)
-    assert request.milliseconds == 1.5
-    assert (request.client, request.status, request.response_bytes) == ("docker", 200, 2)
 
 
 def test_requests_come_in_the_order_of_their_beginnings_without_other_lines() -> None:
@@ -57,28 +50,25 @@ def test_requests_come_in_the_order_of_their_beginnings_without_other_lines() ->
         + b'{"http.response.status": 200, "cut off\n'
         + line()[:-30]
     )
-    assert [request.path for request in parse_log(log)] == ["/v2/early", "/v2/late"]
+    early, late = parse_log(log).itertuples()
+    assert (early.path, late.path) == ("/v2/early", "/v2/late")
+    assert late.time == datetime(2026, 11, 23, 6, 12, 20, 58816, tzinfo=UTC)
+    assert (late.client, late.status, late.bytes) == ("docker", 200, 2)
+    assert list(parse_log(b"").columns) == list(COLUMNS)
 
 
 @pytest.mark.parametrize(
     ("duration", "milliseconds"),
-    [
-        ("340.5µs", 0.3405),
-        ("12ns", 12e-6),
-        ("10.516673844s", 10516.673844),
-        ("1m2.5s", 62_500),
-        ("2h0m1s", 7_201_000),
-    ],
+    [("340.5µs", 0.3405), ("12ns", 12e-6), ("10.5s", 10_500), ("2h0m1.5s", 7_201_500)],
 )
 def test_durations_as_go_prints_them(duration: str, milliseconds: float) -> None:
-    assert only(line(duration=duration)).milliseconds == pytest.approx(milliseconds)
+    assert only(duration=duration).milliseconds == pytest.approx(milliseconds)
 
 
 @pytest.mark.parametrize(
     ("method", "uri", "meaning"),
     [
         ("GET", "/v2/", "are you a registry?"),
-        ("GET", "/v2/_catalog?n=500", "which repositories do you have?"),
         ("GET", "/v2/shop/web/tags/list", "which tags has shop/web?"),
         ("HEAD", "/v2/shop/web/manifests/1.0", "which digest has the tag 1.0?"),
         ("GET", "/v2/shop/web/manifests/1.0", "give me the manifest of tag 1.0"),
@@ -93,46 +83,39 @@ def test_durations_as_go_prints_them(duration: str, milliseconds: float) -> None
         ),
         ("PATCH", f"{UPLOAD}?_state=abc", "take these bytes"),
         ("PUT", f"{UPLOAD}?_state=abc&digest={DIGEST}", "finish the upload"),
-        ("GET", UPLOAD, "how far is the upload?"),
         ("GET", "/v2/tags/blobs/manifests/tags/list", "which tags has tags/blobs/manifests?"),
         ("GET", "/v2/a/manifests/\x1b[2J", "give me the manifest of tag \ufffd[2J"),
         ("GET", "/v2/a/manifests/{tag}", "give me the manifest of tag {tag}"),
         ("BREW", "/v2/", "a request outside the protocol"),
-        ("GET", "/favicon.ico", "a request outside the protocol"),
     ],
 )
 def test_the_meaning_of_a_request(method: str, uri: str, meaning: str) -> None:
-    assert only(line(method=method, uri=uri)).meaning == meaning
+    assert only(method=method, uri=uri).meaning == meaning
 
 
 @pytest.mark.parametrize(
     ("agent", "client"),
     [
-        (DOCKER, "docker"),
         ("labapp/0.1.0", "lab"),
         ("containers/5.24.1 (github.com/containers/image)", "podman"),
         ("buildkit/v0.12", "docker build"),
-        ("curl/7.88.1", "curl"),
         ("Mozilla/5.0 (X11; Linux x86_64)", "browser"),
         ("", "unknown"),
     ],
 )
 def test_who_asked(agent: str, client: str) -> None:
-    assert only(line(useragent=agent)).client == client
+    assert only(useragent=agent).client == client
 
 
 @pytest.mark.parametrize(
-    ("method", "uri", "status", "repository"),
+    ("uri", "path", "digest"),
     [
-        ("PUT", f"{UPLOAD}?_state=a&digest=sha256%3A{'ab' * 32}", 201, "shop/web"),
-        ("PUT", f"{UPLOAD}?_state=a&digest={DIGEST}", 400, ""),
-        ("PATCH", f"{UPLOAD}?_state=a&digest={DIGEST}", 201, ""),
-        ("PUT", f"{UPLOAD}?_state=a&digest=sha256:12", 201, ""),
-        ("PUT", f"/v2/shop/web/manifests/1?digest={DIGEST}", 201, ""),
+        (f"{UPLOAD}?_state=a&digest=sha256%3A{'ab' * 32}", UPLOAD, DIGEST),
+        (f"{UPLOAD}?_state=a", UPLOAD, ""),
+        (f"/v2/shop/web/blobs/{DIGEST}", f"/v2/shop/web/blobs/{DIGEST}", DIGEST),
+        ("/v2/shop/web/manifests/1", "/v2/shop/web/manifests/1", ""),
     ],
 )
-def test_which_blob_an_upload_was(method: str, uri: str, status: int, repository: str) -> None:
-    request = only(line(method=method, uri=uri, status=status))
-    assert request.uploaded_to == repository
-    assert not repository or request.digest == DIGEST
-    assert "?" not in request.path
+def test_what_a_request_is_about(uri: str, path: str, digest: str) -> None:
+    request = only(method="PUT", uri=uri)
+    assert (request.path, request.digest) == (path, digest)
