@@ -6,10 +6,9 @@ blobs by their digests, as the registry has them byte for byte, and files by the
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import zipfile
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 
 from labapp import feedback
@@ -44,26 +43,22 @@ def save(bench: Bench, path: Path) -> None:
         str(bases.at(Bundle.address, base.name)): (bench.registry, base.reference)
         for base in bench.bases
     }
-    with feedback.bars(f"Saving {path.name}") as bars:
-        write(path, images, files, functools.partial(bars.update, "bytes"))
+    write(path, images, files)
     feedback.say(f"Saved {path} ({path.stat().st_size / 1e6:,.0f} MB).")
 
 
 def load(state: State, path: Path, *, wheel_folder: Path | None = None) -> tuple[Base, ...]:
     """Take everything from a bundle: the registry's image first, so that a registry can run.
 
-    The whole file is verified before anything is changed; DamagedContent if it is not whole. The
-    wheels go to ``wheel_folder``, by default the application's.
+    The whole file is verified before anything is changed. The wheels go to ``wheel_folder``, by
+    default the application's.
     """
     bundle = Bundle(path)
-    with feedback.bars(f"Verifying {path.name}") as bars:
-        bundle.verify(functools.partial(bars.update, "bytes"))
+    feedback.say(f"Verifying {path}.")
+    bundle.verify()
     files = bundle.files()
-    try:
-        fixes = files.pop(FIXES, b"")
-        known = parse_snapshot(fixes, f"{path}/{FIXES}") if fixes else {}
-    except VulnerabilityError as error:
-        raise bundle.damaged(f"its '{FIXES}' can't be read") from error
+    fixes = files.pop(FIXES, b"")
+    known = parse_snapshot(fixes, f"{path}/{FIXES}") if fixes else {}
     places = {name: (bundle, bases.at(bundle.address, name)) for name in NAMES}
     platforms = {bundle.image(reference).config.platform for _, reference in places.values()}
     engine = engines.start(state)
@@ -77,41 +72,31 @@ def load(state: State, path: Path, *, wheel_folder: Path | None = None) -> tuple
     shelf = Shelf(engine, server, state)
     with state.lock("prepare"):
         if not shelf.is_loaded():
-            shelf.load(places[REGISTRY])
+            shelf.load(places[REGISTRY], came_from=path.name)
         server.start(image=bases.engine_name(state))
-        for failure in shelf.copy(places, came_from=path.name).values():
-            raise failure
+        for name, place in places.items():
+            shelf.copy(name, place, came_from=path.name)
         wheels.unpack(wheel_folder or REPOSITORY / "dockerfiles" / "app" / "wheels", files)
         keep_snapshot(known, folder=state.path(CACHE, "vulnerabilities"))
     return bases.recorded(server, state)
 
 
-def write(
-    path: Path,
-    images: Mapping[str, Place],
-    files: Mapping[str, bytes],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Write images and files, by name, to a bundle: all of it, or none of it; tell how far."""
-    members: dict[str, tuple[int, Iterable[bytes]]] = {}
+def write(path: Path, images: Mapping[str, Place], files: Mapping[str, bytes]) -> None:
+    """Write images and files, by name, to a bundle: all of it, or none of it."""
+    members: dict[str, Iterable[bytes]] = {_FILES + name: [data] for name, data in files.items()}
     for name, (source, reference) in images.items():
         manifest = source.image(reference).manifest
-        members[_IMAGES + name] = len(manifest.raw), [manifest.raw]
+        members[_IMAGES + name] = [manifest.raw]
         for blob in manifest.blobs:
             stored = source.open_blob(reference.repository, blob.digest, size=blob.size)
-            members[_BLOBS + blob.digest] = blob.size, stored
-    members |= {_FILES + name: (len(data), [data]) for name, data in files.items()}
-    done, total = 0, sum(size for size, _ in members.values())
+            members[_BLOBS + blob.digest] = stored
     draft = path.with_name(f"{path.name}.part")
     try:
         with zipfile.ZipFile(draft, "w") as archive:
-            for name, (_, chunks) in members.items():
+            for name, chunks in members.items():
                 # An entry without a time: equal content gives equal bytes.
                 with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member:
-                    for chunk in chunks:
-                        member.write(chunk)
-                        done += len(chunk)
-                        progress(done, total)
+                    member.writelines(chunks)
         draft.replace(path)
     except OSError as error:
         raise BaseError(
@@ -133,31 +118,20 @@ class Bundle:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise self.damaged("it is cut off, or no bundle") from error
-        except OSError as error:
-            raise DamagedContent(
-                f"loading the bundle '{path}': {error.strerror or error}. Check the file's name."
-            ) from error
-        self._names = frozenset(self._archive.namelist())
+        except (OSError, zipfile.BadZipFile) as error:
+            raise self.damaged(str(error)) from error
 
-    def verify(self, progress: Callable[[int, int], None]) -> None:
-        """Compare blobs with their digests and the rest with its checksums; tell how far."""
-        members = self._archive.infolist()
-        done, total = 0, sum(member.file_size for member in members)
-        for member in members:
+    def verify(self) -> None:
+        """Compare blobs with their digests and the rest with its checksums."""
+        names = set(self._archive.namelist())
+        for name in names:
             hasher = hashlib.sha256()
-            for chunk in self._read(member.filename):
+            for chunk in self._read(name):
                 hasher.update(chunk)
-                done += len(chunk)
-                progress(done, total)
-            is_blob = member.filename.startswith(_BLOBS)
-            if is_blob and member.filename != f"{_BLOBS}sha256:{hasher.hexdigest()}":
-                raise self.damaged(f"its '{member.filename}' has another digest")
-        for name in self._names:
-            blobs = self._manifest(name).blobs if name.startswith(_IMAGES) else ()
-            for blob in blobs:
-                if _BLOBS + blob.digest not in self._names:
+            if name.startswith(_BLOBS) and name != f"{_BLOBS}sha256:{hasher.hexdigest()}":
+                raise self.damaged(f"its '{name}' has another digest")
+            for blob in self._manifest(name).blobs if name.startswith(_IMAGES) else ():
+                if _BLOBS + blob.digest not in names:
                     raise self.damaged(f"the blob {blob.digest} is missing")
 
     def image(
@@ -170,7 +144,7 @@ class Bundle:
 
     def files(self) -> dict[str, bytes]:
         """Return the wheels and fixes, by name."""
-        names = [name for name in self._names if name.startswith(_FILES)]
+        names = [name for name in self._archive.namelist() if name.startswith(_FILES)]
         return {name.removeprefix(_FILES): b"".join(self._read(name)) for name in names}
 
     def open_blob(
@@ -182,8 +156,8 @@ class Bundle:
     def damaged(self, cause: str) -> DamagedContent:
         """Return the error for a bundle that can't be used."""
         return DamagedContent(
-            f"loading the bundle '{self.path}': {cause}. Copy the file again, or take another one "
-            "that 'labapp bundle save' wrote; nothing was changed."
+            f"loading the bundle '{self.path}': {cause}. Check the file's name, copy it again, or "
+            "take another one that 'labapp bundle save' wrote; nothing was changed."
         )
 
     def _manifest(self, name: str) -> Manifest:
@@ -193,14 +167,12 @@ class Bundle:
         return found
 
     def _read(self, name: str) -> Generator[bytes]:
-        if name not in self._names:
-            raise self.damaged(f"it has no '{name}'")
         try:
             with self._archive.open(name) as member:
                 while chunk := member.read(1024 * 1024):
                     yield chunk
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise self.damaged(f"its '{name}' can't be read") from error
+        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise self.damaged(f"its '{name}' is missing, or can't be read") from error
 
 
 def _known_fixes(bench: Bench) -> dict[str, bytes]:

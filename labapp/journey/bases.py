@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from labapp import feedback
@@ -23,11 +22,11 @@ from labapp.errors import (
     RegistryError,
     RegistryUnreachable,
 )
-from labapp.journey import debian
+from labapp.journey import debian, transfer
 from labapp.journey.debian import PYTHON
 from labapp.machine.engine import Engine, tar_of
 from labapp.reference import Reference
-from labapp.registry.client import ImageSource, Registry, RegistryImage
+from labapp.registry.client import BlobDamage, ImageSource, Registry
 from labapp.registry.manifests import Manifest, Platform, canonical_json, digest_of
 from labapp.registry.server import RegistryServer
 from labapp.state import SOURCE_LABEL, State
@@ -36,9 +35,6 @@ FULL, SLIM = f"python:{PYTHON}", f"python:{PYTHON}-slim"
 REGISTRY = "registry"
 NAMES = (REGISTRY, FULL, SLIM)
 """The base images: the registry's own, and by their public names the two of the chapters."""
-
-SOURCES = ("mirror", "hub", "debian")
-"""An instructor's registry, Docker Hub, Debian packages: tried in this order."""
 
 MIRROR_VARIABLE = "LABAPP_MIRROR"
 
@@ -73,10 +69,9 @@ def prepare(
     debian.clear(state.path("roots"))
     shelf = Shelf(engine, server, state)
     if not shelf.is_loaded():
-        _first_that_serves([REGISTRY], sources, shelf.load_from)
+        _first_that_serves(sources, shelf.load_from)
     server.start(image=engine_name(state))
-    if missing := [name for name in NAMES if not shelf.has(name)]:
-        _first_that_serves(missing, sources, shelf.get)
+    _first_that_serves(sources, shelf.fill_from)
     return recorded(server, state)
 
 
@@ -91,16 +86,19 @@ def recorded(server: RegistryServer, state: State) -> tuple[Base, ...]:
 
 
 def order(source: str) -> list[str]:
-    """Return the sources to try: all there are for ``auto``, unless LABAPP_BASES names one."""
+    """Return the sources to try: all there are for ``auto``, unless LABAPP_BASES names one.
+
+    They are an instructor's registry, Docker Hub, and Debian packages.
+    """
     if source == "auto":
         source = os.environ.get("LABAPP_BASES") or "auto"
-    there = [name for name in SOURCES if name != "mirror" or os.environ.get(MIRROR_VARIABLE)]
+    there = [*(["mirror"] if os.environ.get(MIRROR_VARIABLE) else []), "hub", "debian"]
     if source == "auto":
         return there
     if source not in there:
         raise BaseError(
-            f"choosing the base images' source '{source}': it is not there. Take one of auto, "
-            f"{', '.join(SOURCES)}; where the mirror is, {MIRROR_VARIABLE} names by host and port."
+            f"choosing the base images' source '{source}': it is not there. Take one of auto, hub, "
+            f"debian; or mirror, once {MIRROR_VARIABLE} names it by host and port."
         )
     return [source]
 
@@ -133,9 +131,7 @@ class Shelf:
     def __init__(self, engine: Engine, server: RegistryServer, state: State) -> None:
         self._engine, self._server, self._state = engine, server, state
         self._platform = Platform.parse(engine.platform)
-        self._loaded: tuple[Manifest, Mapping[str, bytes]] | None = None
-        self._loaded_from = ""
-        self._writing = threading.Lock()
+        self._loaded: tuple[Manifest, Mapping[str, bytes], str] | None = None
 
     @functools.cached_property
     def _registry(self) -> Registry:
@@ -146,16 +142,15 @@ class Shelf:
         with self._engine.doing("looking for the registry's image"):
             return self._engine.image(engine_name(self._state)) is not None
 
-    def load_from(self, source: str, names: Collection[str]) -> dict[str, LabError]:
-        """Give the engine the registry's image from one of :data:`SOURCES`; failures are raised."""
-        self._loaded_from = source
+    def load_from(self, source: str) -> None:
+        """Give the engine the registry's image from ``mirror``, ``hub`` or ``debian``."""
         if source != "debian":
             place = place_of(source, REGISTRY)
             try:
-                self.load(place)
+                self.load(place, came_from=source)
             except RegistryError as error:
                 self._pull(place[1], engine_name(self._state), error)
-            return {}
+            return
         blobs: dict[str, bytes] = {}
 
         def keep(chunks: Iterable[bytes]) -> tuple[str, int]:
@@ -163,12 +158,11 @@ class Shelf:
             blobs[digest_of(data)] = data
             return digest_of(data), len(data)
 
-        with debian.making(names, self._platform, self._state.path("roots")) as roots:
+        with debian.making([REGISTRY], self._platform, self._state.path("roots")) as roots:
             made = debian.image(debian.recipe(REGISTRY), roots[REGISTRY], keep, self._platform)
-        self._load(made, blobs)
-        return {}
+        self._load(made, blobs, came_from=source)
 
-    def load(self, place: Place) -> None:
+    def load(self, place: Place, *, came_from: str) -> None:
         """Give the engine the registry's image from a place that has it."""
         source, reference = place
         manifest = source.image(reference, platform=self._platform).manifest
@@ -178,9 +172,9 @@ class Shelf:
             )
             for blob in manifest.blobs
         }
-        self._load(manifest, blobs)
+        self._load(manifest, blobs, came_from=came_from)
 
-    def _load(self, manifest: Manifest, blobs: Mapping[str, bytes]) -> None:
+    def _load(self, manifest: Manifest, blobs: Mapping[str, bytes], *, came_from: str) -> None:
         """Give the engine an image as an archive of the form of ``docker save``."""
         name = engine_name(self._state)
         listing = {
@@ -193,78 +187,80 @@ class Shelf:
         with self._engine.doing(f"loading the registry's image '{name}'", BaseError):
             self._engine.client.images.load(archive)
         # It is wanted once more, as soon as the registry runs.
-        self._loaded = manifest, blobs
+        self._loaded = manifest, blobs, came_from
+
+    def fill_from(self, source: str) -> None:
+        """Put what the registry lacks into it, from ``mirror``, ``hub`` or ``debian``."""
+        missing = [name for name in NAMES if not self.has(name)]
+        if self._loaded is not None and REGISTRY in missing:
+            manifest, blobs, came_from = self._loaded
+            for data in blobs.values():
+                self._registry.upload_blob(self._at(REGISTRY).repository, [data])
+            self._store(REGISTRY, manifest, came_from)
+            missing.remove(REGISTRY)
+        if source == "debian" and missing:
+            self.make(missing)
+            return
+        for name in missing:
+            place = place_of(source, name)
+            try:
+                self.copy(name, place, came_from=source)
+            except LabError as error:
+                self._pull(place[1], self._at(name), error)
+                transfer.push(self._engine, self._server, self._at(name))
+                self._record(name, source)
 
     def has(self, name: str) -> bool:
         """Tell if a base is there and whole; what is damaged is discarded, to be stored anew."""
         record = self._state.read(RECORD).get(name)
         if record is None:
             return False
-        digest, repository = record["digest"], self._at(name).repository
         try:
-            manifest = self._registry.manifest(repository, digest)
+            manifest = self._registry.manifest(self._at(name).repository, record["digest"])
         except NotInRegistry:
             return False
         except RegistryUnreachable:
             raise
         except RegistryError:  # the manifest is damaged; of an empty one the registry makes a 500
-            self._server.discard_blobs([digest])
+            self._server.discard_blobs([record["digest"]])
             return False
         assert isinstance(manifest, Manifest)
-        if damage := self._registry.damaged_blobs(repository, manifest):
-            what = "; ".join(str(each) for each in damage)
+        if damage := self._damage(name, manifest):
+            what = "; ".join(map(str, damage))
             feedback.say(f"The base image '{name}' is damaged and is made again: {what}.")
-            self._server.discard_blobs([blob.digest for blob in damage])
         return not damage
 
-    def get(self, source: str, names: Collection[str]) -> dict[str, LabError]:
-        """Take bases from one of :data:`SOURCES`; return what failed."""
-        if self._loaded is not None and REGISTRY in names:
-            manifest, blobs = self._loaded
-            for data in blobs.values():
-                self._registry.upload_blob(self._at(REGISTRY).repository, [data])
-            self._store(REGISTRY, manifest, came_from=self._loaded_from)
-            names = [name for name in names if name != REGISTRY]
-        if source == "debian":
-            return self._make(names) if names else {}
-        places = {name: place_of(source, name) for name in names}
-        failed = self.copy(places, came_from=source)
-        for name, why in list(failed.items()):
-            try:
-                self._pull(places[name][1], self._at(name), why)
-                self._push(name, came_from=source)
-                del failed[name]
-            except EngineLost:
-                raise
-            except LabError as error:
-                failed[name] = error
-        return failed
+    def copy(self, name: str, place: Place, *, came_from: str) -> None:
+        """Copy a base from a registry or a bundle.
 
-    def copy(self, places: Mapping[str, Place], *, came_from: str) -> dict[str, LabError]:
-        """Copy bases from registries or a bundle; return what failed.
-
-        One by one: CNCF Distribution can't take the same blob twice at once into one repository.
+        One at a time: CNCF Distribution can't take the same blob twice at once into a repository.
         """
-        failed: dict[str, LabError] = {}
-        with feedback.bars("Copying the base images") as bars:
-            for name, (source, reference) in places.items():
-                show, target = functools.partial(bars.update, name), self._at(name)
-                try:
-                    image = source.image(reference, platform=self._platform)
-                    # The registry never writes over a blob that it has, however damaged.
-                    damage = self._registry.damaged_blobs(target.repository, image.manifest)
-                    there = [each.digest for each in damage if each.found_bytes is not None]
-                    self._server.discard_blobs(there)
-                    self._registry.copy(source, image, to=target, progress=show)
-                    self._record(name, image, came_from)
-                except LabError as error:
-                    failed[name] = error
-        return failed
+        source, reference = place
+        with feedback.bars(f"Copying the base image {name}") as bars:
+            image = source.image(reference, platform=self._platform)
+            self._damage(name, image.manifest)
+            show = functools.partial(bars.update, name)
+            self._registry.copy(source, image, to=self._at(name), progress=show)
+        self._record(name, came_from)
+
+    def make(self, names: Collection[str]) -> None:
+        """Make bases from Debian's packages; each is stored while it comes."""
+
+        def make(name: str) -> Manifest:
+            keep = functools.partial(self._registry.upload_blob, self._at(name).repository)
+            return debian.image(debian.recipe(name), roots[name], keep, self._platform)
+
+        # When this is interrupted, the roots are stopped first, and the threads end by that.
+        with (
+            ThreadPoolExecutor(len(NAMES)) as threads,
+            debian.making(names, self._platform, self._state.path("roots")) as roots,
+        ):
+            started = {threads.submit(make, name): name for name in names}
+            for made in as_completed(started):
+                self._store(started[made], made.result(), debian.SOURCE)
 
     def _pull(self, public: Reference, name: Reference | str, why: LabError) -> None:
         """Have the engine pull what the lab can't reach, and name it; else the lab tells why."""
-        from labapp.journey import transfer  # slow, and rarely needed
-
         with self._engine.doing(f"looking for '{public}'"):
             was_there = self._engine.image(str(public)) is not None
         try:
@@ -275,79 +271,46 @@ class Shelf:
         if not was_there:
             transfer.remove(self._engine, public)
 
-    def _push(self, name: str, *, came_from: str) -> None:
-        from labapp.journey import transfer
+    def _damage(self, name: str, manifest: Manifest) -> list[BlobDamage]:
+        """Return which of a base's blobs are missing or damaged, and discard the damaged ones.
 
-        pushed = transfer.push(self._engine, self._server, self._at(name))
-        pinned = self._at(name).pinned(pushed.digest)
-        # Some engines push an index.
-        self._record(name, self._registry.image(pinned, platform=self._platform), came_from)
+        The registry never writes over a blob that it has.
+        """
+        damage = self._registry.damaged_blobs(self._at(name).repository, manifest)
+        there = [blob.digest for blob in damage if blob.what != "missing"]
+        self._server.discard_blobs(there)
+        return damage
 
-    def _store(self, name: str, manifest: Manifest, *, came_from: str) -> None:
+    def _store(self, name: str, manifest: Manifest, came_from: str) -> None:
         """Store the manifest of an image whose blobs are there."""
         at = self._at(name)
-        raw, kind = manifest.raw, manifest.media_type
-        self._registry.put_manifest(at.repository, at.identifier, raw, kind)
-        self._record(name, self._registry.image(at), came_from)
+        self._registry.put_manifest(at.repository, at.identifier, manifest.raw, manifest.media_type)
+        self._record(name, came_from)
 
-    def _make(self, names: Collection[str]) -> dict[str, LabError]:
-        """Make bases from Debian's packages; each is stored while it comes."""
-
-        def make(name: str) -> None:
-            keep = functools.partial(self._registry.upload_blob, self._at(name).repository)
-            made = debian.image(debian.recipe(name), roots[name], keep, self._platform)
-            self._store(name, made, came_from=debian.SOURCE)
-
-        # When this is interrupted, the roots are stopped first, and the threads end by that.
-        with (
-            ThreadPoolExecutor(len(NAMES)) as threads,
-            debian.making(names, self._platform, self._state.path("roots")) as roots,
-        ):
-            started = {name: threads.submit(make, name) for name in names}
-            failed: dict[str, LabError] = {}
-            for name, each in started.items():
-                try:
-                    each.result()
-                except LabError as error:
-                    failed[name] = error
-            return failed
+    def _record(self, name: str, came_from: str) -> None:
+        """Write down that a base is complete, and where it comes from by its own word."""
+        image = self._registry.image(self._at(name), platform=self._platform)
+        source = image.config.labels.get(SOURCE_LABEL, came_from)
+        entry = {name: {"digest": image.manifest.digest, "source": source}}
+        self._state.write(RECORD, self._state.read(RECORD) | entry)
 
     def _at(self, name: str) -> Reference:
         return at(self._registry.address, name)
 
-    def _record(self, name: str, image: RegistryImage, came_from: str) -> None:
-        """Write down that a base is complete, and where it comes from by its own word."""
-        source = image.config.labels.get(SOURCE_LABEL, came_from)
-        with self._writing:
-            entry = {name: {"digest": image.manifest.digest, "source": source}}
-            self._state.write(RECORD, self._state.read(RECORD) | entry)
 
-
-def _first_that_serves(
-    names: Collection[str],
-    sources: Iterable[str],
-    get: Callable[[str, Collection[str]], dict[str, LabError]],
-) -> None:
-    """Get each of the images from the first source that serves, or raise why none did."""
-    causes: dict[str, str] = {}
+def _first_that_serves(sources: Iterable[str], get: Callable[[str], None]) -> None:
+    """Get what is missing from the first source that serves, or raise why none did."""
+    causes = []
     for source in sources:
-        if not names:
-            return
         try:
-            failed = get(source, names)
+            return get(source)
         except EngineLost:
             raise
         except LabError as error:
-            failed = dict.fromkeys(names, error)
-        if failed:
-            causes[source] = "\n    ".join(sorted({str(error) for error in failed.values()}))
-            feedback.say(f"'{source}' does not serve: {causes[source].splitlines()[0]}")
-        names = list(failed)
-    if names:
-        lines = "\n".join(f"  - {source}: {cause}" for source, cause in causes.items())
-        wanted = ", ".join(f"'{name}'" for name in names)
-        raise BaseError(
-            f"getting the base images {wanted}: no source serves.\n{lines}\n"
-            "Mend one of them, or take a file from a machine that has them: "
-            "'labapp bundle save' there, 'labapp bundle load' here."
-        )
+            causes.append(f"  - {source}: {error}")
+            feedback.say(f"'{source}' does not serve: {str(error).splitlines()[0]}")
+    raise BaseError(
+        "getting the base images: no source serves.\n" + "\n".join(causes) + "\nMend one of them, "
+        "or take a file from a machine that has them: 'labapp bundle save' there, "
+        "'labapp bundle load' here."
+    )

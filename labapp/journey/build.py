@@ -36,13 +36,13 @@ _WRAPPINGS = re.compile(
 )
 _PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)")
 
-_CLASSIC_STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
+_CLASSIC_STEP = re.compile(r"Step (\d+)/\d+ : (.*)")
 _CLASSIC_NOISE = re.compile(
     r"^ ---> .*|Removing intermediate container [0-9a-f]+$|^Successfully (built|tagged) [\w./:-]+$"
 )
 
 _VERTEX = re.compile(r"#(\d+) (.*)")
-_VERTEX_STEP = re.compile(r"\[(?:(\S+) +)?(\d+)/(\d+)\] (.*)")
+_VERTEX_STEP = re.compile(r"\[(?:(\S+) +)?(\d+)/\d+\] (.*)")
 _VERTEX_LOG = re.compile(r"\d+\.\d+ (.*)")
 _VERTEX_END = re.compile(r"CACHED$|DONE ([\d.]+)s|ERROR: ")
 _PLACE = re.compile(r"[^\s#>].*:(\d+)")
@@ -109,7 +109,7 @@ def build(
 ) -> Build:
     """Build an image with the engine's labels, which the printed command leaves out."""
     reference = Reference.parse(tag)
-    if reference.is_pinned:
+    if reference.digest:
         raise BuildError(
             f"building '{tag}': the digest comes out of a push, so a build can't be given one. "
             "Leave out the '@' and what follows it."
@@ -170,7 +170,7 @@ def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> 
             for line in process.stdout:
                 told.read(_COLOURS.sub("", line.rstrip("\r\n")))
                 if now := told.running:
-                    bars.update("steps", len(told.steps), told.total, now.instruction[:50])
+                    bars.update("steps", len(told.steps), len(told.written), now.instruction[:50])
         except BaseException:
             process.terminate()
             raise
@@ -194,7 +194,7 @@ def _settings(engine: Engine) -> dict[str, str]:
     return {
         "DOCKER_BUILDKIT": "1",
         # One that 'docker buildx create' made runs in a container, where "localhost" is another.
-        "BUILDX_BUILDER": engine.variables.get("DOCKER_CONTEXT", "default"),
+        "BUILDX_BUILDER": "default",
         "BUILDKIT_PROGRESS": "plain",
         # An attestation would make the tag name an index.
         "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
@@ -208,7 +208,7 @@ class _Steps:
         self.written = instructions(text)
         froms = ([w.text for w in each.words] for each in self.written if each.keyword == "FROM")
         self.stages = [w[-1] if len(w) > 2 and w[-2].upper() == "AS" else None for w in froms]
-        self.sent = self.total = 0  # bytes of the context; steps
+        self.sent = 0  # bytes of the context
         self.steps: list[Step] = []
         self.running: Step | None = None
         self.failed: Step | None = None
@@ -227,11 +227,11 @@ class _ClassicSteps(_Steps):
         # A program may print "Step 9/9 : " too.
         if step and int(step[1]) == (last.number if last else 0) + 1:
             self.end()
-            number, self.total = int(step[1]), min(int(step[2]), len(self.written))
-            if number <= self.total:
+            number = int(step[1])
+            if number <= len(self.written):
                 froms = [each.keyword for each in self.written[:number]].count("FROM")
                 stage = self.stages[froms - 1] if froms else None
-                self.running = Step(number, step[3].strip(), stage=stage)
+                self.running = Step(number, step[2].strip(), stage=stage)
                 self._began = time.monotonic()
         elif self.running is None:
             self.sent = _sent(line) or self.sent
@@ -255,7 +255,6 @@ class _BuildKitSteps(_Steps):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._open: dict[str, Step] = {}
-        self._totals: dict[str | None, int] = {}
         self._keys: set[str] = set()
 
     def read(self, line: str) -> None:
@@ -281,9 +280,7 @@ class _BuildKitSteps(_Steps):
         step = self._open.get(key)
         if header and key not in self._keys:
             self._keys.add(key)
-            self._open[key] = Step(int(header[2]), header[4], stage=header[1])
-            self._totals[header[1]] = int(header[3])
-            self.total = sum(self._totals.values())
+            self._open[key] = Step(int(header[2]), header[3], stage=header[1])
         elif sent := _sent(text):
             self.sent = max(self.sent, sent)
         elif step is None or header:
@@ -315,7 +312,7 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
     keyword, heredoc = "", False
     for guilty in told.written:
         if line is not None and guilty.line <= line <= guilty.last_line:
-            keyword, heredoc = guilty.keyword, guilty.line < line and "<<" in guilty.text
+            keyword, heredoc = guilty.keyword, guilty.line < line
             quoted = text.split("\n")[guilty.line - 1 : guilty.last_line][:_LOG_LINES]
             numbered = enumerate(quoted, start=guilty.line)
             parts += [f"  {number:>3} | {each}".rstrip() for number, each in numbered]
@@ -325,10 +322,8 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
         parts += ["This engine has the classic builder only; write the line without that."]
     elif keyword in {"COPY", "ADD"} and not unread:
         parts += [f"Paths count from '{context}'. Does .dockerignore leave the file out?"]
-    elif keyword == "FROM" and not unread:
-        parts += ["Check the image's name, and that its registry answers."]
     else:
-        parts += ["Mend the Dockerfile there, and build again."]
+        parts += ["Mend the Dockerfile there, or what it names, and build again."]
     return BuildError("\n".join(parts), log=log, line=line)
 
 

@@ -90,28 +90,6 @@ class Recipe:
     options: tuple[str, ...]
     runs: dict[str, Any]
 
-    def config(self, diff_id: str, platform: Platform) -> bytes:
-        """Return the config of the image whose only layer this root is."""
-        # Podman's build cache passes over a base whose history has no times.
-        created = {"created": datetime.fromtimestamp(EPOCH, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-        comment = f"made from Debian packages by mmdebstrap: {' '.join(self.packages)}"
-        labels = {
-            SOURCE_LABEL: SOURCE,
-            "org.opencontainers.image.title": f"{self.name}, from Debian packages",
-        }
-        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        step = {"created_by": f"base image {self.name}", "comment": comment}
-        return canonical_json(
-            {
-                "architecture": platform.architecture,
-                "os": platform.os,
-                "config": {"Env": [path], "Labels": labels, **self.runs},
-                "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-                "history": [created | step],
-                **created,
-            }
-        )
-
 
 def recipe(name: str) -> Recipe:
     """Return the recipe of ``registry``, or of a Python by its public name."""
@@ -142,7 +120,7 @@ class Root:
     def __init__(self, recipe: Recipe, *, folder: Path, bars: Bars) -> None:
         """Start mmdebstrap; what it has no room for in memory is in the folder."""
         self._recipe, self._bars = recipe, bars
-        self._log: deque[str] = deque(maxlen=200)
+        self._log: deque[str] = deque(maxlen=8)
         folder.mkdir(parents=True, exist_ok=True)
         mirror = os.environ.get(MIRROR_VARIABLE)
         command = [
@@ -173,12 +151,10 @@ class Root:
         self._watcher.join()
         # A tar that was cut off must not look like a whole one.
         if status != 0:
-            skipped = ("Get:", "Selecting", "(Read")
-            said = [line for line in self._log if not line.startswith(skipped)]
             raise BaseError(
                 f"making '{self._recipe.name}' from Debian packages: mmdebstrap ended with "
                 f"{status}. Mend what its last lines tell of (a mirror that answers can be named "
-                f"in {MIRROR_VARIABLE}), then try again:\n  " + "\n  ".join(said[-8:])
+                f"in {MIRROR_VARIABLE}), then try again:\n  " + "\n  ".join(self._log)
             )
 
     def stop(self) -> None:
@@ -202,10 +178,8 @@ class Root:
                 if match := re.search(r"(\d+) newly installed", line):
                     total += int(match[1]) * steps_a_package
                 elif line.startswith(("I: ", "Get:", "Unpacking ", "Setting up ")):
-                    if total and not line.startswith("I: "):
-                        done += 1
-                    note = "fetching" if line.startswith("Get:") else line.removeprefix("I: ")
-                    note = note.partition("(")[0].rstrip(" .")[:40]
+                    done += bool(total) and not line.startswith("I: ")
+                    note = line.removeprefix("I: ")[:40]
                     self._bars.update(self._recipe.name, done, total or None, note)
 
 
@@ -230,7 +204,22 @@ def image(
         yield packer.flush()
 
     layer, layer_size = store(packed())
-    config, config_size = store([recipe.config(f"sha256:{hasher.hexdigest()}", platform)])
+    # Podman's build cache passes over a base whose history has no times.
+    created = {"created": datetime.fromtimestamp(EPOCH, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+    runs: dict[str, Any] = {
+        "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "Labels": {SOURCE_LABEL: SOURCE},
+        **recipe.runs,
+    }
+    described = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "config": runs,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hasher.hexdigest()}"]},
+        "history": [created | {"created_by": f"base image {recipe.name}"}],
+        **created,
+    }
+    config, config_size = store([canonical_json(described)])
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,

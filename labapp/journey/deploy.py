@@ -23,7 +23,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 
 from labapp import feedback
-from labapp.errors import DeploymentError, InvalidReference, PullError, RunError
+from labapp.errors import DeploymentError, InvalidReference, PullError
 from labapp.journey.run import Running, containers, discard, start
 from labapp.journey.transfer import pull
 from labapp.machine.engine import Engine
@@ -106,24 +106,20 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
             feedback.command(["docker", "rm", "--force", str(container.name)])
             discard(container)
         for service in services:
-            try:
-                running[service.name] = start(
-                    engine,
-                    service.image,
-                    labels={
-                        ROLE_LABEL: "service",
-                        DEPLOYMENT_LABEL: project,
-                        SERVICE_LABEL: service.name,
-                        DIGEST_LABEL: digests[service.name],
-                    },
-                    name=f"{project}-{service.name}-1",
-                    ports=service.ports,
-                    environment=service.environment,
-                    path=None,
-                    seconds=15,  # silent so long, it is taken for one that speaks no HTTP
-                )
-            except RunError as error:
-                raise DeploymentError(f"{doing}: service '{service.name}': {error}") from error
+            running[service.name] = start(
+                engine,
+                service.image,
+                labels={
+                    ROLE_LABEL: "service",
+                    DEPLOYMENT_LABEL: project,
+                    SERVICE_LABEL: service.name,
+                    DIGEST_LABEL: digests[service.name],
+                },
+                name=f"{project}-{service.name}-1",
+                ports=service.ports,
+                environment=service.environment,
+                path=None,
+            )
     for name, each in running.items():
         place = f" at {each.url}" if each.url else ""
         feedback.say(f"{name}: {each.reference} runs as {digests[name]}{place}")

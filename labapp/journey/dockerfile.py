@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 _BLANK = " \t\ufeff"
 _DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$")
@@ -27,21 +27,13 @@ class Word:
 class Instruction:
     """One instruction: its keyword in upper case, and what follows it, split at spaces.
 
-    ``text`` is all of it as one line, without here-documents, which ``last_line`` does count.
+    ``words`` are without here-documents, which ``last_line`` does count.
     """
 
     keyword: str
     words: tuple[Word, ...]
-    text: str
     line: int
     last_line: int
-
-    @property
-    def acting(self) -> Instruction:
-        """What is done in the end: of an ``ONBUILD`` the instruction that it keeps for later."""
-        if self.keyword != "ONBUILD" or not self.words:
-            return self
-        return replace(self, keyword=self.words[0].text.upper(), words=self.words[1:])
 
 
 def instructions(text: str) -> list[Instruction]:
@@ -71,11 +63,10 @@ def instructions(text: str) -> list[Instruction]:
             for word in re.finditer(rf"[^{_BLANK}]+", joined)
         ]
         if words:
-            keyword, logical = words[0].text.upper(), joined.strip(_BLANK)
-            found.append(Instruction(keyword, tuple(words[1:]), logical, first + 1, number))
-            if found[-1].acting.keyword in {"RUN", "COPY", "ADD"}:
-                number = _after_heredocs(logical, lines, number)
-                found[-1] = replace(found[-1], last_line=number)
+            keyword = words[0].text.upper()
+            if keyword in {"RUN", "COPY", "ADD"}:
+                number = _after_heredocs(joined, lines, number)
+            found.append(Instruction(keyword, tuple(words[1:]), first + 1, number))
     return found
 
 
@@ -90,10 +81,10 @@ def _escape(lines: list[str]) -> str:
     return "\\"
 
 
-def _after_heredocs(logical: str, lines: list[str], number: int) -> int:
+def _after_heredocs(joined: str, lines: list[str], number: int) -> int:
     """Return the index of the line behind the here-documents that an instruction opens."""
     after = number
-    for heredoc in _HEREDOC.finditer(logical):
+    for heredoc in _HEREDOC.finditer(joined):
         tabs = "\t" if heredoc[1] else ""
         for place in range(after, len(lines)):
             line = lines[place].rstrip("\r\n")

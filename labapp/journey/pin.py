@@ -8,29 +8,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from labapp import feedback
 from labapp.errors import InvalidReference, LabError, StateError
 from labapp.journey.deploy import image_spans
 from labapp.journey.dockerfile import Instruction, instructions
 from labapp.reference import Reference
 from labapp.registry.client import Registry
-from labapp.state import write_atomically
+from labapp.state import write_file
 
 Span = tuple[int, int]
 """Where a reference begins and ends in a file's text."""
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
-
-
-@dataclass(frozen=True)
-class Change:
-    """One reference that was rewritten: its line, from 1, and its text before and after."""
-
-    line: int
-    before: str
-    after: str
 
 
 def pin(registry: Registry, reference: Reference | str) -> Reference:
@@ -43,22 +34,22 @@ def pin(registry: Registry, reference: Reference | str) -> Reference:
     return reference.pinned(reference.digest or registry.digest(reference))
 
 
-def pin_dockerfile(path: Path, registry: Registry) -> list[Change]:
-    """Pin the images that a Dockerfile starts from, copies from or mounts; return the changes.
+def pin_dockerfile(path: Path, registry: Registry) -> None:
+    """Pin the images that a Dockerfile starts from, copies from or mounts; each change is told.
 
     The tag stays beside the digest, as a word to humans; docker heeds the digest. Where ``FROM``
     takes its image from an ``ARG``, the default of that ``ARG`` is pinned. If one of the
     references can't be pinned, nothing is changed.
     """
-    return _rewrite(path, _image_spans, lambda each: each.with_digest(registry.digest(each)))
+    _rewrite(path, _image_spans, lambda each: each.with_digest(registry.digest(each)))
 
 
-def pin_deployment(path: Path, registry: Registry) -> list[Change]:
-    """Pin the images of a compose file, each as ``repository@sha256:…``; return the changes.
+def pin_deployment(path: Path, registry: Registry) -> None:
+    """Pin the images of a compose file, each as ``repository@sha256:…``; each change is told.
 
     If one of them can't be pinned, nothing is changed. What else the file says is all the same.
     """
-    return _rewrite(path, image_spans, lambda each: pin(registry, each))
+    _rewrite(path, image_spans, lambda each: pin(registry, each))
 
 
 def dockerfile_images(path: Path) -> list[str]:
@@ -73,7 +64,7 @@ def _image_spans(text: str, path: Path) -> list[Span]:
     stages = {"scratch"}
     spans: list[Span] = []
     seen_from = False
-    for instruction in (each.acting for each in instructions(text)):
+    for instruction in instructions(text):
         words = [word for word in instruction.words if not word.text.startswith("--")]
         if instruction.keyword == "ARG" and not seen_from:
             for word in words:
@@ -142,31 +133,24 @@ def _rewrite(
     path: Path,
     spans_in: Callable[[str, Path], list[Span]],
     pinned: Callable[[Reference], Reference],
-) -> list[Change]:
-    """Replace the references at some places of a file by pinned ones, from top to bottom."""
+) -> None:
+    """Replace the references at some places of a file by pinned ones, and tell each change."""
     text = _read(path)
-    changes, parts, end = [], [], 0
+    told, parts, end = [], [], 0
     for start, stop in sorted(set(spans_in(text, path))):
         line = _line(text, start)
         try:
             reference = Reference.parse(text[start:stop])
-            if reference.is_pinned:
+            if reference.digest:
                 continue
             after = str(pinned(reference))
         except LabError as error:
             raise type(error)(f"pinning '{path}', line {line}: {error}") from error
-        changes.append(Change(line, text[start:stop], after))
+        told.append(f"line {line}: {reference} → {after}")
         parts += [text[end:start], after]
         end = stop
-    if not changes:
-        return []
-    target = path.resolve()
-    content = "".join([*parts, text[end:]]).encode("utf-8", errors="surrogateescape")
-    try:
-        write_atomically(target, content, mode=target.stat().st_mode & 0o7777)
-    except OSError as error:
-        raise StateError(
-            f"pinning '{path}': writing it: {error.strerror}. Make the file and its folder "
-            "writable, then try again."
-        ) from error
-    return changes
+    if told:
+        target = path.resolve()
+        content = "".join([*parts, text[end:]]).encode("utf-8", errors="surrogateescape")
+        write_file(target, content, mode=target.stat().st_mode & 0o7777)
+        feedback.say("\n".join(told))

@@ -22,8 +22,6 @@ from labapp.state import ROLE_LABEL
 PORT = 8000
 """The port that a container of ``run`` publishes."""
 
-_READY_SECONDS = 30.0
-
 
 @dataclass(frozen=True)
 class Running:
@@ -79,11 +77,11 @@ def run(
     got. A container of this lab that has the name is replaced.
     """
     reference = with_tag(reference)
-    doing = f"running '{reference}'"
     _have(engine, reference)
-    with engine.doing(doing, RunError):
-        if name is not None:
-            _make_room(engine, name, doing)
+    with engine.doing(f"running '{reference}'", RunError):
+        for container in containers(engine, {ROLE_LABEL: "run"}):
+            if container.name == name:
+                discard(container)
         running = start(
             engine,
             str(reference),
@@ -134,7 +132,7 @@ def run_once(
                 raise RunError(f"{doing}: it ended with status {status}. Its log ends:\n{log}")
             return container.logs(stdout=True, stderr=False).decode("utf-8", "replace")
         finally:
-            _try_to_discard(container)
+            discard(container)
 
 
 def remove_running(engine: Engine) -> list[str]:
@@ -166,7 +164,6 @@ def start(
     ports: Mapping[int, int],
     environment: Mapping[str, str],
     path: str | None,
-    seconds: float = _READY_SECONDS,
 ) -> Running:
     """Start a container, tell the same command line, and wait for the first of its ``ports``.
 
@@ -187,10 +184,10 @@ def start(
     )
     try:
         container.start()
-        doing, first = f"running '{image}'", next(iter(ports), None)
-        url = wait_until_ready(container, first, path, doing=doing, seconds=seconds)
+        first = next(iter(ports), None)
+        url = wait_until_ready(container, first, path, doing=f"running '{image}'")
     except BaseException:
-        _try_to_discard(container)
+        discard(container)
         raise
     return Running(str(container.name), image, url, container, engine)
 
@@ -201,7 +198,7 @@ def wait_until_ready(
     path: str | None,
     *,
     doing: str,
-    seconds: float = _READY_SECONDS,
+    seconds: float = 30,
 ) -> str | None:
     """Wait until a container's service answers, and return the address of its port.
 
@@ -217,8 +214,10 @@ def wait_until_ready(
                 f"{doing}: the container ended with status {status}. Its log ends:\n"
                 f"{_log_end(container)}"
             )
-        url = published_url(container, port) if port else None
-        return url is not None and _answers(url, path)
+        if port and (url := published_url(container, port)):
+            with contextlib.suppress(requests.RequestException):
+                return _ask(url + (path or "/"), seconds=2).ok or path is None
+        return False
 
     seconds = 0.5 if port is None else seconds
     if not wait_until(answers, seconds=seconds, every=0.05) and path is not None:
@@ -244,23 +243,9 @@ def discard(container: Container) -> None:
         container.remove(force=True, v=True)
 
 
-def _try_to_discard(container: Container) -> None:
-    """Remove a container that came to nothing; why it did so is to be told, not this."""
-    with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
-        discard(container)
-
-
 def _log_end(container: Container) -> str:
     lines = container.logs(tail=15).decode("utf-8", "replace").rstrip()
     return lines or "(it printed nothing)"
-
-
-def _answers(url: str, path: str | None) -> bool:
-    try:
-        answer = _ask(url + (path or "/"), seconds=2)
-    except requests.RequestException:
-        return False
-    return answer.ok or path is None
 
 
 def _ask(url: str, *, seconds: float) -> requests.Response:
@@ -277,17 +262,3 @@ def _have(engine: Engine, reference: Reference) -> None:
         here = engine.image(str(name)) is not None
     if not here:
         pull(engine, None, reference)
-
-
-def _make_room(engine: Engine, name: str, doing: str) -> None:
-    """Remove this lab's container of that name, if there is one."""
-    # The lab's label alone does not tell: an image passes its own on to all containers.
-    mine = {**engine.labels, ROLE_LABEL: "run"}.items()
-    with contextlib.suppress(docker.errors.NotFound):
-        container = engine.client.containers.get(name)
-        if not mine <= container.labels.items():
-            raise RunError(
-                f"{doing}: the name '{name}' belongs to a container that the lab did not start. "
-                f"Choose another name, or remove that one with 'docker rm -f {name}'."
-            )
-        discard(container)

@@ -33,7 +33,7 @@ from labapp.reference import DEFAULT_TAG, Reference
 from labapp.registry.client import BlobDamage, Registry
 from labapp.registry.http import Credentials, is_loopback, same_address
 from labapp.registry.manifests import Index, Manifest, Platform
-from labapp.registry.server import RegistryServer
+from labapp.registry.server import CONTENT, RegistryServer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,13 +62,9 @@ _ALTERED = re.compile(
 _ADVICE = {
     r"no such host|connection refused": "Is the registry's name right, and its port? "
     "The lab's own registry is started by 'python3 -m labapp start'.",
-    r"certificate signed by unknown authority|certificate is not trusted": "The engine does not "
-    "trust the authority that signed the registry's certificate. If you know whose it is, put its "
-    "certificate into the engine's folder 'certs.d', then try again.",
-    r"certificate has expired|certificate is (?:not )?valid|IP SANs|not valid for any names": (
-        "Look at the clock of the engine's machine and at the registry's name; if both are right, "
-        "whoever runs the registry has to renew its certificate."
-    ),
+    r"certificate|IP SANs|not valid for any names": "Does the engine trust the authority that "
+    "signed the registry's certificate? If you know whose it is, put it into the engine's folder "
+    "'certs.d'. Else look at the registry's name and at the clock of the engine's machine.",
     r"access to the resource is denied|insufficient_scope|no basic auth|nauthorized": "The account "
     "that is logged in has no right to that, or nobody is logged in. Log in with 'docker login' as "
     "one that has it, or ask the repository's owner for the right.",
@@ -151,17 +147,20 @@ def push(
     way = _Way("push", engine, server, reference, login)
     if way.reference.digest is not None:
         raise way.error("a digest can't be pushed, it comes out of the push. Push a tag instead.")
-    way.make_room(way.look())
-    digest, outcomes = way.go()
-    if way.own is not None and digest:
-        try:
-            way.read(digest)
-        except RegistryUnreachable:
-            pass
-        except RegistryError:  # A registry that can't read its own manifest says so in many ways.
-            way.discard([digest], f"manifest {digest} can't be read")
-            digest, outcomes = way.go()
-    return way.done(digest, outcomes)
+    try:
+        # What is missing as a whole, the engine sends by itself.
+        damage = [blob for blob in way.damage() if blob.what != "missing"]
+        if damage and way.own is None:
+            raise way.not_whole(damage)
+        way.discard({blob.digest: str(blob) for blob in damage})
+    except NotInRegistry:
+        pass
+    except RegistryError:  # A registry that can't read its own manifest says so in many ways.
+        if way.own is not None:
+            tags = f"{CONTENT}/repositories/{way.reference.repository}/_manifests/tags"
+            digest = way.own.storage(["cat", f"{tags}/{way.reference.tag}/current/link"]).strip()
+            way.discard({digest: f"manifest {digest} can't be read"})
+    return way.go()
 
 
 def pull(
@@ -173,12 +172,13 @@ def pull(
 ) -> Transfer:
     """Fetch an image from its registry; what is damaged there is named before the engine tries."""
     way = _Way("pull", engine, server, reference, login)
-    seen = way.look()
-    if isinstance(seen, RegistryError):
-        raise way.error(str(seen)) from seen
-    if damage := way.damage(seen):
+    try:
+        damage = way.damage()
+    except RegistryError as error:
+        raise way.error(str(error)) from error
+    if damage:
         raise way.not_whole(damage)
-    return way.done(*way.go())
+    return way.go()
 
 
 def remove(engine: Engine, reference: Reference | str) -> bool:
@@ -242,88 +242,55 @@ class _Way:
         self.own = server if is_own else None
         here = is_loopback((address.rpartition(":")[0] or address).strip("[]"))
         self.registry = login.registry if login else Registry(address) if here else None
-        self._manifests: dict[str, Manifest] = {}
+        words = (verb, str(self.reference))
+        feedback.command(login.command(*words) if login else ["docker", *words])
 
     def error(self, cause: str) -> ImageError:
         return self.failure(f"{self.doing}: {cause}")
 
     def not_whole(self, damage: list[BlobDamage]) -> ImageError:
-        mend = "Delete that from its storage, then push again: it never writes over what it has."
-        if self.own:
-            mend = "Push it again from where it was built: the lab then replaces what is damaged."
-        what = ", ".join(map(str, damage))
-        return self.error(f"the registry has not got the image whole: {what}. {mend}")
+        return self.error(
+            f"the registry has not got the image whole: {', '.join(map(str, damage))}. Push it "
+            "again from where it was built: the lab then replaces what is damaged. From a registry "
+            "that is not the lab's, delete that before."
+        )
 
-    def look(self) -> Manifest | RegistryError | None:
-        """Return what the registry has under the name, or why it has nothing that can be read."""
-        words = (self.verb, str(self.reference))
-        feedback.command(self.login.command(*words) if self.login else ["docker", *words])
+    def read(self, identifier: str) -> tuple[str, Manifest]:
+        """Return the digest that an identifier leads to, and the engine's platform's manifest."""
+        assert self.registry is not None
+        named = found = self.registry.manifest(self.reference.repository, identifier)
+        while isinstance(found, Index):
+            entry = found.for_platform(Platform.parse(self.engine.platform))
+            found = self.registry.manifest(self.reference.repository, entry.digest)
+        return named.digest, found
+
+    def damage(self) -> list[BlobDamage]:
+        """Return the blobs that the registry lacks, or has not got as its manifest says."""
         if self.registry is None:
-            return None
+            return []
         try:
-            return self.read(self.reference.identifier)[1]
+            _, manifest = self.read(self.reference.identifier)
         except RegistryUnreachable as error:
             address = self.reference.registry
             raise self.error(f"nothing answers at the registry '{address}'. {_START}") from error
         except RegistryError as error:
             if self.own or self.login or isinstance(error, (NotInRegistry, DamagedContent)):
-                return error
+                raise
             self.registry = None  # It wants a login that only the engine may have.
-            return None
-
-    def read(self, identifier: str) -> tuple[str, Manifest]:
-        """Return the digest that an identifier leads to, and the engine's platform's manifest."""
-        assert self.registry is not None
-        if identifier in self._manifests:
-            return identifier, self._manifests[identifier]
-        found = self.registry.manifest(self.reference.repository, identifier)
-        digest = found.digest
-        if isinstance(found, Index):
-            entry = found.for_platform(Platform.parse(self.engine.platform))
-            found = self.registry.manifest(self.reference.repository, entry.digest)
-        if isinstance(found, Index):
-            raise DamagedContent(f"the index {digest} leads to another index, not to an image")
-        self._manifests[digest] = found
-        return digest, found
-
-    def damage(self, seen: Manifest | None) -> list[BlobDamage]:
-        """Return the blobs that are missing, or not as the manifest says."""
-        if self.registry is None or seen is None:
             return []
-        doubted = any(blob.digest in _refused_blobs for blob in seen.blobs)
-        damage = self.registry.damaged_blobs(self.reference.repository, seen, contents=doubted)
-        _refused_blobs.difference_update(
-            {blob.digest for blob in seen.blobs} - {blob.digest for blob in damage}
-        )
-        return damage
+        doubted = any(blob.digest in _refused_blobs for blob in manifest.blobs)
+        return self.registry.damaged_blobs(self.reference.repository, manifest, contents=doubted)
 
-    def make_room(self, seen: Manifest | RegistryError | None) -> None:
-        """Discard what is damaged, or a push would not send it anew."""
-        if isinstance(seen, RegistryError):
-            if self.engine.store == "containerd" and not isinstance(seen, NotInRegistry):
-                # This store asks for the manifest first, and goes no further; it knows the digest.
-                held = self.engine.image(str(self.reference))
-                if held is not None:
-                    self.discard([str(held.id)], f"manifest {held.id} can't be read")
-            return
-        # What is missing as a whole, the engine sends by itself.
-        damage = [blob for blob in self.damage(seen) if blob.what != "missing"]
-        if damage and self.own is None:
-            raise self.not_whole(damage)
-        if damage:
-            self.discard([blob.digest for blob in damage], ", ".join(map(str, damage)))
+    def discard(self, damage: dict[str, str]) -> None:
+        """Discard what is damaged in the lab's own registry, or a push would not send it anew."""
+        if self.own is not None and damage:
+            what = ", ".join(damage.values())
+            feedback.say(f"The registry's copy is damaged: {what}. It is discarded and sent anew.")
+            self.own.discard_blobs(damage)
+            _refused_blobs.difference_update(damage)
 
-    def discard(self, digests: list[str], what: str) -> None:
-        if self.own is None:
-            return
-        feedback.say(
-            f"The registry's copy is damaged: {what}. The lab discards it, to push it anew."
-        )
-        self.own.discard_blobs(digests)
-        _refused_blobs.difference_update(digests)
-
-    def go(self) -> tuple[str, dict[str, str]]:
-        """Let the engine do it; return the image's digest, and outcomes by its names of layers."""
+    def go(self) -> Transfer:
+        """Let the engine do it, and keep what it says of each layer."""
         api = self.engine.client.api
         act = api.push if self.verb == "push" else api.pull
         title = self.doing.replace("'", "")
@@ -364,9 +331,9 @@ class _Way:
                         digest = event["aux"].get("Digest", digest)
             if not outcomes:
                 bars.finish("all layers", HERE if self.verb == "pull" else THERE)
-        return digest, outcomes
+        return self._done(digest, outcomes)
 
-    def done(self, digest: str, outcomes: dict[str, str]) -> Transfer:
+    def _done(self, digest: str, outcomes: dict[str, str]) -> Transfer:
         """Return what came of it, and tell it; of what arrived, even if the tag moved since."""
         import pandas as pd  # A second that quick commands need not pay.
 
@@ -376,16 +343,18 @@ class _Way:
                 digest, manifest = self.read(digest or self.reference.identifier)
             except RegistryError as error:
                 raise self.error(str(error)) from error
-            rows, otherwise = [], THERE if self.verb == "push" else HERE
-            diff_ids: list[str] = []
-            if self.verb == "push" and {THERE, *outcomes.values()} != {THERE}:
+            held = self.engine.image(str(self.reference)) if self.verb == "push" else None
+            if held is not None:
                 # The classic store names layers that it pushes by diff IDs, which no manifest has.
-                held = self.engine.image(str(self.reference))
-                diff_ids = held.attrs["RootFS"].get("Layers") or [] if held else []
-            for at, layer in enumerate(manifest.layers):
-                names = [each.partition(":")[2][:12] for each in (layer.digest, *diff_ids[at:][:1])]
-                outcome = next((outcomes[name] for name in names if name in outcomes), otherwise)
-                rows.append((layer.digest, layer.size, outcome))
+                diff_ids = held.attrs["RootFS"].get("Layers") or ()
+                for layer, diff_id in zip(manifest.layers, diff_ids, strict=False):
+                    if outcome := outcomes.get(_short(diff_id)):
+                        outcomes[_short(layer.digest)] = outcome
+            otherwise = THERE if self.verb == "push" else HERE
+            rows = [
+                (layer.digest, layer.size, outcomes.get(_short(layer.digest), otherwise))
+                for layer in manifest.layers
+            ]
         table = pd.DataFrame(rows, columns=["digest", "bytes", "outcome"])
         done = Transfer(self.reference, digest, table, time.monotonic() - self.began)
         if self.registry is not None:
@@ -422,3 +391,8 @@ class _Way:
         found = (advice for words, advice in _ADVICE.items() if re.search(words, cause))
         otherwise = "Is the name right, does the registry run, and has it room?"
         return self.error(f"{cause}. {next(found, otherwise)}")
+
+
+def _short(digest: str) -> str:
+    """Return a digest as engines call layers in their streams."""
+    return digest.partition(":")[2][:12]

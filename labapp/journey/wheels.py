@@ -61,16 +61,9 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def wanted_by(application: Path) -> list[str]:
     """Return the requirements of an application, by the files in its folder: to run, to build."""
-    try:
-        to_run = lines_of(application / "requirements.txt")
-        project = tomllib.loads((application / "pyproject.toml").read_text(encoding="utf-8"))
-        to_build: list[str] = project["build-system"]["requires"]
-    except (OSError, KeyError, ValueError) as error:
-        raise BaseError(
-            f"reading what the application in '{application}' needs: {error}. "
-            "Restore its files with 'git checkout dockerfiles/app'."
-        ) from error
-    return [*to_run, *to_build]
+    to_run = lines_of(application / "requirements.txt")
+    project = tomllib.loads((application / "pyproject.toml").read_text(encoding="utf-8"))
+    return [*to_run, *project["build-system"]["requires"]]
 
 
 def _wheels_in(folder: Path) -> list[Path]:
@@ -83,40 +76,29 @@ def _stamp(folder: Path, wanted: list[str], platform: str) -> dict[str, Any]:
 
 
 def _download(folder: Path, wanted: list[str], platform: str) -> None:
-    """Run ``pip download`` with the learner's own settings; its lines move the bar."""
+    """Run ``pip download`` with the learner's own settings."""
     machine = _PROCESSORS.get(platform.split("/")[1], platform.split("/")[1])
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar=off", "--retries=2", "--only-binary=:all:", "--implementation=cp"]
     command += [f"--platform={glibc}_{machine}" for glibc in _GLIBCS]
     command += [f"--python-version={PYTHON}", f"--dest={folder}", *wanted]
-    with (
-        feedback.bars("Fetching the application's wheels", unit="steps") as bars,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-        ) as process,
-    ):
-        assert process.stdout is not None
-        log: list[str] = []
-        seen = 0
-        for line in process.stdout:
-            log.append(line.rstrip())
-            if line.startswith("Collecting "):
-                bars.update("wheels", seen, max(len(wanted), seen + 1), line.split()[1])
-                seen += 1
-        if process.wait() != 0:
-            said = "\n  ".join(log[-6:])
-            raise BaseError(
-                f"fetching the wheels for '{platform}': pip ended with {process.returncode}:\n"
-                f"  {said}\nIf no package index can be reached here, name a proxy in HTTPS_PROXY "
-                "and its certificate authority's file in PIP_CERT, or take the wheels from a "
-                "bundle ('labapp bundle load'); then try again."
-            )
-        bars.finish("wheels")
+    feedback.say("Fetching the application's wheels.")
+    ran = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if ran.returncode != 0:
+        said = "\n  ".join(ran.stdout.splitlines()[-6:])
+        raise BaseError(
+            f"fetching the wheels for '{platform}': pip ended with {ran.returncode}:\n  {said}\n"
+            "If no package index can be reached here, name a proxy in HTTPS_PROXY and its "
+            "certificate authority's file in PIP_CERT, or take the wheels from a bundle "
+            "('labapp bundle load'); then try again."
+        )
 
 
 @contextlib.contextmanager

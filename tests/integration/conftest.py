@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from labapp import reset
 from labapp.bench import Bench
-from labapp.errors import NotInRegistry
 from labapp.feedback import QuietFeedback
 from labapp.inside import image
 from labapp.inside.image import Contents
@@ -18,7 +16,7 @@ from labapp.journey import transfer
 from labapp.journey.build import Build
 from labapp.machine.engine import Engine
 from labapp.reference import Reference
-from labapp.state import State
+from labapp.state import REPOSITORY, State
 
 VARIANTS = ("full", "slim", "multistage", "minimal")
 
@@ -47,7 +45,7 @@ def build_variant(bench: Bench, feedback: QuietFeedback) -> Callable[..., Build]
     """Build the application by one of the Dockerfiles, with further build arguments."""
 
     def build(variant: str, **arguments: str) -> Build:
-        dockerfile = bench.repository / "dockerfiles" / f"{variant}.Dockerfile"
+        dockerfile = REPOSITORY / "dockerfiles" / f"{variant}.Dockerfile"
         return builds.build(
             bench.engine,
             bench.application,
@@ -74,19 +72,15 @@ def inside(
     variants: dict[str, Build],
     feedback: QuietFeedback,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Contents]]:
+) -> dict[str, Contents]:
     """What is inside the application's images, read from the registry."""
     folder = tmp_path_factory.mktemp("inside")
     found: dict[str, Contents] = {}
     for variant, build in variants.items():
-        pushed = transfer.push(bench.engine, bench.server, build.reference)
-        reference = pushed.reference.pinned(pushed.digest)
-        found[variant] = image.read(bench.registry, bench.registry.image(reference), folder=folder)
-    yield found
-    for each in found.values():
-        # A test of `reset` may have emptied the registry since.
-        with contextlib.suppress(NotInRegistry):
-            bench.registry.delete_manifest(each.image.reference.repository, each.image.digest)
+        transfer.push(bench.engine, bench.server, build.reference)
+        held = bench.registry.image(build.reference)
+        found[variant] = image.read(bench.registry, held, folder=folder)
+    return found
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import textwrap
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +16,7 @@ import elsewhere
 import pytest
 
 from labapp.bench import Bench
-from labapp.errors import BuildError, ImageError, InvalidReference, PullError, PushError, RunError
+from labapp.errors import BuildError, ImageError, PullError, PushError, RunError
 from labapp.feedback import QuietFeedback
 from labapp.journey.build import build
 from labapp.journey.run import remove_running, run, run_once
@@ -41,7 +41,7 @@ def own(
         own.start(image=server.image)
         yield own
     finally:
-        own.remove(volume=True)
+        own.remove()
 
 
 @pytest.fixture
@@ -71,16 +71,11 @@ def fresh(engine: Engine) -> Iterator[str]:
     remove(engine, name)
 
 
-@pytest.fixture
-def context(tmp_path: Path) -> Path:
-    (tmp_path / "a.txt").write_text("hello\n")
-    return tmp_path
-
-
 def test_build_and_cache(
-    engine: Engine, state: State, slim: Reference, context: Path, fresh: str, told: QuietFeedback
+    engine: Engine, state: State, slim: Reference, tmp_path: Path, fresh: str, told: QuietFeedback
 ) -> None:
-    file = context / "my.Dockerfile"
+    (tmp_path / "a.txt").write_text("hello\n")
+    file = tmp_path / "my.Dockerfile"
     file.write_text(
         "ARG BASE\nFROM ${BASE} AS first\nARG WORD=none\nRUN echo ${WORD} > /word\n"
         "FROM ${BASE} AS second\nCOPY --from=first /word /word\nCOPY a.txt /\n"
@@ -89,67 +84,44 @@ def test_build_and_cache(
     unique = uuid.uuid4().hex
     arguments = {"BASE": str(slim), "WORD": unique}
     building = partial(
-        build, engine, context, tag=fresh, dockerfile=file, args=arguments, target="second"
+        build, engine, tmp_path, tag=fresh, dockerfile=file, args=arguments, target="second"
     )
     made = building()
     assert run_once(engine, fresh, ["cat", "/word", "/a.txt"]) == f"{unique}\nhello\n"
-    assert made.reference == Reference.parse(fresh)
     assert engine.client.images.get(fresh).labels[LABEL] == state.lab_id
-    assert made.context_bytes > 0
-    assert made.seconds > 0
+    assert min(made.context_bytes, made.seconds) > 0
     runs = [step for step in made.steps if step.instruction.startswith("RUN")]
     assert [(step.stage, step.cached) for step in runs] == [("first", False)]
-    shown = f"docker build -t {fresh} -f {file} --build-arg BASE={slim} --build-arg WORD={unique} "
-    assert told.commands[0].startswith(f"{shown}--target second")
     for cache in (True, False):
         steps = building(cache=cache).steps
         acting = [step for step in steps if step.instruction.startswith(("RUN", "COPY"))]
         assert {step.cached for step in acting} == {cache}
+    # What a terminal builds by the printed command comes from the same cache, and the reverse.
+    variables = engine.environment()
+    if engine.builder == "classic":
+        variables["DOCKER_BUILDKIT"] = "0"
+    mine = shlex.split(told.commands[0])
+    subprocess.run([*mine, "--build-arg", "WORD=theirs"], env=variables, check=True)
+    steps = building(args=arguments | {"WORD": "theirs"}).steps
+    assert all(step.cached for step in steps if step.instruction.startswith(("RUN", "COPY")))
 
 
 def test_failures_leave_nothing_behind(
-    engine: Engine, slim: Reference, context: Path, fresh: str
+    engine: Engine, slim: Reference, tmp_path: Path, fresh: str
 ) -> None:
     """What each builder says of a failure is in the unit tests."""
     mark = uuid.uuid4().hex
     for text, line, log in (
         (f"FROM {slim}\nRUN echo {mark} && \\\n    exit 3\n", 2, (mark,)),
-        (f"FROM {slim}\nRUN true {mark}\nCOPY a.txt nope.txt /x/\n", 3, ()),
+        (f"FROM {slim}\nRUN true {mark}\nCOPY nope.txt /x/\n", 3, ()),
         (f"# base\nFROM {slim.registry}/none/such:1\n", 2, ()),
     ):
-        (context / "Dockerfile").write_text(text)
+        (tmp_path / "Dockerfile").write_text(text)
         with pytest.raises(BuildError) as caught:
-            build(engine, context, tag=fresh)
+            build(engine, tmp_path, tag=fresh)
         assert (caught.value.line, caught.value.log) == (line, log)
     containers = engine.client.api.containers(all=True)
     assert [each["Command"] for each in containers if mark in each["Command"]] == []
-
-
-def test_what_is_missing(engine: Engine, tmp_path: Path, fresh: str, told: QuietFeedback) -> None:
-    for folder, name, kind, fact in (
-        (tmp_path, fresh, BuildError, "Dockerfile"),
-        (tmp_path / "none", fresh, BuildError, "none"),
-        (tmp_path, "Shop/web", InvalidReference, "Shop/web"),
-        (tmp_path, f"web@sha256:{'0' * 64}", BuildError, "digest"),
-    ):
-        with pytest.raises(kind, match=fact):
-            build(engine, folder, tag=name)
-    assert told.commands == []
-
-
-def test_terminal_and_lab_share_the_cache(
-    engine: Engine, slim: Reference, context: Path, fresh: str
-) -> None:
-    if hasattr(os, "getuid") and os.getuid() == 0:
-        os.chown(context / "a.txt", 1000, 1000)
-    (context / "Dockerfile").write_text(f"FROM {slim}\nCOPY . /x/\nRUN cat /x/a.txt\n")
-    (context / "b.txt").write_text(uuid.uuid4().hex)
-    variables = engine.environment()
-    if engine.builder == "classic":
-        variables["DOCKER_BUILDKIT"] = "0"
-    subprocess.run(["docker", "build", "-t", fresh, str(context)], env=variables, check=True)
-    acting = [s for s in build(engine, context, tag=fresh).steps if s.instruction[:4] != "FROM"]
-    assert [step.cached for step in acting] == [True, True]
 
 
 # --- push and pull
@@ -158,7 +130,6 @@ def test_terminal_and_lab_share_the_cache(
 def test_push_and_pull(
     engine: Engine, own: RegistryServer, image: str, told: QuietFeedback
 ) -> None:
-    before = len(told.commands)
     pushed = push(engine, own, image)
     registry, repository = own.registry(), pushed.reference.repository
     manifest = registry.image(image).manifest
@@ -169,16 +140,16 @@ def test_push_and_pull(
         "outcome": ["sent", "sent"],
     }
     assert pushed.moved_bytes == manifest.download_bytes
-    assert told.commands[before:] == [f"docker push {image}"]
+    assert told.commands[-1] == f"docker push {image}"
     assert pushed.digest in told.lines[-1]
-    assert all(bar.finished for bars in told.shown for bar in bars.bars.values())
 
     registry.blob_size(repository, NOBODYS)  # a mark in the log, behind what was asked until here
     again = push(engine, own, image)
-    said = [one for one in parse_log(own.logs()) if one.client == "lab"]
-    mark = max(number for number, one in enumerate(said) if NOBODYS in one.uri)
-    # The manifest, and for each blob whether it is whole.
-    assert sorted(one.method for one in said[mark + 1 :]) == ["GET", "HEAD", "HEAD", "HEAD"]
+    heard = parse_log(own.logs())
+    said = heard[heard["client"] == "lab"]
+    mark = said.index[said["digest"] == NOBODYS][-1]
+    # The manifest before and after, and for each blob whether it is whole; none is read.
+    assert sorted(said.loc[mark + 1 :, "method"]) == ["GET", "GET", "HEAD", "HEAD", "HEAD"]
     assert list(again.layers["outcome"]) == ["already there"] * 2
     assert (again.digest, again.moved_bytes) == (pushed.digest, 0)
     assert list(pull(engine, own, image).layers["outcome"]) == ["already here"] * 2
@@ -194,6 +165,13 @@ def test_push_and_pull(
     assert remove(engine, pinned)
     pull(engine, own, image)
 
+    name = pushed.reference.name
+    tag(engine, image, name)
+    assert told.commands[-1] == f"docker tag {image} {name}:latest"
+    push(engine, own, name)  # No tag means "latest".
+    assert registry.tags(repository) == ["1", "latest"]
+    assert [remove(engine, name), remove(engine, name)] == [True, False]
+
 
 def test_what_is_not_there(engine: Engine, own: RegistryServer, image: str) -> None:
     push(engine, own, image)
@@ -204,38 +182,18 @@ def test_what_is_not_there(engine: Engine, own: RegistryServer, image: str) -> N
         (pull, f"{own.address}/test/none:1", PullError, "test/none"),
         (push, f"{name}:2", PushError, "docker tag"),
         (push, f"{name}@{NOBODYS}", PushError, "tag"),
-        (push, f"{own.address}/Test/web:1", InvalidReference, "Test/web"),
-        (pull, f"http://{own.address}/test/web:1", InvalidReference, "http://"),
+        # Said at once: the engine alone tries for over a minute.
+        (push, f"localhost:{free_port()}/test/web:1", PushError, "labapp start"),
+        (pull, f"localhost:{free_port()}/test/web:1", PullError, "labapp start"),
     ):
         with pytest.raises(kind, match=fact):
             act(engine, own, what)
-
-
-def test_registry_that_is_down_is_said_at_once(engine: Engine, image: str) -> None:
-    name = f"localhost:{free_port()}/test/web:1"
-    tag(engine, image, name)
-    began = time.monotonic()
-    for act, kind in ((push, PushError), (pull, PullError)):
-        with pytest.raises(kind, match="labapp start"):
-            act(engine, None, name)
-    assert time.monotonic() - began < 20  # The engine alone tries for over a minute.
-    remove(engine, name)
-
-
-def test_tags(engine: Engine, own: RegistryServer, image: str, told: QuietFeedback) -> None:
-    name = image.rpartition(":")[0]
-    tag(engine, image, name)
-    assert told.commands[-1] == f"docker tag {image} {name}:latest"
-    push(engine, own, name)  # No tag means "latest".
-    assert own.registry().tags(Reference.parse(name).repository) == ["latest"]
-    assert pull(engine, own, name).reference.tag == "latest"
-    assert engine.client.images.get(name).id == engine.client.images.get(image).id
-    assert remove(engine, name)
-    assert not remove(engine, name)
-    with pytest.raises(ImageError, match="labapp/none:latest"):
-        tag(engine, "labapp/none", name)
-    with pytest.raises(ImageError, match="digest"):
-        tag(engine, image, f"{name}@{NOBODYS}")
+    for source, target, fact in (
+        ("labapp/none", name, "labapp/none:latest"),
+        (image, f"{name}@{NOBODYS}", "digest"),
+    ):
+        with pytest.raises(ImageError, match=fact):
+            tag(engine, source, target)
 
 
 # --- damage in the registry's storage
@@ -245,7 +203,6 @@ def _damage(own: RegistryServer, digest: str, how: str) -> None:
     value = digest.partition(":")[2]
     path = f"{CONTENT}/blobs/sha256/{value[:2]}/{value}/data"
     commands = {
-        "truncated": ["truncate", "-s", "100", path],
         "emptied": ["truncate", "-s", "0", path],
         "deleted": ["rm", path],
         "flipped": ["sh", "-c", f"printf labapp | dd of={path} bs=1 seek=50 conv=notrunc"],
@@ -253,7 +210,7 @@ def _damage(own: RegistryServer, digest: str, how: str) -> None:
     own.storage(commands[how])
 
 
-@pytest.mark.parametrize("how", ["truncated", "emptied", "deleted", "flipped"])
+@pytest.mark.parametrize("how", ["emptied", "deleted", "flipped"])
 @pytest.mark.parametrize("part", ["layer", "config", "manifest"])
 def test_damage_is_named_by_a_pull_and_healed_by_a_push(
     engine: Engine, own: RegistryServer, image: str, part: str, how: str, told: QuietFeedback
@@ -268,12 +225,8 @@ def test_damage_is_named_by_a_pull_and_healed_by_a_push(
     remove(engine, image)
     _damage(own, digest, how)
 
-    began = time.monotonic()
-    with pytest.raises(PullError) as caught:
+    with pytest.raises(PullError, match=digest if part != "manifest" else image):
         pull(engine, own, image)
-    assert time.monotonic() - began < 20  # The engine alone tries for over a minute.
-    if part != "manifest":
-        assert digest in str(caught.value)
 
     engine.client.images.load(kept)
     healed = push(engine, own, image)
@@ -293,7 +246,7 @@ def test_damage_in_a_registry_that_is_not_the_labs(
     engine: Engine, own: RegistryServer, image: str
 ) -> None:
     layer = str(push(engine, None, image).layers["digest"].iloc[0])
-    _damage(own, layer, "truncated")
+    _damage(own, layer, "emptied")
     with pytest.raises(PushError, match=layer):
         push(engine, None, image)
     push(engine, own, image)
@@ -326,9 +279,6 @@ def test_registry_killed_in_mid_push(
         remove(engine, name)
 
 
-# --- containers
-
-
 @pytest.fixture(scope="module")
 def page(engine: Engine, build_site: Callable[[str, str], str]) -> Iterator[str]:
     name = build_site(f"labapp/test-{uuid.uuid4().hex[:8]}:1", "one")
@@ -345,19 +295,15 @@ def test_run(engine: Engine, state: State, page: str, told: QuietFeedback) -> No
     name = f"labapp-test-{uuid.uuid4().hex[:8]}"
     try:
         first = run(engine, page, name=name, environment={"WORD": "one"}, wait_for="/")
-        assert (first.name, first.reference) == (name, page)
         assert first.get("/") == "one"
         assert '"GET / HTTP/1.1" 200' in first.logs()
         with pytest.raises(RunError, match="404"):
             first.get("/none")
         container = engine.client.containers.get(name)
-        assert container.labels[ROLE_LABEL] == "run"
-        assert state.labels.items() <= container.labels.items()
-        [binding] = container.ports["8000/tcp"]
-        assert binding["HostIp"] == "127.0.0.1"
-        assert first.url == f"http://127.0.0.1:{binding['HostPort']}"
+        assert {**state.labels, ROLE_LABEL: "run"}.items() <= container.labels.items()
+        assert [binding["HostIp"] for binding in container.ports["8000/tcp"]] == ["127.0.0.1"]
         shown = f"docker run -d --name {name} -p 127.0.0.1::8000 -e WORD=one {page}"
-        assert shown in told.commands
+        assert told.commands == [shown]
         second = run(engine, page, name=name, environment={"WORD": "two"}, wait_for="/")
         assert "WORD=two" in engine.client.containers.get(name).attrs["Config"]["Env"]
         with pytest.raises(RunError):
@@ -422,23 +368,3 @@ def test_client_killed_in_mid_run(bench: Bench, engine: Engine) -> None:
         client.communicate()
     assert str(found.name) in " ".join(remove_leftovers(engine))
     assert engine.client.containers.list(all=True, filters=wanted) == []
-
-
-def test_a_command_beside_a_container_sees_its_processes_files_and_network(
-    engine: Engine, slim: Reference, page: str, told: QuietFeedback
-) -> None:
-    """The way to look into a container whose image has no shell."""
-    running = run(engine, page, wait_for="/")
-    look = (
-        "import os, urllib.request as u\n"
-        "print(open('/proc/1/cmdline').read().split('\\0')[2])\n"
-        "print(os.path.exists('/proc/1/root/site/index.html'))\n"
-        "print(u.urlopen('http://localhost:8000/').status)"
-    )
-    try:
-        said = run_once(engine, slim, ["python3", "-c", look], beside=running)
-        assert said.split() == ["http.server", "True", "200"]
-        for space in ("pid", "network"):
-            assert f"--{space}=container:{running.name}" in told.commands[-1]
-    finally:
-        running.stop()

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from labapp.errors import EngineNotFound, PullError, PushError
-from labapp.journey.build import Build, build
+from labapp.journey.build import build
 from labapp.journey.transfer import pull, push, remove, tag
 from labapp.machine import engine as engines
 from labapp.machine import own_engine
@@ -40,8 +40,7 @@ PACKAGES = "docker.io,docker-buildx,docker-cli,containerd,runc,ca-certificates"
 START = """
 mount --bind "$1" "$1"
 for each in proc sys dev; do mount --rbind /$each "$1/$each"; done
-root=$1; shift
-exec chroot "$root" /usr/sbin/dockerd "$@"
+exec chroot "$1" /usr/sbin/dockerd --config-file=/run/e/daemon.json
 """
 
 
@@ -75,28 +74,23 @@ def newer(
     state = State.open(tmp_path_factory.mktemp("newer-state"))
     network = own_engine.choose(state.lab_id)
     network.up()
-    settings = {"features": {"containerd-snapshotter": store == "containerd"}}
+    settings = {
+        "features": {"containerd-snapshotter": store == "containerd"},
+        "data-root": f"/data-{store}",
+        "exec-root": "/run/e/exec",
+        "pidfile": "/run/e/docker.pid",
+        "hosts": ["unix:///run/e/docker.sock"],
+        "bridge": network.bridge,
+        "iptables": False,
+        "ip6tables": False,
+        "containerd-namespace": network.name,
+        "containerd-plugins-namespace": f"{network.name}-plugins",
+    }
     (root / "run/e/daemon.json").write_text(json.dumps(settings))
     socket, log = root / "run/e/docker.sock", root / f"{store}.log"
-    options = [
-        "--config-file=/run/e/daemon.json",
-        f"--data-root=/data-{store}",
-        "--exec-root=/run/e/exec",
-        "--pidfile=/run/e/docker.pid",
-        "--host=unix:///run/e/docker.sock",
-        f"--bridge={network.bridge}",
-        "--iptables=false",
-        "--ip6tables=false",
-        f"--containerd-namespace={network.name}",
-        f"--containerd-plugins-namespace={network.name}-plugins",
-    ]
+    command = ["unshare", "--mount", "sh", "-ec", START, "start", str(root)]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-ec", START, "start", str(root), *options],
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
 
     def answering() -> Engine | None:
         assert process.poll() is None, log.read_text()[-3000:]
@@ -110,7 +104,7 @@ def newer(
         try:
             engine = wait_until(answering, seconds=30)
             assert engine is not None, log.read_text()[-3000:]
-            assert engine.store == store and engine.builder.startswith("buildx ")
+            assert (engine.store, engine.builder[:7]) == (store, "buildx ")
             yield engine
         finally:
             process.send_signal(signal.SIGTERM)
@@ -119,21 +113,17 @@ def newer(
             network.down()
 
 
-def _build(engine: Engine, folder: Path, tag: str, text: str) -> Build:
-    (folder / "Dockerfile").write_text(text)
-    return build(engine, folder, tag=tag)
-
-
 def test_the_journey(
     newer: Engine, server: RegistryServer, registry: Registry, slim: Reference, tmp_path: Path
 ) -> None:
     name = f"{registry.address}/test/{uuid.uuid4().hex[:8]}:1"
     (tmp_path / "index.html").write_text(name)
-    text = f"FROM {slim}\nRUN --mount=type=cache,target=/c echo loud\nCOPY index.html /\n"
-    made = _build(newer, tmp_path, name, text)
-    assert [step.log for step in made.steps[1:]] == [("loud",), ()]
-    again = _build(newer, tmp_path, name, text)
-    assert [step.cached for step in again.steps[1:]] == [True, True]
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {slim}\nRUN --mount=type=cache,target=/c echo loud\nCOPY index.html /\n"
+    )
+    made, again = (build(newer, tmp_path, tag=name).steps[1:] for _ in range(2))
+    assert [step.log for step in made] == [("loud",), ()]
+    assert [step.cached for step in again] == [True, True]
     pushed = push(newer, server, name)
     assert pushed.digest == registry.resolve(pushed.reference.repository, "1")
     assert pushed.layers["outcome"].iloc[-1] == "sent"
@@ -178,8 +168,8 @@ def test_accounts_and_a_certificate(
         private.accounts.add("ann", "ann", rights={"shop/*": ("pull", "push")})
         private.accounts.add("bob", "bob", rights={"shop/*": ("pull",)})
         name = f"{private.address}/shop/tiny:1"
-        (tmp_path / "index.html").write_text("tiny")
-        _build(newer, tmp_path, name, "FROM scratch\nCOPY index.html /\n")
+        (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+        build(newer, tmp_path, tag=name)
         private.log_in("ann", "ann")
         with pytest.raises(PushError, match="authority"):
             private.push(name)
@@ -197,5 +187,5 @@ def test_accounts_and_a_certificate(
         remove(newer, name)
     finally:
         private.distrust()
-        private.server.remove(volume=True)
+        private.server.remove()
         private.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,11 +11,12 @@ import pytest
 from registries import Reply, Seen, error, serving
 
 from labapp.errors import DeploymentError, InvalidReference, NotInRegistry, StateError
-from labapp.journey.pin import Change, pin, pin_deployment, pin_dockerfile
+from labapp.feedback import QuietFeedback, using
+from labapp.journey.pin import pin, pin_deployment, pin_dockerfile
 from labapp.reference import Reference
 from labapp.registry.client import Registry
 
-Act = Callable[[Path, Registry], list[Change]]
+Act = Callable[[Path, Registry], None]
 
 D = "sha256:" + "0123456789abcdef" * 4
 OLD = "sha256:" + "fedcba9876543210" * 4
@@ -27,10 +27,7 @@ def registry() -> Iterator[Registry]:
     """A registry that knows 'base/python' and 'shop/web', and nothing else."""
 
     def answer(request: Seen) -> Reply:
-        known = any(
-            f"/v2/{name}/manifests/" in request.path for name in ("base/python", "shop/web")
-        )
-        if not known:
+        if not request.path.startswith(("/v2/base/python/", "/v2/shop/web/")):
             return error(404, "MANIFEST_UNKNOWN")
         return Reply(headers={"Docker-Content-Digest": D})
 
@@ -40,9 +37,7 @@ def registry() -> Iterator[Registry]:
 
 # Pinned; without the '@D' it is what stood there before.
 DOCKERFILES = {
-    "plain": "FROM R/base/python:3.13@D\n",
     "no tag": "FROM R/base/python@D\n",
-    "stage name and platform": "FROM --platform=linux/amd64 R/base/python:3.13@D AS build\n",
     "comments, spaces and case": (
         "# syntax=docker/dockerfile:1\n#FROM R/a:1\n  from   R/base/python:3@D   as\tx  \n"
     ),
@@ -50,21 +45,13 @@ DOCKERFILES = {
         "FROM --platform=$BUILDPLATFORM \\\n  # why\n\n    R/base/python:3@D \\\n    AS b\n"
     ),
     "another escape": "# escape=`\nFROM `\n R/base/python:3@D\nRUN dir C:\\\nFROM R/shop/web:1@D\n",
-    "windows line ends": "FROM R/base/python:3@D\r\nRUN a \\\r\n  b\r\n",
-    "byte order mark, no newline at the end": "\ufeffFROM R/base/python:3@D",
+    "byte order mark, windows line ends": "\ufeffFROM R/base/python:3@D\r\nRUN a \\\r\n  b",
     "stages are left alone": (
         "FROM R/base/python:3@D AS Build\nFROM build AS test\nFROM test\nFROM scratch\n"
     ),
     "argument": "ARG BASE=R/base/python:3@D\nFROM ${BASE} AS a\nFROM $BASE\n",
     "quoted argument among others": 'ARG A=1 BASE="R/base/python:3@D" C=\'x y\'\nFROM "${BASE}"\n',
-    "the argument's last default counts": (
-        "ARG BASE=R/base/python:1\nARG BASE=R/base/python:2@D\nFROM $BASE\nARG BASE=R/shop/web:1\n"
-    ),
-    "default in the FROM line": "ARG BASE\nFROM ${BASE:-R/base/python:3@D}\n",
-    "default of an empty argument": (
-        "ARG BASE=\nARG OTHER=''\nFROM ${BASE:-R/base/python:3@D}\nFROM ${OTHER:-R/shop/web:1@D}\n"
-    ),
-    "argument that names a stage": "ARG FINAL=one\nFROM R/base/python:3@D AS one\nFROM ${FINAL}\n",
+    "default of an empty argument": "ARG BASE=\nFROM ${BASE:-R/base/python:3@D}\n",
     "here-document": (
         "FROM R/base/python:3@D\nRUN <<EOF\nFROM R/base/python:no\nEOF\nCOPY <<-'A' <<B /x\n"
         "\tFROM R/a:1\n\tA\nFROM R/b:1\nB\nFROM R/shop/web:1@D\n"
@@ -82,10 +69,6 @@ DOCKERFILES = {
         "echo --mount=from=R/none/such:1\nRUN --mount=type=bind,from=a,target=/a "
         "--mount=type=bind,target=/b,from=R/shop/web:2@D x\n"
     ),
-    "kept for later": (
-        "FROM R/base/python:3@D\nONBUILD RUN <<EOF\nFROM R/none/such:2\nEOF\n"
-        "ONBUILD COPY --from=R/shop/web:1@D /x /x\nonbuild run --mount=from=R/shop/web:1@D x\n"
-    ),
     "bytes that are no UTF-8": "# caf\udce9\nFROM R/base/python:3@D\n",
 }
 
@@ -97,27 +80,26 @@ def _write(path: Path, text: str, registry: Registry) -> bytes:
     return raw
 
 
-def pinned(act: Act, before: str, after: str, registry: Registry, path: Path) -> list[Change]:
-    """The changes that make a file what it should be, and that a second time makes no more."""
+def pinned(act: Act, before: str, after: str, registry: Registry, path: Path) -> None:
+    """A file becomes what it should be, each change is told, a second time makes no more."""
     _write(path, before, registry)
-    changes = act(path, registry)
-    found = path.read_bytes()
-    assert act(path, registry) == []
+    with using(QuietFeedback()) as told:
+        act(path, registry)
+        found = path.read_bytes()
+        act(path, registry)
     assert path.read_bytes() == found == _write(path, after, registry)
     lines = found.decode("utf-8", errors="surrogateescape").split("\n")
-    for change in changes:
-        assert change.after in lines[change.line - 1]
-    return changes
+    changes = re.findall(r"line (\d+): (\S+) → (\S+)", "\n".join(told.lines))
+    for line, old, new in changes:
+        assert new in lines[int(line) - 1]
+        assert Reference.parse(old).name == Reference.parse(new).name
+    assert len(changes) == after.count("@D")
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_dockerfile(name: str, registry: Registry, tmp_path: Path) -> None:
     after = DOCKERFILES[name]
-    before = after.replace("@D", "")
-    changes = pinned(pin_dockerfile, before, after, registry, tmp_path / "Dockerfile")
-    assert changes
-    for change in changes:
-        assert change.after == f"{change.before}@{D}"
+    pinned(pin_dockerfile, after.replace("@D", ""), after, registry, tmp_path / "Dockerfile")
 
 
 # What is in brackets stands there before; the digest instead of it afterwards.
@@ -131,9 +113,6 @@ DEPLOYMENTS = {
     ),
     "anchor and merge": (
         "x-web: &web\n  image: &i R/shop/web«:1»\nservices:\n  a: {<<: *web}\n  b:\n    image: *i\n"
-    ),
-    "image on the next line, é before it": (
-        "\ufeffname: x\n# é\nservices:\n  a:\n    image:\n      R/shop/web«:1»\n"
     ),
     "what deploy would not run": (
         "version: 3\nservices:\n  a:\n    build: .\n"
@@ -151,10 +130,7 @@ DEPLOYMENTS = {
 def test_deployment(name: str, registry: Registry, tmp_path: Path) -> None:
     text = DEPLOYMENTS[name]
     before, after = re.sub("«(.*?)»", r"\1", text), re.sub("«.*?»", "@D", text)
-    changes = pinned(pin_deployment, before, after, registry, tmp_path / "deployment.yaml")
-    assert len(changes) == text.count("«")
-    for change in changes:
-        assert Reference.parse(change.before).name == change.after.removesuffix(f"@{D}")
+    pinned(pin_deployment, before, after, registry, tmp_path / "deployment.yaml")
 
 
 BAD: list[tuple[Act, str, str]] = [
@@ -192,21 +168,15 @@ def test_pin(registry: Registry) -> None:
     assert str(pin(registry, f"{name}:1.4@{OLD}")) == f"{name}@{OLD}"
     other = name.replace("localhost", "127.0.0.1")
     assert str(pin(registry, other)) == f"{other}@{D}"
-    with pytest.raises(InvalidReference, match=r"'docker\.io'"):
-        pin(registry, "python:3.13")
 
 
 def test_mode_and_link_are_kept(registry: Registry, tmp_path: Path) -> None:
     path, named = tmp_path / "real", tmp_path / "Dockerfile"
     _write(path, "FROM R/base/python:3\n", registry)
     path.chmod(0o640)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    # An ordinary user of Windows may not make a symbolic link.
-    is_link = sys.platform != "win32"
-    named.symlink_to(path) if is_link else path.rename(named)
+    named.symlink_to(path)
     pin_dockerfile(named, registry)
     with pytest.raises(StateError, match="none"):
         pin_dockerfile(tmp_path / "none", registry)
-    assert named.is_symlink() == is_link
-    assert D in named.read_text()
-    assert stat.S_IMODE(named.stat().st_mode) == mode
+    assert named.is_symlink() and D in named.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
