@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from labapp.registry.client import Registry
 from labapp.registry.manifests import digest_of
 
 OCI = "application/vnd.oci.image"
+GZIP = functools.partial(gzip.compress, mtime=0)
 PLATFORM = {"os": "linux", "architecture": "amd64"}
 LINKS = {b"-> ": tarfile.SYMTYPE, b"=> ": tarfile.LNKTYPE}
 
@@ -85,8 +87,14 @@ def put(
     history: str = "COPY layer{} /",
     modes: Mapping[str, int] | None = None,
     diff_ids: Sequence[str] | None = None,
+    pack: Callable[[bytes], bytes] = GZIP,
+    layer_type: str = f"{OCI}.layer.v1.tar+gzip",
+    **more: Any,
 ) -> dict[str, Any]:
-    """Store an image of files or archives, with a config; return its descriptor."""
+    """Store an image of files or archives, with a config; return its descriptor.
+
+    Without a tag, it is stored by its digest; ``more`` is what else the manifest says.
+    """
     plain = [each if isinstance(each, bytes) else archive(each, modes) for each in layers]
     diff_ids = diff_ids or [digest_of(layer) for layer in plain]
     config = {
@@ -96,15 +104,15 @@ def put(
         "history": [{"created_by": history.format(n)} for n in range(1, len(plain) + 1)],
     }
     blobs = [(f"{OCI}.config.v1+json", json.dumps(config).encode())]
-    blobs += [(f"{OCI}.layer.v1.tar+gzip", gzip.compress(layer, mtime=0)) for layer in plain]
+    blobs += [(layer_type, pack(layer)) for layer in plain]
     parts = []
     for kind, data in blobs:
         digest, size = registry.upload_blob(repository, [data])
         parts.append({"mediaType": kind, "digest": digest, "size": size})
     kind = f"{OCI}.manifest.v1+json"
     document = {"schemaVersion": 2, "mediaType": kind, "config": parts[0], "layers": parts[1:]}
-    raw = json.dumps(document).encode()
-    digest = registry.put_manifest(repository, tag, raw, kind)
+    raw = json.dumps(document | more).encode()
+    digest = registry.put_manifest(repository, tag or digest_of(raw), raw, kind)
     return {"mediaType": kind, "digest": digest, "size": len(raw), "platform": dict(platform)}
 
 

@@ -27,7 +27,7 @@ import zstandard
 from isal import igzip
 from isal.igzip_lib import IsalError
 
-from labapp.errors import DamagedContent, LabError
+from labapp.errors import DamagedContent
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -171,11 +171,9 @@ def _inflated(compressed: Generator[bytes], doing: str) -> Generator[bytes]:
                 yield chunk
         except _BROKEN as error:
             collections.deque(compressed, maxlen=0)  # a wrong digest, told at the end, says more
-            cut_off = isinstance(error, EOFError)
-            cause = "it is cut off" if cut_off else f"it can't be inflated ({error})"
-            raise DamagedContent(f"{doing}: {cause}. Build and push the image again.") from error
-        except OSError as error:
-            raise LabError(f"{doing}: {error}.") from error
+            raise DamagedContent(
+                f"{doing}: it is cut off or damaged ({error}). Build and push the image again."
+            ) from error
 
 
 class Entry(NamedTuple):

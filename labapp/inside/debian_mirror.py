@@ -34,9 +34,9 @@ from debian.debfile import DebFile
 from debian.debian_support import Version
 
 from labapp import feedback
-from labapp.errors import RegistryError, VulnerabilityError
+from labapp.errors import RegistryError, StateError, VulnerabilityError
 from labapp.registry.http import Connection
-from labapp.state import write_atomically
+from labapp.state import write_file
 
 LIMIT = 64 * 1024 * 1024
 """How many bytes a file may have, packed or unpacked: an image names mirrors of its own choice."""
@@ -146,8 +146,8 @@ def security_suite(texts: Iterable[str], release: Release) -> Suite:
                 return Suite(mirror, release.security, tuple(components.split()))
     raise VulnerabilityError(
         f"looking up Debian's own fixes: the image's apt configuration names no mirror with "
-        f"'{release.security}', so nobody can tell which fixes it lacks. Take a snapshot, Grype or "
-        "Trivy."
+        f"'{release.security}'. Inspect an image of the same release that names one, or load a "
+        "bundle: 'python3 -m labapp bundle load FILE'."
     )
 
 
@@ -191,8 +191,8 @@ def read(suite: Suite, architecture: str, sources: Set[str], *, folder: Path) ->
     versions = {name: str(version) for name, (version, _) in listed.items()}
     fixes = kept[key] = Fixes(date, time.time(), versions, {})
     if held:
-        same = {name for name, _ in held.versions.items() & versions.items()}
-        fixes.updates.update({name: held.updates[name] for name in same & held.updates.keys()})
+        same = held.versions.items() & versions.items()
+        fixes.updates.update((name, held.updates[name]) for name, _ in same if name in held.updates)
     missing = [name for name, updates in fixes.of(sources).items() if updates is None]
     pool = ThreadPoolExecutor(6)
     with feedback.bars("Reading what Debian has fixed since the release", unit="steps") as bars:
@@ -331,12 +331,8 @@ def keep_snapshot(snapshot: Mapping[str, Fixes], *, folder: Path) -> None:
 
 
 def _write(kept: Mapping[str, Fixes], folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it costs time only
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / _FILE, pack(kept), mode=0o644)
-
-
-# Which fixes an installed version lacks
+    with contextlib.suppress(StateError):  # it costs time only
+        write_file(folder / _FILE, pack(kept), mode=0o644)
 
 
 def verdicts(

@@ -8,14 +8,15 @@ Source: OCI Image Specification 1.1, layer.md ("Applying Changesets", "Whiteouts
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from pandas import DataFrame, concat
 
 from labapp.inside import findings, packages
 from labapp.inside.archive import DIRECTORY, FILE, HARDLINK, KINDS, SYMLINK
@@ -24,24 +25,12 @@ from labapp.inside.packages import JOIN, Document, Package
 from labapp.registry.client import Registry, RegistryImage
 from labapp.registry.manifests import layer_history
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 _KINDS = np.array(KINDS, dtype=object)
 _CHANGES = np.array(["added", "changed"], dtype=object)
 
 
 def read(registry: Registry, image: RegistryImage, *, folder: Path) -> Contents:
-    """Read what is inside an image, each layer verified by its digest and its diff ID.
-
-    ``folder`` keeps the layers that were read, and is made when it is missing.
-
-    Raises:
-        NotInRegistry: one of its layers is missing.
-        DamagedContent: bytes that do not match their digest, or a layer that is no tar archive.
-        RegistryError: it has more files than the lab holds in memory.
-        StateError: the folder can't be written.
-    """
+    """Read what is inside an image, each layer verified; the folder keeps what was read of them."""
     return Contents(image, read_layers(registry, image, folder))
 
 
@@ -60,8 +49,6 @@ class Contents:
         download_bytes, unpacked_bytes, files (all but folders and whiteouts), and wasted_bytes (of
         this layer's files, what a later layer replaced or deleted).
         """
-        from pandas import DataFrame
-
         steps = layer_history(self.image.manifest, self.image.config)
         columns = {
             "number": range(1, len(self.held) + 1),
@@ -83,8 +70,6 @@ class Contents:
         such), target (of links), layer (the number of the one it is from), change (added or
         changed, by that layer), package (whose file it is; empty for none, and for folders).
         """
-        from pandas import DataFrame
-
         union, paths = self._union, sorted(self._union.visible)
         rows = np.fromiter(map(union.visible.__getitem__, paths), np.int64, len(paths))
         entries = union.entries[rows]
@@ -112,8 +97,6 @@ class Contents:
         Columns: path (of a folder that was made opaque with ``/*``), layer, change (added, changed
         or deleted), bytes, wasted_bytes (older bytes that became invisible by this entry).
         """
-        from pandas import DataFrame, concat
-
         union = self._union
         table = DataFrame(
             {
@@ -137,15 +120,19 @@ class Contents:
         Columns: name, version, kind (deb, apk or python), source, source_version, architecture,
         unpacked_bytes (as the database says), layer (the number of the one it came with).
         """
-        rows = [(*package, layer) for package, layer in self._union.packages()]
+        rows = []
+        for path, (last, _) in self._union.documents.items():
+            since: dict[Package, int] = {}  # the layer since which the file names it
+            for number, layer in enumerate(self.held[:last], 1):
+                if document := layer.documents.get(path):
+                    since = {each: since.get(each, number) for each in document.packages}
+            rows += [(*package, number) for package, number in since.items()]
         rows.sort(key=lambda row: (row[2], row[:2]))
         return _table(rows, [*Package._fields, "layer"], ["unpacked_bytes", "layer"])
 
     @cached_property
     def privileged(self) -> DataFrame:
         """Set-uid and set-gid files: path, bit, mode, uid, gid, bytes, layer."""
-        from pandas import concat
-
         files = self.files[self.files["type"].isin(["file", "hardlink"])]
         bits = {"set-gid": 0o2000, "set-uid": 0o4000}
         both = [files[files["mode"] & bit > 0].assign(bit=name) for name, bit in bits.items()]
@@ -237,8 +224,6 @@ class Contents:
 
 def _table(rows: Iterable[Any], columns: Iterable[str], whole: Iterable[str] = ()) -> DataFrame:
     """Make a table; the columns of whole numbers have their type even if there is no row."""
-    from pandas import DataFrame
-
     return DataFrame(list(rows), columns=list(columns)).astype(dict.fromkeys(whole, "int64"))
 
 
@@ -318,15 +303,6 @@ class Union:
             for package, names in document.owned.items():
                 found.update(dict.fromkeys(names.split(JOIN), package))
         return found
-
-    def packages(self) -> Iterator[tuple[Package, int]]:
-        """Yield what the visible databases name, with the layer since which they name it."""
-        for path, (last, _) in self.documents.items():
-            since: dict[Package, int] = {}
-            for number, layer in enumerate(self.layers[:last], 1):
-                if document := layer.documents.get(path):
-                    since = {each: since.get(each, number) for each in document.packages}
-            yield from since.items()
 
     def _apply(self, number: int, layer: Layer, rows: range) -> None:
         before = self.visible.copy()

@@ -38,7 +38,7 @@ SHOWN, FEW = 10, 3
 """How many rows of a long list a terminal is shown, and how many names in a cell; JSON has all."""
 
 LOOKED_FOR = (
-    "Packages are those of dpkg, apk and Python's installers; those of npm, gems, jars and Go "
+    "Packages are those of dpkg, apk and Python's installers; those of rpm, npm, gems, jars and Go "
     "modules are not looked for."
 )
 

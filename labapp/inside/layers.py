@@ -33,11 +33,10 @@ MAX_SEARCH = 256 * 1024
 MAX_NOTES = 20
 
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
-RPM_FOLDERS = ("/var/lib/rpm/", "/usr/lib/sysimage/rpm/", "/usr/share/rpm/")
 
 COLUMNS = np.dtype([("kind", "u1"), ("bytes", "i8"), ("mode", "u2"), ("uid", "i8"), ("gid", "i8")])
 
-FORMAT = 4
+FORMAT = 5
 """To be raised with each change of what is read from a layer or of how it is written."""
 
 
@@ -90,22 +89,6 @@ def read_layer(stream: BinaryIO, *, diff_id: str, doing: str, budget: Budget) ->
     return reading.layer(diff_id)
 
 
-def removal(path: str) -> tuple[str, bool] | None:
-    """Return what path a whiteout hides, and whether only what is inside; None if it is none."""
-    folder, _, name = path.rpartition("/")
-    if not name.startswith(WHITEOUT):
-        return None
-    if name == OPAQUE:
-        return folder or "/", True
-    return f"{folder}/{name.removeprefix(WHITEOUT)}", False
-
-
-def hides(path: str, removed: str, only_inside: bool) -> bool:
-    """Tell if a whiteout, as :func:`removal` returns it, hides a path of a lower layer."""
-    inside = path.startswith(removed if removed == "/" else f"{removed}/")
-    return inside or (path == removed and not only_inside)
-
-
 class _Reading:
     """A layer while it is read."""
 
@@ -122,10 +105,12 @@ class _Reading:
         path = entry.path
         # About the memory that it takes, and more for a deep one, which takes time to put together.
         self.budget.spend(150 + len(path) + len(entry.target) + 32 * path.count("/"))
-        if WHITEOUT in path and (hidden := removal(path)):
-            # Other names of this form are bookkeeping of aufs, which engines skip.
-            if hidden[1] or not hidden[0].rpartition("/")[2].startswith(WHITEOUT):
-                self.removed[hidden] = None
+        folder, _, name = path.rpartition("/")
+        if name.startswith(WHITEOUT):
+            if name == OPAQUE:
+                self.removed[folder or "/", True] = None
+            elif not name.startswith(WHITEOUT * 2):  # bookkeeping of aufs, which engines skip
+                self.removed[f"{folder}/{name.removeprefix(WHITEOUT)}", False] = None
             return
         if self.entries.pop(path, None):  # as with tar itself, the last one stays
             self.documents.pop(path, None)
@@ -167,8 +152,6 @@ class _Reading:
 
     def layer(self, diff_id: str) -> Layer:
         paths = sorted(self.entries)
-        if any(path.startswith(RPM_FOLDERS) for path in paths):
-            self.note("an rpm database, which the lab can't read")
         for path, document in self.documents.items():
             for package, names in document.owned.items():
                 document.owned[package] = JOIN.join(map(self.placed, names.split(JOIN)))

@@ -1,4 +1,4 @@
-"""What the peers say of the same images: Syft of their packages, dive of their bytes."""
+"""What Syft says of the same images, and what it reads in the lab's bills of materials."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
-from made_images import Files, Memory, put, read
 
+from labapp import cli
+from labapp.feedback import using
 from labapp.inside.image import Contents
-from labapp.machine.engine import tar_of
-from labapp.registry.client import Registry, RegistryImage
+from labapp.reference import Reference
 
 BIN = Path(sys.executable).parent
 
@@ -52,65 +51,29 @@ def test_syft_finds_the_same_packages(inside: dict[str, Contents], variant: str)
     assert {name: {layer} for name, layer in python[["name", "layer"]].values} == where
 
 
-def docker_archive(registry: Registry, image: RegistryImage, path: Path) -> Path:
-    """Write an image as ``docker save`` does, which is what dive reads."""
-    files = {
-        f"{number}/layer.tar": zlib.decompress(
-            b"".join(registry.open_blob(image.reference.repository, layer.digest)), 31
-        )
-        for number, layer in enumerate(image.manifest.layers)
-    }
-    manifest = [{"Config": "config.json", "RepoTags": ["made:1"], "Layers": list(files)}]
-    files |= {"config.json": image.config.raw, "manifest.json": json.dumps(manifest).encode()}
-    path.write_bytes(tar_of(files))
-    return path
-
-
-def by_dives_rule(found: Contents) -> int:
-    """The bytes that dive calls inefficient: every copy of a path that two layers have.
-
-    The lab counts only what can't be reached any more. dive counts the visible copy as well, and
-    leaves out what goes with a deleted or replaced folder, as it goes by the folder's path alone.
-    """
-    changes = found.changes
-    return int(changes["bytes"][changes["path"].duplicated(keep=False)].sum())
-
-
-DIVED: list[Files] = [
-    # Files replaced and deleted.
-    {"etc/": b"", "big": b"b" * 50_000, "kept": b"k"},
-    {"app/": b"", "app/a": b"a" * 300, "app/link": "=> app/a"},
-    {"big": b"small now", "app/.wh.a": b"", "kept": b"again"},
-    # A folder deleted.
-    {"a/": b"", "a/b/": b"", "a/b/one": b"1" * 100, "a/two": b"2" * 20, "c": b"3"},
-    {"a/": b"", "a/.wh.b": b""},
-    # A folder made opaque.
-    {"o/": b"", "o/one": b"1" * 100, "o/two": b"2" * 20},
-    {"o/": b"", "o/.wh..wh..opq": b"", "o/one": b"new"},
-]
-
-
-def check_with_dive(registry: Registry, found: Contents, folder: Path) -> None:
-    archive = docker_archive(registry, found.image, folder / "image.tar")
-    report = folder / "said.json"
-    command = [str(BIN / "dive"), "--json", str(report), f"docker-archive://{archive}"]
-    subprocess.run(command, check=True, capture_output=True)
-    said = json.loads(report.read_bytes())
-    sizes = [layer["sizeBytes"] for layer in said["layer"]]
-    assert sizes == found.layers["unpacked_bytes"].tolist()
-    assert said["image"]["sizeBytes"] == found.unpacked_bytes
-    assert said["image"]["inefficientBytes"] == by_dives_rule(found)
-
-
-def test_dive_counts_the_same_bytes_of_layers_on_each_other(tmp_path: Path) -> None:
-    registry = Memory()
-    put(registry, "shop/web", "1", DIVED)
-    found = read(registry, tmp_path / "layers")
-    check_with_dive(registry, found, tmp_path)
-    assert found.wasted_bytes > 0
-
-
-def test_dive_counts_the_same_bytes_of_the_application(
-    registry: Registry, inside: dict[str, Contents], tmp_path: Path
+def test_inspect_a_base_image_whose_bills_of_materials_syft_reads(
+    slim: Reference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    check_with_dive(registry, inside["slim"], tmp_path)
+    # The command needs no lab that was ever started, and an engine neither.
+    monkeypatch.setenv("LABAPP_STATE", str(tmp_path / "state"))
+    files = {form: str(tmp_path / f"{form}.json") for form in ("cyclonedx", "spdx")}
+    bills = [word for form, file in files.items() for word in ("--sbom", form, file)]
+    with using(None):
+        assert cli.main(["inspect", str(slim), "--cves", "none", "--json", *bills]) == 0
+    found = json.loads(capsys.readouterr().out)["packages"]
+    packages = {(each["name"], each["version"]) for each in found}
+    assert len(packages) > 80
+    for file in files.values():
+        asked = [str(BIN / "syft"), "convert", "-q", file, "-o", "json"]
+        answer = subprocess.run(asked, capture_output=True, check=True)
+        assert packages == {
+            (each["name"], each["version"])
+            for each in json.loads(answer.stdout)["artifacts"]
+            if each["type"] in ("deb", "python")
+        }
+    with using(None):
+        assert cli.main(["inspect", f"{slim.name}:nosuch"]) == 1
+    assert "-slim" in capsys.readouterr().err

@@ -1,19 +1,23 @@
-"""What an inspection says of an image, from layers made in memory."""
+"""What an inspection says of an image, and the commands for it, from a registry in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from made_images import Memory, made, put
 
+from labapp import cli, feedback
 from labapp.errors import VulnerabilityError
 from labapp.inside.inspection import Comparison, Inspection, as_json, inspect, print_inspection
 from labapp.inside.known import Report, table
+from labapp.registry.manifests import OCI_INDEX, Platform
 from labapp.state import SOURCE_LABEL
 
 SYSTEM: dict[str, bytes | str] = {
@@ -26,16 +30,12 @@ KEY = {"root/.ssh/id_rsa": "-----BEGIN RSA PRIVATE KEY-----\n"}
 GONE = {"root/.ssh/.wh.id_rsa": ""}
 PACKAGES = {SOURCE_LABEL: "debian-packages"}
 PYTHON = {"org.opencontainers.image.base.name": "python:3.13"}
-REASON = "looking up fixes: the mirror '<x>' is down. Try again later."
 
 
-def report(
-    state: str = "missing", *, knows_release: bool = True, cve: str = "CVE-2026-1"
-) -> Report:
-    rest = ("bash", "bash", "5.2", "5.3", "", state, "2026-02-03T00:00:00+00:00")
+def report(state: str = "missing", *, cve: str = "CVE-2026-1") -> Report:
+    rest = ("bash", "bash", "5.2", "5.3", state, "2026-02-03T00:00:00+00:00")
     rows = table([(cve, *rest), ("CVE-2025-1", *rest)])
-    date = datetime(2026, 11, 23, tzinfo=UTC)
-    return Report(rows, "a source", date, "It is blind.", knows_release=knows_release)
+    return Report(rows, "a source", datetime(2026, 11, 23, tzinfo=UTC))
 
 
 def shown(found: Inspection | Comparison) -> str:
@@ -67,7 +67,7 @@ def test_an_image_in_facts() -> None:
         "CVEs fixed since the release": "2",
     }
     assert expected.items() <= facts.items()
-    assert found.notes[0] == "a source, as of 2026-11-23. It is blind."
+    assert found.notes[0] == f"a source, as of 2026-11-23. {Report.blind}"
     # Every rendering tells them, and the lists that a terminal has room for.
     document = json.loads(as_json(found))
     assert document["download_bytes"] == found.contents.download_bytes
@@ -95,33 +95,29 @@ def test_what_the_config_says(run: dict[str, object], base: str, runs_as: str) -
 def test_an_image_of_nothing_still_has_tables_and_charts() -> None:
     for layers in ((), ({},), ({"empty": ""},)):
         found = Inspection(made(*layers), report("since release"))
-        facts = found.facts
-        assert (facts["layers"], facts["unpacked"]) == (str(len(layers)), "0 B")
-        assert (facts["system"], facts["secrets"]) == ("not told", "0")
+        names = ("layers", "unpacked", "system", "secrets", "packages")
+        facts = [str(len(layers)), "0 B", "not told", "0", "none of Debian, Alpine, Python"]
+        assert [found.facts[name] for name in names] == facts
         # What was looked for is told, for there may be packages of other kinds.
-        assert facts["packages"] == "none of Debian, Alpine, Python"
-        assert "npm" in shown(found)
+        assert "rpm, npm" in shown(found)
+        assert json.loads(as_json(found))["tools"] == []
     assert set(found.charts()) == {"surface", "cves"}
-    both = Comparison({"empty": found, "one": Inspection(made(SYSTEM), None)})
-    assert {"surface", "cves", "sizes", "where-bytes-are"} <= set(both.charts())
 
 
-def test_what_nobody_knows_is_not_zero() -> None:
-    found = Inspection(made(SYSTEM), None, REASON)
-    assert found.facts["fixes missing now"] == "not known"
-    assert found.surface["CVEs fixed since the release"] is None
-    assert json.loads(as_json(found))["vulnerabilities_unknown"] == REASON
-    with pytest.raises(VulnerabilityError, match="'<x>'"):
-        _ = found.report
-    # A scanner knows what is missing, and nothing of the release day.
-    scanned = Inspection(made(SYSTEM), report(knows_release=False))
-    assert scanned.facts["fixes missing now"] == "2"
-    assert scanned.facts["CVEs fixed since the release"] == "not known"
-    # A page shows texts as texts.
-    page = found._repr_html_()
-    assert "&lt;b&gt;Debian&lt;/b&gt; 13" in page
-    assert "&#x27;&lt;x&gt;&#x27; is down" in page
-    assert "<b>" not in page
+def test_what_nobody_knows_is_not_zero(tmp_path: Path) -> None:
+    registry = Memory()
+    put(registry, "shop/web", "1", [SYSTEM])
+    for source in (None, "snapshot", "debian", "auto"):
+        found = inspect(registry, "r.test/shop/web:1", cache=tmp_path, source=source)
+        assert bool(found.unknown) == (source is not None)
+        assert found.facts["fixes missing now"] == "not known"
+        assert found.surface["CVEs fixed since the release"] is None
+        with pytest.raises(VulnerabilityError, match=re.escape(found.unknown or "nobody")):
+            _ = found.report
+    assert json.loads(as_json(found))["vulnerabilities_unknown"] == found.unknown
+    # A page shows texts as texts: in the facts, and in the reason.
+    assert found._repr_html_().count("&lt;b&gt;Debian&lt;/b&gt; 13") == 2
+    assert "<b>" not in found._repr_html_()
 
 
 def test_texts_of_an_image_have_no_power_and_break_nothing() -> None:
@@ -132,33 +128,103 @@ def test_texts_of_an_image_have_no_power_and_break_nothing() -> None:
         history=evil,
     )
     found = Inspection(image, report(cve=f"CVE{evil}"), evil)
-    both = Comparison({"one": found, "other": Inspection(image, None, evil)})
+    images = {"one": found, "other": Inspection(image, None, evil)}
+    both = Comparison(images | {"empty": Inspection(made(), None)})
     for each in (found, both):
         for text in (as_json(each), shown(each), repr(each), each._repr_html_()):
             assert text.encode("utf-8")
             assert not {"\x1b", "\x9b"} & set(text)
-    assert all(chart.svg().decode("utf-8") for chart in both.charts().values())
+    drawn = both.charts()
+    assert {"surface", "cves", "sizes", "where-bytes-are", "shared-layers"} <= set(drawn)
+    assert all(chart.svg().decode("utf-8") for chart in drawn.values())
 
 
 def test_images_side_by_side() -> None:
     one = Inspection(made(SYSTEM, KEY), report())
     other = Inspection(made(SYSTEM, run={"User": "app"}, tag="2"), report("since release"))
     both = Comparison({"one": one, "other": other})
-    assert list(both.table.columns) == ["one", "other"]
-    assert list(both.table.loc["fixes missing now"]) == ["2", "0"]
+    assert both.table.loc["fixes missing now"].to_dict() == {"one": "2", "other": "0"}
     assert both.notes == one.notes, "a note of both is said once"
     page = both._repr_html_()
     assert page.count("<tr") == len(both.table) + 1 - 2, "image and digest are too long for it"
-    images = json.loads(as_json(both))["images"]
-    assert images["one"]["layers"][0]["digest"] == images["other"]["layers"][0]["digest"]
 
 
-def test_whom_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    apt = {"etc/apt/sources.list": "deb http://[::bad/d trixie-security main"}
+# The commands, in a lab where nothing was ever started
+
+FOREIGN = Platform("linux", "s390x")
+IMAGE = "r.test/shop/web"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command for ``one``, ``two``, ``empty`` or ``index``; returns its code and outputs."""
     registry = Memory()
-    put(registry, "shop/web", "1", [SYSTEM | apt])
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for source in (None, "auto", "grype", "snapshot"):
-        found = inspect(registry, "r.test/shop/web:1", cache=tmp_path, source=source)
-        assert bool(found.unknown) == (source is not None)
-        assert found.facts["fixes missing now"] == "not known"
+    here, far = (vars(each) for each in (Platform.here(), FOREIGN))
+    put(registry, "shop/web", "one", [SYSTEM, KEY, GONE], platform=here, run={"User": "10001"})
+    put(registry, "shop/web", "empty", platform=here)
+    manifests = [
+        put(registry, "shop/web", "two", [{"app": b"p" * 100}], platform=here),
+        put(registry, "shop/web", "far", [{"app": b"p"}], platform=far),
+    ]
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
+    registry.put_manifest("shop/web", "index", json.dumps(index).encode(), OCI_INDEX)
+    monkeypatch.setattr("labapp.registry.client.Registry", lambda address: registry)
+    monkeypatch.setenv("LABAPP_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with feedback.using(None):
+            code = cli.main([*arguments, "--cves", "none"])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_inspect_on_a_terminal_and_as_json(run: Run) -> None:
+    code, shown, told = run("inspect", f"{IMAGE}:one")
+    first, digest, *lines = shown.splitlines()
+    assert (code, first, len(digest)) == (0, f"{IMAGE}:one", len("sha256:") + 64)
+    assert max(map(len, lines)) <= 80
+    assert "Layers, lowest first" in lines
+    assert "verified" in told  # progress
+    code, shown, told = run("inspect", f"{IMAGE}:one", "--json")
+    found = json.loads(shown)
+    assert (code, found["digest"], found["files"]) == (0, digest, 4)
+    assert [each["instruction"] for each in found["layers"]][:1] == ["COPY layer1 /"]
+    assert (found["vulnerabilities"], found["runs as"]) == (None, "user 10001")
+    assert "verified" not in told, "what was read is read again"
+    for options, platform in ((("--platform", str(FOREIGN)), FOREIGN), ((), Platform.here())):
+        code, shown, _ = run("inspect", f"{IMAGE}:index", "--json", *options)
+        assert (code, json.loads(shown)["platform"]) == (0, str(platform))
+
+
+@pytest.mark.parametrize(
+    ("tag", "options", "fact"),
+    [
+        ("index", ("--platform", "linux/riscv64"), str(FOREIGN)),
+        ("one", ("--platform", "linux/riscv64"), str(Platform.here())),
+        ("empty", ("--charts", "/dev/null/x"), "/dev/null/x"),
+        ("one", ("--sbom", "spdx", "/dev/null/x"), "/dev/null/x"),
+    ],
+)
+def test_what_can_not_be_done_is_told(
+    run: Run, tag: str, options: tuple[str, ...], fact: str
+) -> None:
+    code, shown, told = run("inspect", f"{IMAGE}:{tag}", *options)
+    assert (code, shown, fact in told) == (1, "", True), told
+
+
+def test_compare_and_charts(run: Run, tmp_path: Path) -> None:
+    code, shown, _ = run("compare", f"{IMAGE}:one", f"mine={IMAGE}:two")
+    lines = shown.splitlines()
+    layers = next(line for line in lines if line.startswith("layers"))
+    assert (code, lines[0], lines[3]) == (0, "one", "mine")
+    assert (lines[7].split(), layers.split()) == (["one", "mine"], ["layers", "3", "1"])
+    assert max(map(len, lines[6:])) <= 80
+    code, shown, _ = run("compare", f"{IMAGE}:two", f"{IMAGE}:empty", "--json")
+    assert (code, list(json.loads(shown)["images"])) == (0, ["two", "empty"])
+    code, _, told = run("inspect", f"{IMAGE}:empty", "--charts", str(tmp_path / "drawn"))
+    files = {file.name for file in (tmp_path / "drawn").iterdir()}
+    assert (code, files) == (0, {"surface.png", "surface.svg"})
+    assert "surface.png, .svg" in told

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from made_images import made
-from spdx_tools.spdx.parser.jsonlikedict.json_like_dict_parser import JsonLikeDictParser
-from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 from labapp.inside import sbom
 
@@ -67,7 +63,6 @@ def test_the_image_and_its_packages_with_their_layers(write: Write) -> None:
     image, *packages = found
     where = f"{digest}?arch=amd64&repository_url=r.test/shop/web&tag=1"
     assert image.replace("%3A", ":") == f"pkg:oci/web@{where}"
-    assert digest in (found[image].get("version"), found[image].get("versionInfo"))
     assert "container" in json.dumps(found[image]).lower()
     assert set(packages) == PURLS
     for purl in packages:
@@ -87,14 +82,14 @@ def test_the_image_and_its_packages_with_their_layers(write: Write) -> None:
 
 @WRITERS
 def test_the_same_image_gives_the_same_document_but_for_the_time(write: Write) -> None:
-    documents = [json.loads(write(each)) for each in (MADE, made(DEBIAN, DISTRIBUTIONS))]
-    for document in documents:
-        about = document.get("metadata") or document["creationInfo"]
-        when = datetime.fromisoformat(about.pop("timestamp", None) or about.pop("created"))
-        assert abs(datetime.now(UTC) - when) < timedelta(minutes=5)
-    assert documents[0] == documents[1]
-    key = "serialNumber" if write is sbom.cyclonedx else "documentNamespace"
-    assert documents[0][key] != json.loads(write(made(DEBIAN)))[key]
+    def timeless(*layers: Mapping[str, str]) -> str:
+        text, times = re.subn(r'"\d{4}-[\dT:-]+Z"', "", write(made(*layers)))
+        assert times == 1
+        return text
+
+    assert timeless(DEBIAN, DISTRIBUTIONS) == timeless(DEBIAN, DISTRIBUTIONS)
+    ids = [re.findall(r"urn:uuid:[\w-]+", timeless(*each)) for each in ((), (DEBIAN,))]
+    assert len(ids[0]) == 1 and ids[0] != ids[1]
 
 
 @WRITERS
@@ -121,6 +116,12 @@ def test_the_same_image_gives_the_same_document_but_for_the_time(write: Write) -
 def test_documents_are_valid_whatever_the_image_holds(
     layers: tuple[Mapping[str, str], ...], count: int, purl: str | None, write: Write
 ) -> None:
+    # Seconds to import, and only the process that gets this file needs them.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+    from spdx_tools.spdx.parser.jsonlikedict.json_like_dict_parser import JsonLikeDictParser
+    from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
+
     # Half a character in its config breaks nothing either.
     run = {"User": "\ud800", "Labels": {"a": "\udcff"}}
     text = write(made(*layers, run=run))

@@ -1,14 +1,13 @@
-"""Known vulnerabilities, from a made-up suite on a real HTTP server, and as scanners print them."""
+"""Known vulnerabilities, from a made-up suite on a real HTTP server."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import lzma
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,9 +20,8 @@ from registries import Reply, Seen, Server, serving
 from labapp.errors import VulnerabilityError
 from labapp.feedback import QuietFeedback
 from labapp.inside import debian_mirror as mirrors
-from labapp.inside import known as sources
 from labapp.inside.image import Contents
-from labapp.inside.known import Report, known, snapshot
+from labapp.inside.known import known, snapshot
 
 TRIXIE = "ID=debian\nVERSION_ID=13\nVERSION='13 (trixie)'\nVERSION_CODENAME=trixie\n"
 BOOKWORM = TRIXIE.replace("13", "12").replace("trixie", "bookworm")
@@ -106,16 +104,20 @@ class Mirror:
     """A mirror on this machine; what is in ``files`` can be spoiled."""
 
     def __init__(self, server: Server) -> None:
-        self.url = f"http://{server.address}"
-        self.files: dict[str, bytes | Reply] = {}
-        self.asked: list[str] = []
+        self.url, self.server = f"http://{server.address}", server
+        self.files: dict[str, bytes | None] = {}
         self.packages: list[str] = []
         server.answer = self.answer
 
     def answer(self, seen: Seen) -> Reply:
-        self.asked.append(seen.path[1:])
-        body = self.files.get(seen.path[1:], Reply(404))
-        return body if isinstance(body, Reply) else Reply(body=body)
+        body = self.files.get(seen.path[1:])
+        return Reply(404) if body is None else Reply(body=body)
+
+    def asked(self) -> list[str]:
+        """What was asked for since the last time."""
+        paths = [seen.path[1:] for seen in self.server.seen]
+        self.server.seen.clear()
+        return paths
 
     def add(self, source: str, package: str, version: str, content: str | Files | bytes) -> None:
         """Add a package: the text of its changelog, other files, or a file that is none."""
@@ -205,19 +207,11 @@ def test_what_is_missing_and_what_was_fixed_since_the_release(
     assert (report.missing, report.since_release, report.notes) == (2, 5, ())
     assert report.source == "Debian's own fixes"
     assert report.date == datetime(2026, 11, 21, 0, 53, 3, tzinfo=UTC)
-    rows = report.rows[report.rows["cve"] == "CVE-2025-0002"].to_dict("records")
-    assert [row.pop("package") for row in rows] == ["libssl3", "openssl"]
-    assert rows == 2 * [
-        {
-            "cve": "CVE-2025-0002",
-            "source_package": "openssl",
-            "installed": "3.5.1-1+deb13u1",
-            "fixed": "3.5.1-1+deb13u2",
-            "date": pd.Timestamp("2025-12-02 10:00:00"),
-            "state": "missing",
-            "severity": "",
-            "headers": False,
-        }
+    rows = report.rows[report.rows["cve"] == "CVE-2025-0002"]
+    about = ("openssl", "3.5.1-1+deb13u1", "3.5.1-1+deb13u2", "missing")
+    day = pd.Timestamp("2025-12-02 10:00:00")
+    assert list(rows.itertuples(index=False, name=None)) == [
+        ("CVE-2025-0002", package, *about, day, False) for package in ("libssl3", "openssl")
     ]
     assert list(report.rows[report.rows["headers"]]["package"]) == ["linux-libc-dev"] * 2
     months = report.by_month
@@ -236,6 +230,7 @@ def test_what_is_missing_and_what_was_fixed_since_the_release(
         ("openssl", "3.4.0-1", 6, 6),
         ("openssl", "3.5.1-1+deb13u2+derived1", 0, 3),
         ("openssl", "1:1.0-1", 0, 3),
+        ("openssl", "so_new", 0, 0),
         ("bash", "5.2.37-2", 0, 0),
     ],
 )
@@ -244,8 +239,8 @@ def test_versions_are_compared_as_debian_does(
 ) -> None:
     report = known(installed(mirror, [(source, source, version)]), folder=tmp_path)
     assert (report.missing, report.since_release) == (missing, since_release)
-    assert list(report.by_month.columns) == ["month", "cves"]
-    assert report.by_month.empty == (since_release == 0)
+    assert list(report.by_month["cves"])[-1:] == [since_release] * (since_release > 0)
+    assert ["'so_new'" in note for note in report.notes] == [True] * (version == "so_new")
 
 
 # What is kept
@@ -263,22 +258,21 @@ def test_a_second_look_asks_the_mirror_only_after_hours(
 ) -> None:
     folder, few = tmp_path / "all", tmp_path / "few"
     first = known(image, folder=folder)
-    assert len(mirror.asked) == 6, "InRelease, the index, libssl-dev, libssl3, expat, linux"
+    assert len(mirror.asked()) == 6, "InRelease, the index, libssl-dev, libssl3, expat, linux"
     again = [RELEASE, INDEX]
     for hours, asked in ((0, []), (3, []), (5, again), (0, []), (-1, again)):
-        mirror.asked.clear()
         age(folder, hours)
         assert known(image, folder=folder).rows.equals(first.rows)
-        assert mirror.asked == asked, hours
+        assert mirror.asked() == asked, hours
     # A new index, and of the changelogs only the one that is new.
     known(installed(mirror, [("openssl", "openssl", "3.5.1-1")]), folder=few)
     newest = ("2.9.1-1~deb13u1", "trixie-security", "9 Nov 2026", "CVE-2026-0100")
     del mirror.files[EXPAT_FILE]
     mirror.add("expat", "libexpat1", "2.9.1-1~deb13u1", changelog("expat", newest) + EXPAT)
     age(folder)
-    mirror.asked.clear()
+    mirror.asked()
     assert known(image, folder=folder).missing == first.missing + 1
-    assert mirror.asked == [*again, "pool/libexpat1_2.9.1-1~deb13u1_amd64.deb"]
+    assert mirror.asked() == [*again, "pool/libexpat1_2.9.1-1~deb13u1_amd64.deb"]
     # Where a package was not looked into before, the index that counts as new is too old for it:
     # the mirror has its newest version alone.
     report = known(image, folder=few, source="debian")
@@ -288,8 +282,7 @@ def test_a_second_look_asks_the_mirror_only_after_hours(
 def test_an_index_by_its_hash_and_a_cache_that_can_not_be_read_or_written(
     mirror: Mirror, image: Contents, tmp_path: Path
 ) -> None:
-    del mirror.files[INDEX]
-    mirror.files |= suite(mirror.index(), by_hash=True)
+    mirror.files |= {INDEX: None} | suite(mirror.index(), by_hash=True)
     (tmp_path / "file").touch()
     assert known(image, folder=tmp_path / "file").missing == 2
     known(image, folder=tmp_path / "kept")
@@ -301,12 +294,9 @@ def test_an_index_by_its_hash_and_a_cache_that_can_not_be_read_or_written(
 # Bad mirrors, and changelogs that can't be read
 
 LONG = 500_000
-CIRCLE = Reply(302, headers={"Location": "InRelease"})
-NOWHERE = Reply(302, headers={"Location": "http://[::bad/"})
-BAD: dict[str, Mapping[str, bytes | Reply]] = {
-    "no suite": {RELEASE: Reply(404)},
-    "no package": {EXPAT_FILE: Reply(404)},
-    "the last package": {LINUX_FILE: Reply(404)},
+BAD: dict[str, Mapping[str, bytes | None]] = {
+    "no suite": {RELEASE: None},
+    "the last package": {LINUX_FILE: None},
     "a log-in page": {RELEASE: b"<html>Please log in.</html>\n"},
     "no such architecture": {RELEASE: suite(b"")[RELEASE].replace(b"amd64", b"sparc"), INDEX: b""},
     "index altered": {INDEX: b"altered"},
@@ -316,8 +306,6 @@ BAD: dict[str, Mapping[str, bytes | Reply]] = {
     "a version that is none": suite(lzma.compress(b"Package: x\nVersion: a b\n")),
     "long, unpacked": suite(lzma.compress(bytes(LONG + 1))),
     "long, packed": suite(os.urandom(LONG + 1)),
-    "redirects in a circle": {RELEASE: CIRCLE},
-    "a redirect to no address": {RELEASE: NOWHERE},
 }
 """What a mirror serves instead; the error names the last of the files."""
 
@@ -327,7 +315,7 @@ def test_a_bad_mirror_gives_no_verdict(
     mirror: Mirror,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    files: Mapping[str, bytes | Reply],
+    files: Mapping[str, bytes | None],
 ) -> None:
     monkeypatch.setattr(mirrors, "LIMIT", LONG)
     mirror.files |= files
@@ -342,9 +330,7 @@ def holding(data: bytes | str, name: str = "changelog.Debian.gz") -> bytes:
 
 CHANGELOGS = {
     "no archive": (b"no archive", 0, 0),
-    "cut off": (deb({})[:-40], 0, 0),
     "no changelog": (deb({"usr/share/doc/other/changelog.Debian.gz": b""}), 0, 0),
-    "no gzip": (holding(b"?"), 0, 0),
     "gzip cut off": (holding(gzip.compress(ZLIB.encode())[:-20]), 0, 0),
     "no changelog's text": (holding("\0 no\n"), 0, 0),
     "a link in a circle": (deb({"usr/share/doc/zlib1g": "-> zlib1g"}), 0, 0),
@@ -368,36 +354,19 @@ def test_a_changelog_counts_or_is_told_to_be_unreadable(
         assert (report.missing, list(report.by_month["cves"])[-1]) == (2 + told, 5 + dated)
 
 
-def test_a_version_that_cannot_be_compared_is_told(mirror: Mirror, tmp_path: Path) -> None:
-    rows = [("libssl3", "openssl", "so_new"), ("libexpat1", "expat", "2.8.0-1")]
-    report = known(installed(mirror, rows), folder=tmp_path)
-    assert ["'so_new'" in note for note in report.notes] == [True]
-    assert report.missing == 1
-
-
 # Images without a verdict
-
-USELESS = (
-    "",
-    "deb http://localhost trixie main",
-    "deb http://m/\x1b[31m trixie-security main",
-    "deb http://m/ trixie-security \x1b[31m",
-    "\0\n: a\nTypes: deb\nURIs:\n\ufffd",
-)
-AWAY = {
-    "http://me:secret@127.0.0.1:9": "'http://127.0.0.1:9/",
-    "http://[::bad/d": "'http://[::bad/d/",
-    "http://a..b/d": "'http://a..b/d/",
-    "http://localhost:99999/d": "'http://localhost:99999/d/",
-}
-"""Mirrors that nobody reaches, and what an error says of them."""
 
 
 @pytest.mark.parametrize(
     ("options", "fact"),
     [
-        *(({"apt": text}, "'trixie-security'") for text in USELESS),
-        *(({"apt": f"deb {url} trixie-security main"}, shown) for url, shown in AWAY.items()),
+        ({"apt": ""}, "'trixie-security'"),
+        ({"apt": "deb http://localhost trixie main"}, "'trixie-security'"),
+        ({"apt": "deb http://m/\x1b[31m trixie-security main"}, "'trixie-security'"),
+        ({"apt": "deb http://m/ trixie-security \x1b[31m"}, "'trixie-security'"),
+        ({"apt": "\0\n: a\nTypes: deb\nURIs:\n\ufffd"}, "'trixie-security'"),
+        ({"apt": "deb http://me:secret@127.0.0.1:9 trixie-security main"}, "'http://127.0.0.1:9/"),
+        ({"apt": "deb http://[::bad/d trixie-security main"}, "'http://[::bad/d/"),
         ({"system": ""}, "os-release"),
         ({"system": "ID=alpine\nVERSION_ID=3.20"}, "'alpine'"),
         ({"system": "ID=debian\nVERSION_CODENAME=forky"}, "'debian'"),
@@ -415,7 +384,6 @@ def test_no_verdict_is_not_a_zero(
 @pytest.mark.parametrize(
     ("text", "mirror", "components"),
     [
-        ("deb http://m/d trixie-security main", "http://m/d", ("main",)),
         (
             "deb-src http://n/d trixie-security main\n#deb http://n/d trixie-security main\n"
             "deb cdrom:[Debian] trixie-security main\ndeb file:/d trixie-security main\nnonsense\n"
@@ -442,29 +410,24 @@ def test_apts_configuration(text: str, mirror: str, components: tuple[str, ...])
 
 
 def test_a_snapshot(mirror: Mirror, image: Contents, tmp_path: Path) -> None:
-    folder = tmp_path / "here"
-    base = installed(mirror, [("bash", "bash", "5.2.37-2"), ("openssl", "openssl", "3.5.1-1")])
-
-    def carry(image: Contents, there: str) -> Report:
-        packed = snapshot([image], folder=tmp_path / there)
-        mirrors.keep_snapshot(mirrors.parse_snapshot(packed, "s"), folder=folder)
-        return known(image, folder=folder, source="snapshot")
-
-    # It says what it does not cover.
-    assert carry(base, "of-base").notes == ()
-    report = known(image, folder=folder, source="snapshot")
-    assert [name for name in ("expat", "linux") if name in str(report.notes)] == ["expat", "linux"]
-    assert report.missing == 2
+    here, few = tmp_path / "here", tmp_path / "few"
     # The newer of what is kept and of what it brings counts.
-    for day, found in (("Sun, 22", 22), ("Fri, 20", 22), ("Mon, 23", 23)):
+    for day, found in (("Sat, 21", 21), ("Sun, 22", 22), ("Fri, 20", 22)):
         mirror.files |= suite(mirror.index(), day=day)
-        report = carry(image, day)
-        assert report.date.day == found
+        packed = snapshot([image], folder=tmp_path / day)
+        mirrors.keep_snapshot(mirrors.parse_snapshot(packed, "s"), folder=here)
+        report = known(image, folder=here, source="snapshot")
+        assert (report.date.day, report.notes) == (found, ())
     # It counts as read long ago, so that the mirror is asked where there is one.
     assert report.source == "Debian's own fixes, last read"
-    live = known(image, folder=folder)
+    live = known(image, folder=here)
     assert live.source == "Debian's own fixes"
     assert live.rows.equals(report.rows)
+    # It says what it does not cover.
+    known(installed(mirror, [("openssl", "openssl", "3.5.1-1")]), folder=few)
+    report = known(image, folder=few, source="snapshot")
+    assert ["'expat'" in report.notes[0], "'linux'" in report.notes[1]] == [True, True]
+    assert report.missing == 2
 
 
 def test_auto_takes_what_was_last_read_when_the_mirror_is_down(
@@ -473,7 +436,7 @@ def test_auto_takes_what_was_last_read_when_the_mirror_is_down(
     live = known(image, folder=tmp_path)
     # An image without apt is judged by what was just read for another.
     assert known(installed(mirror, apt=""), folder=tmp_path).rows.equals(live.rows)
-    assert told.lines == []
+    assert "names no mirror" in told.lines.pop()
     age(tmp_path)
     mirror.files.clear()
     report = known(image, folder=tmp_path)
@@ -500,109 +463,3 @@ def test_a_snapshot_that_cannot_be_read(content: str) -> None:
     with pytest.raises(VulnerabilityError, match=r"'a\.tar/s'"):
         mirrors.parse_snapshot(gzip.compress(content.encode()), "a.tar/s")
     assert mirrors.parse_snapshot(gzip.compress(b'{"files": {}}'), "of an earlier lab") == {}
-
-
-# Scanners: programs of their names print such reports
-
-FIX = {"versions": ["3.5.1-1+deb13u1"]}
-GRYPE: dict[str, Any] = {
-    "matches": [
-        {
-            "vulnerability": {"id": "CVE-2025-0001", "severity": "High", "fix": FIX},
-            "artifact": {"name": "libssl3t64", "version": "1", "upstreams": [{"name": "openssl"}]},
-        },
-        {
-            "vulnerability": {"id": "GHSA-abcd-efgh-ijkl", "severity": "Unknown"},
-            "relatedVulnerabilities": [{"id": "CVE-2025-0002"}],
-            "artifact": {"name": "pip", "version": "25.0", "upstreams": []},
-        },
-        {
-            "vulnerability": {"id": "CVE-2025-0003", "fix": FIX},
-            "artifact": {"name": "linux-libc-dev", "version": "6.12"},
-        },
-    ],
-    "descriptor": {"version": "0.99.1", "db": {"status": {"built": "2026-11-22T06:19:17Z"}}},
-}
-FOUND = {"PkgName": "libssl3t64", "InstalledVersion": "1", "Severity": "HIGH"}
-FIXED = {"VulnerabilityID": "CVE-2025-0001", "FixedVersion": "3.5.1-1+deb13u1", **FOUND}
-UNFIXED = {"VulnerabilityID": "CVE-2025-0004", **FOUND, "Severity": "UNKNOWN"}
-TRIVY: dict[str, Any] = {
-    "SchemaVersion": 2,
-    "Results": [{"Vulnerabilities": [FIXED, UNFIXED]}, {"Vulnerabilities": None}],
-}
-BUILT = {"Version": "0.70.0", "VulnerabilityDB": {"UpdatedAt": "2026-11-22T06:19:17.123456789Z"}}
-PINNED = f"r.test/shop/web@{made().image.digest}"
-Scan = Callable[..., Report]
-
-
-@pytest.fixture
-def scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scan:
-    """Ask a scanner that prints what it is given, and keeps its arguments."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    def scan(name: str, prints: object, version: object = BUILT, *, ends: str = "") -> Report:
-        for file, text in (("prints", prints), ("version", version)):
-            (tmp_path / file).write_text(text if isinstance(text, str) else json.dumps(text))
-        program = tmp_path / name
-        program.write_text(
-            f'#!/bin/sh\ncd {tmp_path}\necho "$*" >> asked\n'
-            f'case "$1" in version) /bin/cat version;; *) /bin/cat prints;; esac\n{ends}'
-        )
-        program.chmod(0o755)
-        return known(made(), folder=tmp_path, source=name)
-
-    return scan
-
-
-def test_what_scanners_print(scan: Scan, tmp_path: Path) -> None:
-    columns = ["source_package", "cve", "fixed", "severity", "state"]
-    high = ("CVE-2025-0001", "3.5.1-1+deb13u1", "high", "missing")
-    headers = ("linux-libc-dev", "CVE-2025-0003", "3.5.1-1+deb13u1", "", "missing")
-    pip = ("pip", "CVE-2025-0002", "", "", "no fix yet")
-    unfixed = ("libssl3t64", "CVE-2025-0004", "", "", "no fix yet")
-    for scanner, prints, source, rows in (
-        ("grype", GRYPE, "Grype 0.99.1", [("openssl", *high), headers, pip]),
-        ("trivy", TRIVY, "Trivy 0.70.0", [("libssl3t64", *high), unfixed]),
-    ):
-        report = scan(scanner, prints)
-        assert (report.source, report.since_release) == (source, None)
-        assert report.date == datetime(2026, 11, 22, 6, 19, 17, tzinfo=UTC)
-        assert report.missing == 1, "without the kernel's headers"
-        assert report.by_month.empty
-        assert list(report.rows[columns].itertuples(index=False, name=None)) == rows
-    assert scan("trivy", {"SchemaVersion": 2}).missing == 0
-    grype, trivy, version, *_ = (tmp_path / "asked").read_text().splitlines()
-    assert grype == f"registry:{PINNED} --platform linux/amd64 --output json"
-    assert trivy.endswith(f"--platform linux/amd64 {PINNED}")
-    assert version == "version --format json"
-
-
-@pytest.mark.parametrize(
-    ("scanner", "prints", "version"),
-    [
-        *(("grype", text, "") for text in ("", "no JSON", "[]", "{}", "[" * 100_000)),
-        ("grype", GRYPE | {"matches": [{"vulnerability": {"id": "CVE-1"}}]}, ""),
-        ("grype", GRYPE | {"descriptor": {"version": "1", "db": {"status": {"built": 5}}}}, ""),
-        ("trivy", TRIVY | {"SchemaVersion": 3}, BUILT),
-        ("trivy", TRIVY | {"Results": [{"Vulnerabilities": [{}]}]}, BUILT),
-        ("trivy", TRIVY, {"Version": "0.70.0"}),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_what_scanners_never_print(
-    scan: Scan, scanner: str, prints: object, version: object
-) -> None:
-    with pytest.raises(VulnerabilityError, match=f"'{scanner}'"):
-        scan(scanner, prints, version)
-
-
-def test_a_scanner_that_fails_or_is_not_there(
-    scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(VulnerabilityError, match=r"'grype'.*3[^\0]*the database is too old"):
-        scan("grype", GRYPE, ends="echo the database is too old >&2\nexit 3\n")
-    monkeypatch.setattr(sources, "SCAN_SECONDS", 0.0)
-    with pytest.raises(VulnerabilityError, match="timed out"):
-        scan("grype", GRYPE)
-    with pytest.raises(VulnerabilityError, match="'trivy'"):
-        known(made(), folder=tmp_path, source="trivy")
