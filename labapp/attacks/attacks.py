@@ -4,33 +4,33 @@ Beside them stand a mirror that they need, and the controls of what is deployed:
 server, and a container with less to it.
 """
 
-# ruff: noqa: D101, D102 - the title of an attack says what its class is, and does.
+# ruff: noqa: D101, D102 - what an attack's class is, and does, stands in `wrong`.
 
 from __future__ import annotations
 
 import json
 import subprocess
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from labapp import feedback
-from labapp.attacks import middleman
+from labapp.attacks import journal, middleman
 from labapp.attacks.forging import Forged, doctored, forge, marker, startup_code, wheel_to_swap
 from labapp.attacks.journal import Change, Journal, own_container, own_path, own_tag, write_byte
 from labapp.bench import Bench
-from labapp.errors import AttackError, InvalidReference, NotInRegistry
+from labapp.errors import AttackError, InvalidReference
+from labapp.inside.archive import opened
 from labapp.inside.findings import TOOLS
 from labapp.journey import build, transfer
 from labapp.journey.bases import SLIM
 from labapp.journey.deploy import read_deployment
 from labapp.journey.run import wait_until_ready
-from labapp.reference import Reference
-from labapp.registry.client import Registry, RegistryImage
-from labapp.registry.http import same_address
+from labapp.reference import DEFAULT_TAG, Reference
+from labapp.registry.client import RegistryImage
 from labapp.registry.manifests import Descriptor, digest_of
 from labapp.registry.server import PORT_INSIDE
 from labapp.state import ROLE_LABEL
@@ -44,21 +44,17 @@ SECRET = "DEPLOY_PASSWORD=harmless-9f2c41d7-not-a-real-one"
 HARDENED = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user 10001"
 """How a server should run a container that needs nothing else."""
 
+LARGEST = 256 * 1024 * 1024
+"""The longest layer that is looked into, in bytes; one with a compiler has about 70 MB."""
+
 # Runs inside the container, and prints the answers as JSON: question, answer, open to an attacker.
 _PROBE = r"""
 import json, os, re, sys
 status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
 uid, capabilities = os.getuid(), bin(int(status["CapEff"], 16)).count("1")
 gains = status.get("NoNewPrivs", "0").strip() == "0"
-def writable(folder):
-    path = os.path.join(folder, ".labapp-probe")
-    try:
-        open(path, "w").close()
-        os.remove(path)
-        return True
-    except OSError:
-        return False
-places = [folder for folder in ("/", "/etc", "/usr/bin", sys.prefix) if writable(folder)]
+folders = ("/", "/etc", "/usr/bin", sys.prefix)
+places = [folder for folder in folders if os.access(folder, os.W_OK)]
 rows = [
     ("Who am I?", "root (uid 0)" if uid == 0 else "uid %d" % uid, uid == 0),
     ("Which of the kernel's privileges?", "%d capabilities" % capabilities, capabilities > 0),
@@ -82,7 +78,6 @@ class Attack:
 
     id: ClassVar[str]
     step: ClassVar[str]
-    title: ClassVar[str]
     wrong: ClassVar[str]
     control: ClassVar[str]
 
@@ -96,7 +91,6 @@ class Happened:
     """What an attack did: by its sign, a text or a diff ID, it is known in an image."""
 
     attack: Attack
-    target: str
     changed: str
     evidence: Mapping[str, str] = field(default_factory=dict)
     sign: str = ""
@@ -105,9 +99,9 @@ class Happened:
     @property
     def box(self) -> str:
         """The announcement, as a box of text that no narrow window breaks."""
-        lines = [f"ATTACK · {self.attack.step} · {self.attack.title}"]
-        for text in (self.changed, "All of it is harmless."):
-            lines += textwrap.wrap(text, 84, break_on_hyphens=False, break_long_words=False)
+        lines = [f"ATTACK · {self.attack.step} · {self.attack.wrong}"]
+        told = f"{self.changed} All of it is harmless."
+        lines += textwrap.wrap(told, 84, break_on_hyphens=False, break_long_words=False)
         lines += [f"  {name}: {value}" for name, value in self.evidence.items()]
         lines += ["Undo: lab.undo()"]
         return "\n".join(["╔" + "═" * 88, *(f"║ {line}" for line in lines), "╚" + "═" * 88])
@@ -116,42 +110,38 @@ class Happened:
 class Secret(Attack):
     id = "secret"
     step = "source → build"
-    title = "a secret in a layer"
     wrong = "a secret is copied in, and a later layer only hides it"
     control = ".dockerignore, build secrets, a scan of every layer"
 
     def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
-        folder, journal = own_path(bench, target or bench.work / "leak"), Journal(bench.state)
+        folder, noted = own_path(bench, target or bench.work / "leak"), Journal(bench.state)
         file = folder / ".env"
         before = file.read_bytes() if file.exists() else b""
-        journal.change_file(self.id, file, before + f"{SECRET}\n".encode())
+        noted.change_file(self.id, file, before + f"{SECRET}\n".encode())
         if release:
-            told = f"There is a password in '{file}'."
-            return Happened(self, str(file), told, {"file": str(file)}, SECRET)
+            return Happened(self, f"A password is in '{file}'.", {"file": str(file)}, SECRET)
         # Outside of a delivery, nobody else builds with it.
         base, name = bench.base(SLIM), Reference(bench.registry.address, "team/leak", "1")
         dockerfile = (
             f"ARG BASE={SLIM}\nFROM ${{BASE}}\nCOPY .env /src/.env\n"
             "RUN test -s /src/.env\nRUN rm /src/.env\n"
         )
-        journal.change_file(self.id, folder / "Dockerfile", dockerfile.encode())
-        journal.note(Change(self.id, "image", str(name)))
+        noted.change_file(self.id, folder / "Dockerfile", dockerfile.encode())
+        noted.note(Change(self.id, "image", str(name)))
         build.build(bench.engine, folder, tag=str(name), args={"BASE": str(base)})
-        digest = transfer.push(bench.engine, bench.server, name).digest
-        below = len(bench.registry.image(base).manifest.layers)
-        layer = bench.registry.image(name).manifest.layers[below].digest
+        transfer.push(bench.engine, bench.server, name)
+        held = bench.registry.image(name)
+        layer, *_ = own_layers(bench, held)
         told = (
             f"'{name}' was built from '{folder}' and pushed: its Dockerfile copies a password in, "
             "and deletes it in a later layer."
         )
-        evidence = {"image": digest, "layer": layer, "file in it": "/src/.env"}
-        return Happened(self, str(name), told, evidence)
+        evidence = {"image": held.digest, "layer": layer.digest, "file in it": "/src/.env"}
+        return Happened(self, told, evidence)
 
 
 class MovedTag(Attack):
-    """An attack that lets a tag name a forged image; ``told`` says who did."""
-
-    told: ClassVar[str]
+    """An attack that lets a tag name a forged image."""
 
     def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
         tag = own_tag(bench, target)
@@ -162,16 +152,15 @@ class MovedTag(Attack):
         Journal(bench.state).note(Change(self.id, "tag", str(tag), data))
         forged.upload(bench.registry, str(tag.tag))
         evidence = {"digest before": before, "digest now": data["after"], "layer": forged.layer}
-        return Happened(self, str(tag), self.told.format(tag=tag), evidence, forged.diff_id)
+        told = f"'{tag}' names another image now: what it named, and a backdoor on top."
+        return Happened(self, told, evidence, forged.diff_id)
 
 
 class Base(MovedTag):
     id = "base"
     step = "base image"
-    title = "a base with a backdoor"
     wrong = "the base's tag is moved to an image with a backdoor"
     control = "FROM …@sha256:…, and a fresh base for the fixes"
-    told = "'{tag}' names another image now: the same base, with a backdoor in it."
 
     def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
         target = target or str(copy_base(bench))
@@ -184,7 +173,6 @@ class Base(MovedTag):
 class Dependency(Attack):
     id = "dependency"
     step = "dependency"
-    title = "a swapped wheel"
     wrong = "a wheel is swapped for another of the same name and version"
     control = "hashes in the requirements; fewer packages"
 
@@ -197,22 +185,19 @@ class Dependency(Attack):
         Journal(bench.state).change_file(self.id, wheel, content)
         told = f"'{wheel}' was swapped: the same name, the same version, other code."
         evidence = {"wheel": wheel.name, "wheel before": before, "wheel now": digest_of(content)}
-        return Happened(self, str(wheel), told, evidence, marker(self.id))
+        return Happened(self, told, evidence, marker(self.id))
 
 
 class Push(MovedTag):
     id = "push"
     step = "push"
-    title = "a push over your tag"
     wrong = "somebody without the right pushes over your tag"
     control = "accounts and rights; servers may only pull"
-    told = "Somebody who is not you has pushed another image over '{tag}'."
 
 
 class Rest(Attack):
     id = "rest"
     step = "at rest"
-    title = "an altered blob"
     wrong = "a blob is altered in the registry's storage"
     control = "content addressing: the pull refuses it"
 
@@ -229,26 +214,26 @@ class Rest(Attack):
         place = layer.size // 2
         data = {"digest": layer.digest, "place": str(place)}
         data |= {"before": f"{blob[place]:03o}", "after": f"{blob[place] ^ 0xFF:03o}"}
-        change = Journal(bench.state).note(Change(self.id, "blob", layer.digest, data))
+        change = Change(self.id, "blob", layer.digest, data)
+        Journal(bench.state).note(change)
         write_byte(bench, change, "after")
         told = (
             f"One byte of a layer of '{tag}' was changed in the registry's storage. An engine that "
             "has that layer already does not notice: remove the image from it, then pull."
         )
-        return Happened(self, str(tag), told, {"blob": layer.digest, "byte": str(place)})
+        return Happened(self, told, {"blob": layer.digest, "byte": str(place)})
 
 
 class Transit(Attack):
     id = "transit"
     step = "in transit"
-    title = "a dishonest mirror"
     wrong = "a proxy in between answers with another manifest"
     control = "TLS; and the digest, which catches it even without"
 
     def do(self, bench: Bench, target: str | None, release: str = "") -> Happened:
         tag = own_tag(bench, target)
         forged = forge(bench, tag, self.id, occasion=release)
-        address = place_mirror(bench, self.id, forged)
+        address = place_mirror(bench, forged)
         evidence = {
             "pull through it": str(Reference(address, tag.repository, tag.tag)),
             "digest handed out": forged.manifest.digest,
@@ -258,22 +243,19 @@ class Transit(Attack):
             f"Between you and the registry stands a mirror, '{address}'. Whatever you ask it about "
             f"'{tag.repository}', it answers with one and the same manifest."
         )
-        return Happened(self, str(tag), told, evidence, forged.diff_id, address)
+        return Happened(self, told, evidence, forged.diff_id, address)
 
 
 class Moved(MovedTag):
     id = "moved"
     step = "pull → run"
-    title = "a tag that moved"
     wrong = "the tag moved between test and deployment"
     control = "pin by digest; a gate that refuses unpinned references"
-    told = "A colleague has 'only fixed a little thing': '{tag}' was pushed again."
 
 
 class Run(Attack):
     id = "run"
     step = "run"
-    title = "root with tools at hand"
     wrong = "root in the container, a shell and a compiler at hand"
     control = "non-root, slim, a read-only file system"
 
@@ -283,48 +265,39 @@ class Run(Attack):
         seen = table[table["open"]]
         found = dict(zip(seen["question"], seen["answer"], strict=True))
         told = f"Somebody got into a container of '{tag}' and looked around. Nothing was changed."
-        return Happened(self, str(tag), told, found)
+        return Happened(self, told, found)
 
 
-ATTACKS = (Secret(), Base(), Dependency(), Push(), Rest(), Transit(), Moved(), Run())
-"""All attacks, in the order of the journey."""
-
-
-def find_attack(id: str) -> Attack:
-    """Return the attack with an id."""
-    known: dict[str, Attack] = {attack.id: attack for attack in ATTACKS}
-    if id not in known:
-        raise AttackError(
-            f"finding the attack {id!r}: there is none. There are: {', '.join(known)}."
-        )
-    return known[id]
+ATTACKS: Mapping[str, Attack] = {
+    attack.id: attack
+    for attack in (Secret(), Base(), Dependency(), Push(), Rest(), Transit(), Moved(), Run())
+}
+"""All attacks by their ids, in the order of the journey."""
 
 
 def start(bench: Bench, id: str, *, target: Path | Reference | str | None = None) -> Happened:
     """Do a wrong thing to a target, by default one of the attack's own, and say loudly what."""
-    happened = find_attack(id).do(bench, str(target) if target else None)
+    if id not in ATTACKS:
+        raise AttackError(
+            f"finding the attack {id!r}: there is none. There are: {', '.join(ATTACKS)}."
+        )
+    happened = ATTACKS[id].do(bench, str(target) if target else None)
     feedback.say(happened.box)
     return happened
 
 
-def mirror_name(bench: Bench) -> str:
-    """Return the name of the mirror's container."""
-    return f"labapp-mirror-{bench.state.lab_id}"
-
-
-def place_mirror(bench: Bench, attack: str, forged: Forged | None) -> str:
+def place_mirror(bench: Bench, forged: Forged | None = None) -> str:
     """Start a mirror and return its address; without a forged image to hand out, it is honest."""
-    name = mirror_name(bench)
+    name = journal.container_name(bench, "mirror")
     doing = f"starting the mirror '{name}'"
     if own_container(bench, name):
         raise AttackError(f"{doing}: one runs already. Undo the attacks first.")
     network, upstream = _registry_inside(bench)
-    environment, data = {"UPSTREAM": upstream}, {}
+    data = {"repository": forged.repository, "after": forged.manifest.digest} if forged else {}
+    environment = {"UPSTREAM": upstream, "REPOSITORY": "", "INSTEAD": ""}
+    Journal(bench.state).note(Change("transit", "container", name, data))
     if forged is not None:
-        data = {"repository": forged.repository, "after": forged.manifest.digest}
         environment |= {"REPOSITORY": forged.repository, "INSTEAD": forged.manifest.digest}
-    Journal(bench.state).note(Change(attack, "container", name, data))
-    if forged is not None:
         forged.upload(bench.registry, forged.manifest.digest)
     program = Path(middleman.__file__).read_text(encoding="utf-8")
     with bench.engine.doing(doing, AttackError):
@@ -344,7 +317,7 @@ def place_mirror(bench: Bench, attack: str, forged: Forged | None) -> str:
 
 def mirror_log(bench: Bench) -> str:
     """Return what the mirror has logged; empty when there is none."""
-    name = mirror_name(bench)
+    name = journal.container_name(bench, "mirror")
     container = own_container(bench, name)
     with bench.engine.doing(f"reading the log of '{name}'", AttackError):
         return container.logs().decode("utf-8", "replace") if container else ""
@@ -385,40 +358,43 @@ def own_layers(bench: Bench, held: RegistryImage) -> dict[Descriptor, str]:
     return {layer: diff_id for layer, diff_id in layers if diff_id not in shared}
 
 
-def refusals(file: Path, *, allowed: Sequence[str], registry: Registry) -> list[str]:
+def unpacked_layers(bench: Bench, held: RegistryImage) -> Iterator[tuple[str, bytes]]:
+    """Yield the digest and the unpacked bytes of each of an image's own layers, lowest first."""
+    for layer, diff_id in own_layers(bench, held).items():
+        blob = bench.registry.open_blob(held.reference.repository, layer.digest)
+        doing = f"looking into the layer '{layer.digest}' of '{held.reference}'"
+        with opened(blob, diff_id=diff_id, doing=doing) as stream:
+            yield layer.digest, stream.read(LARGEST)
+
+
+def refusals(file: Path, *, allowed: Sequence[str]) -> list[str]:
     """Return what a gate would refuse in a deployment file, and why; empty when it may pass."""
-    return [
-        f"line {service.line}, service '{service.name}', image '{service.image}': {reason}"
-        for service in read_deployment(file)
-        if (reason := _reason(service.image, allowed, registry))
-    ]
+    found = []
+    for service in read_deployment(file):
+        reason = ""
+        try:
+            reference = Reference.parse(service.image)
+        except InvalidReference as error:
+            reason = str(error)
+        else:
+            name = f"{reference.registry}/{reference.repository}"
+            if reference.digest is None:
+                tag = f"the tag '{reference.tag or DEFAULT_TAG}'"
+                reason = f"not pinned: it names {tag}, which may be another image tomorrow"
+            elif allowed and not any(fnmatchcase(name, pattern) for pattern in allowed):
+                reason = f"not allowed: only {', '.join(allowed)} may be deployed here"
+        if reason:
+            where = f"line {service.line}, service '{service.name}', image '{service.image}'"
+            found.append(f"{where}: {reason}")
+    return found
 
 
-def gate(file: Path, *, allowed: Sequence[str], registry: Registry) -> bool:
+def gate(file: Path, *, allowed: Sequence[str]) -> bool:
     """Say whether a deployment file may pass, as :func:`refusals` tells, and why not."""
-    found = refusals(file, allowed=allowed, registry=registry)
+    found = refusals(file, allowed=allowed)
     verdict = f"refuses '{file.name}':" if found else f"lets '{file.name}' pass."
     feedback.say("\n  ".join([f"The gate {verdict}", *found]))
     return not found
-
-
-def _reason(image: str, allowed: Sequence[str], registry: Registry) -> str:
-    try:
-        reference = Reference.parse(image)
-    except InvalidReference as error:
-        return f"it is no reference: {error}"
-    if reference.digest is None:
-        named = f"the tag '{reference.tag}'" if reference.tag else "no tag, so 'latest'"
-        return f"not pinned: it names {named}, which may be another image tomorrow"
-    name = f"{reference.registry}/{reference.repository}"
-    if allowed and not any(fnmatchcase(name, pattern) for pattern in allowed):
-        return f"not allowed: only {', '.join(allowed)} may be deployed here"
-    if same_address(reference.registry, registry.address):
-        try:
-            registry.manifest_bytes(reference.repository, reference.digest)
-        except NotInRegistry:
-            return "the registry has no such digest"
-    return ""
 
 
 def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False) -> pd.DataFrame:
@@ -428,8 +404,6 @@ def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False
     reference = transfer.with_tag(reference)
     words = ["docker", "run", "--rm", "--network", "none", *(HARDENED.split() if hardened else ())]
     feedback.command([*words, str(reference)])
-    if bench.engine.image(str(reference)) is None:
-        transfer.pull(bench.engine, bench.server, reference)
     words += [f"--label={name}={value}" for name, value in bench.engine.labels.items()]
     words += ["--entrypoint", "python3", str(reference), "-c", _PROBE, json.dumps(TOOLS)]
     looked = subprocess.run(
@@ -438,7 +412,7 @@ def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False
     if looked.returncode:
         raise AttackError(
             f"looking into a container of '{reference}': the look ended with {looked.returncode}: "
-            f"{looked.stderr[-300:]}. Take an image that has Python."
+            f"{looked.stderr[-300:]}. Take an image that is there, and has Python."
         )
     rows = json.loads(looked.stdout.splitlines()[-1])
     return pd.DataFrame(rows, columns=["question", "answer", "open"])

@@ -1,8 +1,8 @@
 """Forged images and wheels: the same name, and something more in it.
 
 A forged image has one more layer, put together without any engine. What it adds is harmless and
-easy to find: a file that says what it is, and a line that every Python program of the image prints
-when it starts. The same input always gives the same digest.
+easy to find: every Python program of the image prints, when it starts, what was put there. The same
+input always gives the same digest.
 
 Sources: OCI Image Specification 1.1 (manifest.md, config.md, layer.md); pip, "Secure installs"
 (hash-checking mode).
@@ -44,13 +44,9 @@ class Forged:
 
     repository: str
     manifest: Manifest
+    layer: str
     diff_id: str
     blobs: tuple[bytes, ...]
-
-    @property
-    def layer(self) -> str:
-        """The digest of the layer that was added."""
-        return self.manifest.layers[-1].digest
 
     def upload(self, registry: Registry, identifier: str) -> None:
         """Store it in a registry, under a tag or its own digest."""
@@ -76,12 +72,10 @@ def forge(bench: Bench, reference: Reference, attack: str, *, occasion: str = ""
     held = bench.registry.image(reference, platform=Platform.parse(bench.engine.platform))
     words = f"planted in '{reference.repository}'{f' for {occasion}' if occasion else ''}"
     code = startup_code(attack, words) + "\n"
-    note = f"{marker(attack)}\nPut here by an attack of the lab. It does nothing.\n"
-    plain = tar_of(
-        {"opt/backdoor/README.txt": note.encode(), **dict.fromkeys(_STARTS, code.encode())}
-    )
+    plain = tar_of(dict.fromkeys(_STARTS, code.encode()))
     # Without a time and a name in its header, the same bytes come out each time.
-    packed, diff_id = gzip.compress(plain, mtime=0), digest_of(plain)
+    packed = gzip.compress(plain, mtime=0)
+    layer, diff_id = digest_of(packed), digest_of(plain)
     image: dict[str, Any] = json.loads(held.config.raw)
     image["rootfs"]["diff_ids"].append(diff_id)
     image.setdefault("history", []).append({"created_by": f"COPY updates / # {marker(attack)}"})
@@ -89,10 +83,10 @@ def forge(bench: Bench, reference: Reference, attack: str, *, occasion: str = ""
     manifest: dict[str, Any] = json.loads(held.manifest.raw)
     manifest["config"] |= {"digest": digest_of(config), "size": len(config)}
     below = manifest["layers"][0]
-    manifest["layers"].append(below | {"digest": digest_of(packed), "size": len(packed)})
+    manifest["layers"].append(below | {"digest": layer, "size": len(packed)})
     made = parse_manifest(canonical_json(manifest), held.manifest.media_type)
     assert isinstance(made, Manifest)
-    return Forged(reference.repository, made, diff_id, (packed, config))
+    return Forged(reference.repository, made, layer, diff_id, (packed, config))
 
 
 def doctored(wheel: Path, code: str) -> bytes:
@@ -129,17 +123,12 @@ def hashed_requirements(requirements: Path, wheels: Path) -> str:
         if not line.strip() or line.lstrip().startswith("#"):
             done.append(line)
             continue
-        if "--hash" in line:
-            raise AttackError(
-                f"{doing}, line {number}: there are digests already. Keep them: they are of what "
-                "you trusted then. To trust the wheels that are there now, take the digests out."
-            )
         pin = _PIN.match(line)
         found = _wheels_of(pin, wheels) if pin else []
-        if pin is None or not found:
+        if pin is None or not found or "--hash" in line:
             raise AttackError(
-                f"{doing}, line {number}: '{wheels}' has no wheel of '{line.strip()}'. Write one "
-                f"version, as 'name==version'. {_FRESH}"
+                f"{doing}, line {number}: '{line.strip()}' is no 'name==version' with a wheel in "
+                f"'{wheels}', or has a digest already, of what you trusted then. {_FRESH}"
             )
         hashes = sorted(f"    --hash={digest_of(file.read_bytes())}" for file in found)
         done.append(" \\\n".join([f"{pin[1]}=={pin[2]}", *hashes]))
@@ -158,10 +147,11 @@ def _wheels_of(pin: re.Match[str], folder: Path) -> list[Path]:
     found = []
     for file in sorted(folder.glob("*.whl")):
         name, version, *_ = file.name.split("-")
-        if version == pin[2] and _normal(name) == _normal(pin[1]):
+        if version == pin[2] and normal_name(name) == normal_name(pin[1]):
             found.append(file)
     return found
 
 
-def _normal(name: str) -> str:
+def normal_name(name: str) -> str:
+    """Return the name of a package as pip compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -12,7 +12,7 @@ import base64
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +28,7 @@ from labapp.registry.client import Registry
 from labapp.registry.http import same_address
 from labapp.registry.manifests import digest_of
 from labapp.registry.server import CONTENT
-from labapp.state import LABEL, State, write_atomically
+from labapp.state import State, write_file
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -42,49 +42,41 @@ class Change:
     kind: Literal["file", "tag", "blob", "container", "image"]
     what: str
     data: Mapping[str, str] = field(default_factory=dict)
-    number: str = ""
+    number: str = field(default_factory=lambda: str(time.time_ns()))
 
     def __str__(self) -> str:
         return f"{self.kind} '{self.what}'"
 
 
+@dataclass(frozen=True)
 class Journal:
     """The changes of all attacks that have not been undone."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    state: State
 
-    def note(self, change: Change) -> Change:
-        """Write down a change that is about to happen, and return it with its number."""
-        change = replace(change, number=str(time.time_ns()))
-        self._state.write(f"attacks/{change.number}", asdict(change))
-        return change
+    def note(self, change: Change) -> None:
+        """Write down a change that is about to happen."""
+        self.state.write(f"attacks/{change.number}", asdict(change))
 
     def changes(self) -> list[Change]:
         """Return what has not been undone, the oldest first."""
         found = []
-        for path in sorted((self._state.folder / "attacks").glob("*.json")):
+        for path in sorted((self.state.folder / "attacks").glob("*.json")):
             with contextlib.suppress(TypeError):  # It is no change.
-                found.append(Change(**self._state.read(f"attacks/{path.stem}")))
+                found.append(Change(**self.state.read(f"attacks/{path.stem}")))
         return found
 
     def drop(self, change: Change) -> None:
         """Take a change that was undone from the journal."""
-        self._state.path("attacks", f"{change.number}.json").unlink(missing_ok=True)
+        self.state.path("attacks", f"{change.number}.json").unlink(missing_ok=True)
 
     def change_file(self, attack: str, path: Path, content: bytes) -> None:
         """Write a file, its bytes so far kept in the journal; its folder is made where missing."""
-        try:
-            data = {"after": digest_of(content)}
-            if path.exists():
-                data["before"] = base64.b64encode(path.read_bytes()).decode()
-            self.note(Change(attack, "file", str(path), data))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, content)
-        except OSError as error:
-            raise AttackError(
-                f"writing '{path}': {error.strerror or error}. Make it writable, then try again."
-            ) from error
+        data = {"after": digest_of(content)}
+        if path.exists():
+            data["before"] = base64.b64encode(path.read_bytes()).decode()
+        self.note(Change(attack, "file", str(path), data))
+        _write(path, content)
 
     def restore_files(self) -> None:
         """Put back all files that attacks changed: that much needs neither engine nor registry."""
@@ -94,31 +86,24 @@ class Journal:
                 self.drop(change)
 
 
-def restore_file(change: Change) -> str:
-    """Put a file back as it was, unless it was changed again since; say what was done."""
+def restore_file(change: Change) -> bool:
+    """Put a file back as it was, unless it was changed again since; tell which."""
     path = Path(change.what)
-    try:
-        if not path.parent.is_dir():
-            return f"'{path}' is gone, and its folder too"
-        if path.exists() and digest_of(path.read_bytes()) != change.data["after"]:
-            return f"left '{path}' alone: it was changed again since, or had not been changed yet"
-        if "before" in change.data:
-            _write(path, base64.b64decode(change.data["before"]))
-            return f"put '{path}' back as it was"
+    is_other = path.exists() and digest_of(path.read_bytes()) != change.data["after"]
+    if is_other or not path.parent.is_dir():
+        return False
+    if "before" in change.data:
+        _write(path, base64.b64decode(change.data["before"]))
+    else:
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # It holds something else.
             path.parent.rmdir()
-    except OSError as error:
-        raise AttackError(
-            f"putting '{path}' back: {error}. Make the file and its folder writable, then undo "
-            "again; or take a new copy of the application with 'fresh=True'."
-        ) from error
-    return f"removed '{path}'"
+    return True
 
 
 def _write(path: Path, content: bytes) -> None:
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-    write_atomically(path, content, mode=mode)
+    write_file(path, content, mode=mode)
 
 
 def own_tag(bench: Bench, target: str | None) -> Reference:
@@ -128,8 +113,7 @@ def own_tag(bench: Bench, target: str | None) -> Reference:
         tag = Reference.parse(target)
         is_tag = tag.tag is not None and tag.digest is None
         # All chapters build on the bases.
-        is_base = tag.repository.startswith("base/")
-        if is_tag and not is_base and same_address(tag.registry, own):
+        if is_tag and same_address(tag.registry, own) and not tag.repository.startswith("base/"):
             return tag
     raise AttackError(
         f"attacking {target!r}: an attack works on a tag in the lab's own registry, '{own}', and "
@@ -149,25 +133,19 @@ def own_path(bench: Bench, path: Path | str) -> Path:
     return whole
 
 
-def service_name(bench: Bench) -> str:
-    """Return the name of the container that a delivery script starts."""
-    return f"labapp-live-{bench.state.lab_id}"
+def container_name(bench: Bench, role: str) -> str:
+    """Return the name of the lab's container of a role: ``live``, a delivery's, or ``mirror``."""
+    return f"labapp-{role}-{bench.state.lab_id}"
 
 
 def own_container(bench: Bench, name: str) -> Container | None:
-    """Return the container of a name, if there is one; one of somebody else's is refused."""
-    with bench.engine.doing(f"looking for the container '{name}'", AttackError):
-        try:
-            container = bench.engine.client.containers.get(name)
-        except docker.errors.NotFound:
-            return None
-    # A delivery script need not label what it starts; the name is this lab's all the same.
-    if container.labels.get(LABEL) != bench.state.lab_id and name != service_name(bench):
-        raise AttackError(
-            f"attacking the container '{name}': this lab did not start it. Rename it, or "
-            f"remove it with 'docker rm -f {name}' if it is yours."
-        )
-    return container
+    """Return the container of a name, in which this lab's id is, if there is one."""
+    with (
+        bench.engine.doing(f"looking for the container '{name}'", AttackError),
+        contextlib.suppress(docker.errors.NotFound),
+    ):
+        return bench.engine.client.containers.get(name)
+    return None
 
 
 def undo(bench: Bench) -> None:
@@ -178,8 +156,9 @@ def undo(bench: Bench) -> None:
     journal, failed = Journal(bench.state), []
     for change in reversed(journal.changes()):
         try:
-            feedback.say(f"Undone: {_undo(bench, change)}.")
-        except LabError as error:
+            done = "Undone" if _undo(bench, change) else "Changed since, or not yet, and left alone"
+            feedback.say(f"{done}: {change}.")
+        except (LabError, OSError) as error:
             failed.append(f"  - {change}: {error}")
         else:
             journal.drop(change)
@@ -191,7 +170,8 @@ def undo(bench: Bench) -> None:
         )
 
 
-def _undo(bench: Bench, change: Change) -> str:
+def _undo(bench: Bench, change: Change) -> bool:
+    """Undo one change, and tell whether there was anything to put back."""
     match change.kind:
         case "file":
             return restore_file(change)
@@ -200,7 +180,6 @@ def _undo(bench: Bench, change: Change) -> str:
         case "blob":
             # One that was stored anew has that byte already.
             write_byte(bench, change, "before")
-            return f"{change} is as it was"
         case "container":
             if container := own_container(bench, change.what):
                 with bench.engine.doing(f"removing the {change}", AttackError):
@@ -216,19 +195,18 @@ def _undo(bench: Bench, change: Change) -> str:
             with contextlib.suppress(NotInRegistry):
                 digest = bench.registry.digest(reference)
                 bench.registry.delete_manifest(reference.repository, digest)
-    return f"removed the {change}"
+    return True
 
 
-def _restore_tag(bench: Bench, change: Change) -> str:
-    """Let a tag name again what it named before, unless it was moved again since."""
-    registry, reference = bench.registry, Reference.parse(change.what)
+def _restore_tag(bench: Bench, change: Change) -> bool:
+    """Let a tag name again what it named before, unless it was moved again since; tell which."""
+    registry, reference, is_back = bench.registry, Reference.parse(change.what), False
     before, after = change.data["before"], change.data["after"]
-    done = f"left '{reference}' alone: the tag has been moved since, or had not been moved yet"
     with contextlib.suppress(NotInRegistry):
         if registry.digest(reference) == after:
             raw, media_type = registry.manifest_bytes(reference.repository, before)
             registry.put_manifest(reference.repository, str(reference.tag), raw, media_type or "")
-            done = f"'{reference}' names {before} again"
+            is_back = True
     with bench.engine.doing(f"looking for the image '{reference}'", AttackError):
         held = bench.engine.image(str(reference))
     if held and change.data["diff_id"] in (held.attrs.get("RootFS") or {}).get("Layers", ()):
@@ -236,7 +214,7 @@ def _restore_tag(bench: Bench, change: Change) -> str:
         with contextlib.suppress(ImageError):
             transfer.remove(bench.engine, reference)
     _discard_manifest(registry, reference.repository, after)
-    return done
+    return is_back
 
 
 def _discard_manifest(registry: Registry, repository: str, digest: str) -> None:

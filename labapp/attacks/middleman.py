@@ -1,16 +1,17 @@
 """A mirror between a server and the registry, which may answer with another image's manifest.
 
 It is copied into a container and runs there; it needs the standard library only. Its settings come
-by the environment: UPSTREAM (the registry's host and port), and, for a dishonest one, REPOSITORY
-and INSTEAD (the digest of the manifest to answer with).
+by the environment: UPSTREAM (the registry's host and port), REPOSITORY and INSTEAD (the digest of
+the manifest to answer with; empty for an honest mirror).
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
-import re
 import shutil
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PORT = 5000
@@ -21,21 +22,6 @@ PASSED_ON = ("Content-Type", "Content-Length", "Docker-Content-Digest", "Locatio
 FORGED = "FORGED"
 """With this word begins the line that it logs when it answers with something else."""
 
-_MANIFEST = re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<identifier>[^/?]+)")
-
-
-def asked_for(path: str, repository: str, instead: str) -> str:
-    """Return the path to ask the registry for: of one repository, one and the same manifest."""
-    found = _MANIFEST.fullmatch(path)
-    if found and instead and found["repository"] == repository:
-        return f"/v2/{repository}/manifests/{instead}"
-    return path
-
-
-def log(line: str) -> None:
-    """Write a line in one piece to the standard output, where ``docker logs`` finds it."""
-    print(f"{line}\n", end="", flush=True)
-
 
 class Middleman(BaseHTTPRequestHandler):
     """One connection to the mirror."""
@@ -43,18 +29,19 @@ class Middleman(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer with what the registry answers, or with what it did not."""
-        repository, instead = os.environ.get("REPOSITORY", ""), os.environ.get("INSTEAD", "")
-        path = asked_for(self.path, repository, instead)
-        connection = http.client.HTTPConnection(os.environ["UPSTREAM"], timeout=60)
-        try:
+        """Answer with what the registry answers, or, in one repository, with one manifest."""
+        path, manifests = self.path, f"/v2/{os.environ['REPOSITORY']}/manifests/"
+        if os.environ["INSTEAD"] and path.startswith(manifests):
+            path = manifests + os.environ["INSTEAD"]
+        upstream = http.client.HTTPConnection(os.environ["UPSTREAM"], timeout=60)
+        with contextlib.closing(upstream):
             # Host must stay: the registry builds the addresses in its answers from it.
             # Docker sends a line for each kind of manifest that it accepts. With only the last of
             # them, the registry would convert the manifest to an older kind, with another digest.
             names = [name for name in self.headers if name != "Connection"]
             headers = {name: ", ".join(self.headers.get_all(name, ())) for name in names}
-            connection.request(self.command, path, headers=headers)
-            answer = connection.getresponse()
+            upstream.request(self.command, path, headers=headers)
+            answer = upstream.getresponse()
             self.send_response(answer.status)
             for name in PASSED_ON:
                 if value := answer.getheader(name):
@@ -64,12 +51,8 @@ class Middleman(BaseHTTPRequestHandler):
             self.end_headers()
             shutil.copyfileobj(answer, self.wfile, 1024 * 1024)
             if path != self.path:
-                log(f"{FORGED} {self.command} {self.path} answered with {path}")
-        except OSError as error:
-            log(f"the registry does not answer: {error}")
-            self.close_connection = True
-        finally:
-            connection.close()
+                # In one piece: other requests are logged at the same time.
+                sys.stdout.write(f"{FORGED} {self.command} {self.path} answered with {path}\n")
 
     do_HEAD = do_GET
 
@@ -77,10 +60,6 @@ class Middleman(BaseHTTPRequestHandler):
         """Refuse in HTTP what is none: engines try TLS first; with containerd, they need that."""
         self.wfile.write(b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n")
         self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Log a request."""
-        log(f"{self.client_address[0]} {format % args}")
 
 
 if __name__ == "__main__":
