@@ -1,8 +1,4 @@
-"""Rows in, a labelled figure with alternative text out.
-
-Every chart checks what it is given: a :class:`~labapp.errors.LabError` tells what is missing from a
-table, and which number is none.
-"""
+"""Rows in, a labelled figure with alternative text out; a LabError tells what a chart takes."""
 
 from labapp.charts.bars import build_times as build_times
 from labapp.charts.bars import layers as layers

@@ -17,15 +17,14 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Polygon
 
 from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
 from labapp.charts.style import BLUE, DARK, DEEP, GREY, MARGIN, PALE, PALETTE, SMALL, TEXT, WIDTH
 from labapp.charts.words import ALIKE, checked, checked_all, counted, extremes, listed, times
 from labapp.feedback import amount
 
-_THICK = 0.66
-"""How much of its row a bar fills."""
+_HIGH, _THICK = 25.0, 0.66
+"""How high a row is, and how much of it a bar fills."""
 
 LINES = {"slow": 10, "typical": 100, "fast": 1000}
 """The lines that a pull is computed for, in megabits (a million bits) a second."""
@@ -51,7 +50,7 @@ class Block:
 class Row:
     """A bar: the name before it, its blocks from left to right, and the words behind its end.
 
-    Rows of one ``group`` stand together; ``runs`` are measurements, the bar is the middle one.
+    Rows of one ``group`` stand together; what was ``measured`` is hatched.
     """
 
     name: str
@@ -59,18 +58,16 @@ class Row:
     words: str
     group: str = ""
     begin: float = 0.0
-    runs: Sequence[float] = ()
+    measured: bool = False
 
     @property
     def end(self) -> float:
         """How far the row reaches, in the axis' unit."""
-        return max([self.begin + sum(block.length for block in self.blocks), *self.runs])
+        return self.begin + sum(block.length for block in self.blocks)
 
 
-def stacked_bars(
-    rows: Sequence[Row], *, title: str, unit: str, alt: str, note: str = "", row: float = 27.0
-) -> Chart:
-    """Draw rows of a height, the first on top; those of another group stand half a row apart."""
+def stacked_bars(rows: Sequence[Row], *, title: str, unit: str, alt: str, note: str = "") -> Chart:
+    """Draw rows, the first on top; those of another group stand half a row apart."""
     starts = [number > 0 and row.group != rows[number - 1].group for number, row in enumerate(rows)]
     places = [number + 0.5 * sum(starts[: number + 1]) for number in range(len(rows))]
     names = [fitted(row.name, 230, TEXT) for row in rows]
@@ -78,7 +75,7 @@ def stacked_bars(
     of_groups = max(text_width(line, TEXT, bold=True) for g in groups.values() for line in g)
     left = MARGIN + max(text_width(name, TEXT) for name in names) + 8
     left += of_groups + 12 if of_groups else 0
-    axes = frame(title=title, height=row * (places[-1] + 1), left=left, right=20, note=note)
+    axes = frame(title=title, height=_HIGH * (places[-1] + 1), left=left, right=20, note=note)
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_yticks(places, names, fontsize=TEXT, parse_math=False)
@@ -113,7 +110,7 @@ def _scale(lengths: Iterable[float], words: Sequence[str], room: float) -> float
 
 def _draw(axes: Axes, row: Row, place: float, scale: float) -> None:
     edge: dict[str, Any] = {}
-    if row.runs:
+    if row.measured:
         edge = {"edgecolor": DARK, "hatch": "////", "linewidth": 0.8}
     elif len(row.blocks) > 1:
         edge = {"edgecolor": "white", "linewidth": 0.5}
@@ -126,9 +123,6 @@ def _draw(axes: Axes, row: Row, place: float, scale: float) -> None:
         text = _inside(block, block.length * scale - 4)
         middle = left + block.length / 2
         write(axes, middle, place, text, ha="center", color=ink(block.colour))
-    if len(row.runs) > 1:
-        axes.plot(row.runs, [place] * len(row.runs), "o", color=DARK, markersize=3.5,
-                  markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
 
 
 def _inside(block: Block, room: float) -> str:
@@ -159,7 +153,7 @@ def layers(rows: pd.DataFrame) -> Chart:
     Args:
         rows: a row a layer, lowest first; columns ``instruction`` and ``download_bytes``.
     """
-    rows = checked("layers", rows, "instruction", "download_bytes#")
+    checked("layers", rows, "instruction", "download_bytes")
     names = [" ".join(str(text).split()) for text in rows["instruction"]]
     weights = list(rows["download_bytes"])
     total, most = sum(weights), max(weights)
@@ -183,7 +177,6 @@ def sizes(values: Mapping[str, float], *, title: str) -> Chart:
         title: what the bars have in common.
     """
     checked_all("sizes", values)
-    checked("sizes", pd.DataFrame({"bytes": list(values.values())}), "bytes#")
     rows = [(name, value, amount(value)) for name, value in values.items()]
     said = "; ".join(f"{name}: {words}" for name, _, words in rows)
     return _bytes_chart(rows, title=title, unit="{}", alt=f"Bar chart. {title}. {said}.")
@@ -196,13 +189,13 @@ def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
         rows: for each push's name its layers; columns ``bytes`` (compressed) and ``outcome``
             (``sent``, ``mounted`` or ``already there``).
     """
-    tables = checked_all("pushes", rows, "bytes#", "outcome")
+    checked_all("pushes", rows, "bytes", "outcome")
     drawn = []
-    for name, table in tables.items():
+    for name, table in rows.items():
         sent = table.loc[table["outcome"] == "sent", "bytes"]
         words = f"{amount(sent.sum())}: {len(sent)} of {counted(len(table), 'layer')}"
         drawn.append((name, float(sent.sum()), words))
-    largest = amount(max(table["bytes"].sum() for table in tables.values()))
+    largest = amount(max(table["bytes"].sum() for table in rows.values()))
     said = "; ".join(f"{name}: {words}" for name, _, words in drawn)
     return _bytes_chart(
         drawn,
@@ -229,34 +222,30 @@ def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
             ``download_bytes`` and ``unpacked_bytes``.
     """
     states = {"download_bytes": "to download", "unpacked_bytes": "unpacked"}
-    columns = [f"{column}#" for column in states]
-    tables = checked_all("sizes of variants", variants, "instruction", *columns)
-    size, unit = _byte_unit(max(table[list(states)].sum().max() for table in tables.values()))
+    checked_all("sizes of variants", variants, "instruction", *states)
+    size, unit = _byte_unit(max(table[list(states)].sum().max() for table in variants.values()))
     rows, said = [], []
-    for name, table in tables.items():
+    for name, table in variants.items():
         totals = {state: amount(table[column].sum()) for column, state in states.items()}
         for column, state in states.items():
             blocks = [
-                Block(value / size, (DEEP, PALE)[number % 2], _telling(text))
-                for number, (value, text) in enumerate(
-                    zip(table[column], table["instruction"], strict=True)
+                Block(value / size, colour, _telling(text))
+                for value, text, colour in zip(
+                    table[column], table["instruction"], itertools.cycle((DEEP, PALE))
                 )
             ]
             rows.append(Row(state, blocks, totals[state], name))
         both = ", ".join(f"{total} {state}" for state, total in totals.items())
         said.append(f"{name}: {both}, in {counted(len(table), 'layer')}")
-    packed = {name: float(table["download_bytes"].sum()) for name, table in tables.items()}
+    packed = {name: float(table["download_bytes"].sum()) for name, table in variants.items()}
     least, most = extremes(packed)
-    if len(tables) == 1:
+    if len(variants) == 1:
         title = said[0].rpartition(",")[0]
     elif packed[most] <= ALIKE * packed[least]:
         title = f"All take about as many bytes to download, at most {amount(packed[most])}"
     else:
-        share = "most"
-        if packed[least]:
-            share = f"{times(packed[most], packed[least])} the bytes of {least}"
-        title = f"{most} takes {share} to download: "
-        title += f"{amount(packed[most])} against {amount(packed[least])}"
+        title = f"{most} takes {times(packed[most], packed[least])} the bytes of {least} to "
+        title += f"download: {amount(packed[most])} against {amount(packed[least])}"
     unit += "; each block is a layer, the lowest first"
     alt = f"Bar chart of sizes, stacked by layer. {'; '.join(said)}."
     return stacked_bars(rows, title=title, unit=unit, alt=alt)
@@ -269,10 +258,10 @@ def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
         variants: for each image's name its layers, lowest first; columns ``instruction``,
             ``digest`` and ``download_bytes``.
     """
-    tables = checked_all("shared layers", variants, "instruction", "digest", "download_bytes#")
     columns = ["instruction", "digest", "download_bytes"]
+    checked_all("shared layers", variants, *columns)
     # An image may hold the same layer twice, but nobody fetches it twice.
-    alone = {name: rows.drop_duplicates("digest") for name, rows in tables.items()}
+    alone = {name: rows.drop_duplicates("digest") for name, rows in variants.items()}
     every = pd.concat(list(alone.values()))
     every["holders"] = every.groupby("digest")["digest"].transform("size")
     shared = every[every["holders"] > 1].drop_duplicates("digest")
@@ -292,42 +281,23 @@ def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
         ]
         bars.append(Row(name, blocks, words))
         said.append(f"{name}: {counted(len(rows), 'layer')}, {words}")
-    title = f"These {len(tables)} images share no layer: each is fetched whole"
-    if len(tables) == 1:
+    title = f"These {len(variants)} images share no layer: each is fetched whole"
+    if len(variants) == 1:
         title = "One image alone shares nothing: add another to compare"
     elif len(shared):
         saved = amount(((shared["holders"] - 1) * shared["download_bytes"]).sum())
         title = f"{counted(len(shared), 'shared layer')}, in colour: who has pulled one image "
-        title += f"fetches {saved} less for the {'other' if len(tables) == 2 else 'others'}"
+        title += f"fetches {saved} less for the {'other' if len(variants) == 2 else 'others'}"
     told = [
         f"{letters[digest]}: {fitted(_telling(text), 300, SMALL)}, {amount(weight)}"
         for text, digest, weight in shared[columns].head(3).itertuples(index=False)
     ]
     if len(shared) > 3:
         told.append(f"and {counted(len(shared) - 3, 'smaller one')}")
-    chart = stacked_bars(
-        bars, title=title, row=40, note="; ".join(told) + "." if told else "",
-        unit=f"{unit} to download (compressed); grey: in this image alone",
-        alt=f"Bar chart of layers. {title}. {'; '.join(said)}.",
-    )  # fmt: skip
-    _ribbons(chart.axes, bars)
-    return chart
-
-
-def _ribbons(axes: Axes, bars: Sequence[Row]) -> None:
-    """Join a shared layer's block to the same one in the next image below."""
-    spans = []
-    for bar in bars:
-        ends = itertools.accumulate((block.length for block in bar.blocks), initial=0.0)
-        blocks = zip(bar.blocks, itertools.pairwise(ends), strict=True)
-        spans.append({block.letter: (block.colour, *span) for block, span in blocks})
-    for place, (above, below) in enumerate(itertools.pairwise(spans)):
-        top, bottom = place + _THICK / 2, place + 1 - _THICK / 2
-        for letter, (colour, left, right) in above.items():
-            if letter and letter in below:
-                _, low_left, low_right = below[letter]
-                corners = [(left, top), (right, top), (low_right, bottom), (low_left, bottom)]
-                axes.add_patch(Polygon(corners, facecolor=colour, alpha=0.3, linewidth=0))
+    note = "; ".join(told) + "." if told else ""
+    unit += " to download (compressed); grey: in this image alone"
+    alt = f"Bar chart of layers. {title}. {'; '.join(said)}."
+    return stacked_bars(bars, title=title, unit=unit, alt=alt, note=note)
 
 
 def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
@@ -337,8 +307,8 @@ def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
         builds: for each build's name its steps; columns ``instruction``, ``cached``, ``seconds``,
             and ``stage`` in a build that has several (empty for one without a name).
     """
-    checked_builds = checked_all("build times", builds, "instruction", "cached", "seconds#")
-    stages = {name: _stages(steps) for name, steps in checked_builds.items()}
+    checked_all("build times", builds, "instruction", "cached", "seconds")
+    stages = {name: _stages(steps) for name, steps in builds.items()}
     has_stages = any(stage for parts in stages.values() for stage, _ in parts)
     rows, said = [], []
     for name, parts in stages.items():
@@ -386,22 +356,19 @@ def _stages(steps: pd.DataFrame) -> list[tuple[str, list[Any]]]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: ``0.4 s``, ``20 s``, ``3 min 23 s``, ``2 h 5 min``."""
+    """Return a time as a person says it: ``0.4 s``, ``20 s``, ``3 min 23 s``."""
     if seconds < 0.005:
         return "0 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s" if seconds >= 0.05 else f"{seconds:.2f} s"
     if round(seconds) < 60:
         return f"{round(seconds)} s"
-    minutes, rest, units = *divmod(round(seconds), 60), "min s"
-    if minutes >= 60:
-        minutes, rest, units = *divmod(round(seconds / 60), 60), "h min"
-    one, other = units.split()
-    return f"{minutes} {one} {rest} {other}" if rest else f"{minutes} {one}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
 
 
 def pull_times(
-    variants: Mapping[str, float], *, measured: Mapping[str, Sequence[float]] | None = None
+    variants: Mapping[str, float], *, measured: Mapping[str, float] | None = None
 ) -> Chart:
     """Draw how long pulls take: computed for three lines, and as measured.
 
@@ -409,12 +376,9 @@ def pull_times(
 
     Args:
         variants: bytes to download by image.
-        measured: seconds of each measured pull by image, as many as there were; the middle one
-            is the bar. An image may be left out.
+        measured: seconds of a measured pull by image. An image may be left out.
     """
     checked_all("pull times", variants)
-    checked("pull times", pd.DataFrame({"bytes": list(variants.values())}), "bytes#")
-    runs = {name: list(seconds) for name, seconds in (measured or {}).items() if len(seconds)}
     rows, said, slow = [], [], {}
     for name, size in variants.items():
         took = {line: size * 8 / (speed * 1e6) for line, speed in LINES.items()}
@@ -424,24 +388,20 @@ def pull_times(
             rows.append(Row(label, [Block(seconds, colour)], duration(seconds), name))
         words = listed([f"{duration(seconds)} on a {line} line" for line, seconds in took.items()])
         said.append(f"{name}: {words}")
-        if name in runs:
-            own = runs[name]
-            middle = statistics.median(own)
-            words = duration(middle) + (f" ({len(own)} runs)" if len(own) > 1 else "")
-            rows.append(Row("measured here", [Block(middle, "white")], words, name, runs=own))
-            said[-1] += f"; measured {duration(middle)}"
+        if measured and name in measured:
+            block, words = Block(measured[name], "white"), duration(measured[name])
+            rows.append(Row("measured here", [block], words, name, measured=True))
+            said[-1] += f"; measured {words}"
     least, most = extremes(variants)
     title = f"On a slow line a pull of {most} takes {slow[most]}"
     title += f", of {least} {slow[least]}" if len(variants) > 1 else ""
     note = "Computed: bytes to download, divided by the line's speed, nothing else."
-    note += " Measured: from the registry, on this machine." if runs else ""
-    if any(len(own) > 1 for own in runs.values()):
-        note += " The bar is the middle run, each dot is a run."
-    title += ": computed from the bytes"
+    note += " Measured: from the registry, on this machine." if measured else ""
     speeds = listed([f"{line} is {speed:,} Mbit/s" for line, speed in LINES.items()])
     alt = "Bar chart of times to pull, computed from the bytes to download alone. "
     alt += f"{'. '.join(said)}. {speeds[:1].upper()}{speeds[1:]}."
-    return stacked_bars(rows, title=title, unit="seconds", alt=alt, note=note, row=21)
+    title += ": computed from the bytes"
+    return stacked_bars(rows, title=title, unit="seconds", alt=alt, note=note)
 
 
 def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
@@ -470,13 +430,13 @@ def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
         write(axes, x, y + _HEAD / 2 + 2, head, size=TEXT, weight="bold")
         axes.plot([x, x], [y + _HEAD, y + high], color=GREY, linewidth=1, zorder=0)
         words = [_number(value) for value in own]
-        scale = _scale(own, words, wide)
-        for number, (value, text) in enumerate(zip(own.fillna(0), words, strict=True)):
-            middle = y + _HEAD + (number + 0.5) * _ROW
-            axes.barh(middle, value * scale, left=x, height=_ROW * _THICK, color=BLUE)
-            write(axes, x + value * scale + 5, middle, text, size=TEXT)
+        middles = [y + _HEAD + (number + 0.5) * _ROW for number in range(len(names))]
+        lengths = own.fillna(0) * _scale(own, words, wide)
+        axes.barh(middles, lengths, left=x, height=_ROW * _THICK, color=BLUE)
+        for name, middle, length, text in zip(names, middles, lengths, words, strict=True):
+            write(axes, x + length + 5, middle, text, size=TEXT)
             if not column:
-                write(axes, -8, middle, names[number], size=TEXT, ha="right")
+                write(axes, -8, middle, name, size=TEXT, ha="right")
         every = listed([f"{name} {text}" for name, text in zip(variants, words, strict=True)])
         said.append(f"{kind}: {every}")
     return Chart(axes, f"Small bar charts, fewer is better. {'; '.join(said)}.")

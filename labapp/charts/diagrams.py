@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
@@ -67,9 +67,8 @@ def conversation(rows: pd.DataFrame) -> Chart:
     Args:
         rows: requests in order; columns ``client``, ``method``, ``meaning``, ``status``, ``bytes``.
     """
-    columns = ("client", "method", "meaning", "status#", "bytes#")
-    rows = checked("a conversation", rows, *columns)
     keys = ["method", "meaning", "status"]
+    checked("a conversation", rows, "client", *keys, "bytes")
     steps = rows.groupby(keys, sort=False)["bytes"].agg(["sum", "size"]).reset_index()
     client = str(rows["client"].iloc[0])
     axes = canvas(
@@ -126,17 +125,14 @@ def tag_history(rows: pd.DataFrame) -> Chart:
         for number, digest in enumerate(rows[digests]):
             if isinstance(digest, str):
                 x, colour = number * column, colours[digest]
-                axes.barh(
-                    y, column, left=x, height=27, color=colour, edgecolor="white", linewidth=2
-                )
+                axes.barh(y, column, 27, left=x, color=colour, edgecolor="white", linewidth=2)
                 eight = fitted(_eight(digest), column - 4, TEXT)
                 write(axes, x + column / 2, y, eight, size=TEXT, ha="center", color=ink(colour))
     for number, lines in enumerate(events):
         write(axes, (number + 0.5) * column, 80, "\n".join(lines), ha="center", va="top")
     said = "; ".join(
-        f"after '{row.event}' the tag names {_eight(row.tag)} and the server runs "
-        f"{_eight(row.running)}"
-        for row in rows.itertuples()
+        f"after '{event}' the tag names {_eight(tag)} and the server runs {_eight(running)}"
+        for event, tag, running in rows[["event", "tag", "running"]].itertuples(index=False)
     )
     return Chart(axes, f"Two lanes of digests over time. {said}.")
 
@@ -159,10 +155,8 @@ def cves_since_release(
         blind: what the source can't see, in a sentence.
     """
     now = pd.Timestamp(date.year, date.month, date.day)
-    lines = {
-        name: _line(name, rows, now)
-        for name, rows in checked_all("CVEs since the release", variants).items()
-    }
+    checked_all("CVEs since the release", variants)
+    lines = {name: _line(name, rows, now) for name, rows in variants.items()}
     began = min([now - pd.DateOffset(months=1), *itertools.chain(*lines.values())]).replace(day=1)
     last = {name: max(line.values(), default=0.0) for name, line in lines.items()}
     words = [f"{fitted(name, 120, TEXT)}: {_number(value)}" for name, value in last.items()]
@@ -173,16 +167,12 @@ def cves_since_release(
         note=f"Source: {source}, {day}. Counted are CVEs that were fixed in the image's packages "
         f"since this Debian was released, but for kernel headers, which never run. {blind}",
     )  # fmt: skip
-    for (name, line), look in zip(lines.items(), itertools.cycle(_LINES)):
+    for (name, line), (colour, dashes, mark) in zip(lines.items(), itertools.cycle(_LINES)):
         # Nothing on release day, and the same from the last month on until today.
         ends = {began: 0.0, **line, now: last[name]}
-        colour, dashes, mark = look
-        every = max(1, len(ends) // 8)
-        # The last point has a mark, the first has none: all lines begin there.
-        marked = ((len(ends) - 1) % every or every, every)
         axes.plot(
             pd.DatetimeIndex(list(ends)).to_numpy(), list(ends.values()), color=colour,
-            linestyle=dashes, linewidth=2, marker=mark, markersize=4.5, markevery=marked,
+            linestyle=dashes, linewidth=2, marker=mark, markersize=4.5, markevery=0.1,
             clip_on=False,
         )  # fmt: skip
     axes.set_xlim(began, now)  # type: ignore[arg-type]
@@ -208,7 +198,7 @@ def _line(name: str, rows: pd.DataFrame, now: pd.Timestamp) -> dict[pd.Timestamp
     """Return CVEs by the end of each month, or by now; none when the first month began."""
     if isinstance(rows, pd.DataFrame) and rows.empty:
         return {}
-    rows = checked("CVEs since the release", rows, "month", "cves#", name=name)
+    checked(f"CVEs since the release of '{name}'", rows, "month", "cves")
     ends = pd.to_datetime(rows["month"]) + pd.offsets.MonthEnd(0)
     line = {min(end, now): float(cves) for end, cves in zip(ends, rows["cves"], strict=True)}
     return {min(line).replace(day=1): 0.0, **line}
@@ -260,23 +250,22 @@ def classroom(cells: pd.DataFrame) -> Chart:
             ``exercise``, ``state`` (``alone``, ``hints``, ``solution``, ``tried`` or ``open``) and
             ``tries``.
     """
-    cells = checked("a class", cells, "learner", "exercise", "state", "tries#")
+    checked("a class", cells, "learner", "exercise", "state", "tries")
     learners = list(dict.fromkeys(cells["learner"]))
     passed = list(cells.loc[cells["state"].isin(("alone", "hints", "solution")), "exercise"])
     count = {exercise: passed.count(exercise) for exercise in dict.fromkeys(cells["exercise"])}
-    names = [fitted(str(name), 170, TEXT) for name in learners]
-    left = MARGIN + max(text_width(name, TEXT) for name in [*names, "passed by"]) + 10
-    foot = _HEAD + (len(learners) + 0.9) * _ROW
+    names = [fitted(str(name), 170, TEXT) for name in [*learners, "passed by"]]
+    left = MARGIN + max(text_width(name, TEXT) for name in names) + 10
+    places = [_HEAD + (number + 0.5) * _ROW for number in range(len(names))]
     axes = canvas(
-        title=_class_title(cells, count, len(learners)), height=foot + _ROW / 2,
+        title=_class_title(cells, count, len(learners)), height=places[-1] + _ROW / 2,
         left=left, right=20,
         note="The number in a square is how many answers it took. Dark: passed without help. "
         "Light: with hints. A dark corner: after the solution was looked at. Outlined: tried, not "
         "passed yet.",
     )  # fmt: skip
-    rows = {name: _HEAD + (number + 0.5) * _ROW for number, name in enumerate(learners)}
-    for shown, y in zip([*names, "passed by"], [*rows.values(), foot], strict=True):
-        write(axes, -8, y, shown, size=TEXT, ha="right")
+    for name, y in zip(names, places, strict=True):
+        write(axes, -8, y, name, size=TEXT, ha="right")
     wide = min((WIDTH - left - 20) / len(count), 34.0)
     columns = {exercise: (number + 0.5) * wide for number, exercise in enumerate(count)}
     chapters: dict[str, list[float]] = {}
@@ -284,11 +273,12 @@ def classroom(cells: pd.DataFrame) -> Chart:
         chapter, _, word = exercise.partition("-")
         chapters.setdefault(chapter, []).append(x)
         write(axes, x, _HEAD - 4, word or chapter, rotation=90, ha="center", va="bottom")
-        write(axes, x, foot, str(count[exercise]), ha="center", weight="bold")
+        write(axes, x, places[-1], str(count[exercise]), ha="center", weight="bold")
     for chapter, own in chapters.items():
         start, end = own[0] - wide / 2 + 1.5, own[-1] + wide / 2 - 1.5
         axes.plot([start, end], [12, 12], color=GREY, linewidth=1)
         write(axes, (start + end) / 2, 5, chapter, ha="center", weight="bold")
+    rows = dict(zip(learners, places, strict=False))
     all_cells: list[Any] = list(cells.itertuples())
     for cell in all_cells:
         _cell(axes, columns[cell.exercise], rows[cell.learner], wide, cell.state, int(cell.tries))
@@ -315,13 +305,10 @@ def _cell(axes: Axes, x: float, y: float, wide: float, state: str, tries: int) -
         axes.plot([x], [y], marker=".", color=GREY, markersize=4)
         return
     fill, right, top = _FILLS[state], x + wide / 2 - 1, y - _ROW / 2 + 1
-    axes.add_patch(
-        Rectangle((x - wide / 2 + 1, top), wide - 2, _ROW - 2, facecolor=fill, linewidth=0.8,
-                  edgecolor=GREY if state == "tried" else fill)
-    )  # fmt: skip
+    edge = GREY if state == "tried" else fill
+    axes.barh(y, wide - 2, _ROW - 2, x - wide / 2 + 1, color=fill, edgecolor=edge, linewidth=0.8)
     if state == "solution":
-        corner = ((right - 5, top), (right, top), (right, top + 5))
-        axes.add_patch(Polygon(corner, facecolor=DARK, edgecolor="none"))
+        axes.fill([right - 5, right, right], [top, top, top + 5], color=DARK, linewidth=0)
     number = str(tries) if tries < 100 else "…"
     write(axes, x, y, number, ha="center", va="center_baseline", color=ink(fill))
 
@@ -333,7 +320,7 @@ def journey(rows: pd.DataFrame) -> Chart:
         rows: a row a step, in order; columns ``step``, ``attack``, ``control``, ``passed`` and
             ``exercises`` (how many are passed, of how many).
     """
-    checked("the journey", rows, "step", "attack", "control", "passed#", "exercises#")
+    checked("the journey", rows, "step", "attack", "control", "passed", "exercises")
     steps: list[Any] = list(rows.itertuples())
     lit = [step.step for step in steps if step.passed >= step.exercises]
     title = f"{len(lit)} of {len(steps)} steps {'is' if len(lit) == 1 else 'are'} lit"
@@ -377,9 +364,8 @@ def _station(axes: Axes, middle: float, passed: float, *, is_lit: bool) -> None:
     )  # fmt: skip
     colour = DEEP if is_lit else PALE if passed else "white"
     edge = DEEP if passed else GREY
-    axes.add_patch(
-        Circle((_LINE, middle), 9.0, facecolor=colour, edgecolor=edge, linewidth=2, zorder=3)
-    )
+    axes.plot(_LINE, middle, "o", markersize=18, color=colour, markeredgecolor=edge,
+              markeredgewidth=2, zorder=3)  # fmt: skip
     mark = "✓" if is_lit else f"{passed:.0f}" if passed else ""
     write(axes, _LINE, middle, mark, ha="center", va="center_baseline", zorder=4, weight="bold",
           color=ink(colour))  # fmt: skip

@@ -16,18 +16,15 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from labapp.charts.style import DARK, GREY, MARGIN, SMALL, TITLE, WIDTH
+from labapp.charts.style import BRIGHT, DARK, GREY, MARGIN, SMALL, TITLE, WIDTH
 from labapp.errors import LabError
 from labapp.state import write_file
 
 _SHOWN_DPI = 88
-_BRIGHT = 0.25
-"""On what is brighter, dark text has more contrast than white."""
 
 _SLACK = 1.03
 """Letters are set at whole pixels, and an SVG viewer may have only a font that is like ours."""
@@ -136,15 +133,8 @@ def wrapped(
 
 
 def ink(colour: str) -> str:
-    """Return the colour of text that stands on another colour: dark, or white.
-
-    Source: Web Content Accessibility Guidelines 2.2, contrast ratio and relative luminance.
-    """
-    red, green, blue = (
-        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
-        for share in to_rgb(colour)
-    )
-    return DARK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _BRIGHT else "white"
+    """Return the colour of text that stands on another colour."""
+    return DARK if colour in BRIGHT else "white"
 
 
 def frame(*, title: str, height: float, left: float, right: float, bottom: float = 40.0,
@@ -198,8 +188,5 @@ def write(axes: Axes, x: float, y: float, text: str, *, size: float = SMALL, **l
 def _advance(character: str, bold: bool) -> float:
     """Return by how much a character moves the pen, as a share of the font size."""
     font = FontProperties(weight="bold" if bold else "normal", size=100)
-    alone, between = (
-        text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
-        for text in ("nn", f"n{character}n")
-    )
-    return float(between - alone) / 100
+    width, _, _ = text_to_path.get_text_width_height_descent(character, font, ismath=False)
+    return float(width) / 100

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import pandas as pd
 import squarify  # type: ignore[import-untyped]
@@ -17,11 +16,11 @@ from matplotlib.patches import Rectangle
 
 from labapp.charts.figure import Chart, canvas, fitted, ink, text_width, wrapped, write
 from labapp.charts.style import AMBER, DARK, DEEP, MARGIN, PALE, SMALL, TEXT, WIDTH
-from labapp.charts.words import ALIKE, checked_all, counted, listed, quoted, times
+from labapp.charts.words import ALIKE, checked_all, counted, extremes, listed, quoted, times
 from labapp.errors import LabError
 from labapp.feedback import amount
 
-_HIGH, _GAP, _LINE, _KEY = 330.0, 24.0, 13.5, 36.0
+_HIGH, _GAP, _LINE = 330.0, 24.0, 13.5
 _NARROW = 178.0
 """So wide is a variant's place at least, for its name and numbers."""
 
@@ -31,24 +30,11 @@ _SMALL = 130.0
 _COLOURS = {"alone": DEEP, "package": PALE, "directory": AMBER}
 """A package that only this image has, any other, and what is in no package."""
 
-_ROUND = sorted((digit * 10**power for digit in (1, 2, 5) for power in range(10)), reverse=True)
-
 Box = dict[str, float]
 """A rectangle, from its upper left corner, in points: ``x``, ``y``, ``dx`` and ``dy``."""
 
-
-@dataclass(frozen=True)
-class _Image:
-    """What one map shows; pieces have ``kind``, ``name`` and ``bytes``, the largest first."""
-
-    name: str
-    pieces: pd.DataFrame
-    kinds: pd.Series[float]
-    words: str
-
-    @property
-    def bytes(self) -> float:
-        return float(self.kinds.sum())
+Kinds = dict[str, "pd.Series[float]"]
+"""What one map shows: for each kind its bytes by name; in both, the largest first."""
 
 
 def where_bytes_are(variants: Mapping[str, pd.DataFrame]) -> Chart:
@@ -62,44 +48,51 @@ def where_bytes_are(variants: Mapping[str, pd.DataFrame]) -> Chart:
             ``package`` (empty for a file that none owns).
     """
     drawing = "where the bytes are"
-    tables = checked_all(drawing, variants, "path", "type", "bytes#", "package")
-    if len(tables) > 2 or not all(rows["bytes"].any() for rows in tables.values()):
+    checked_all(drawing, variants, "path", "type", "bytes", "package")
+    totals = {name: float(rows["bytes"].sum()) for name, rows in variants.items()}
+    if len(totals) > 2 or not all(totals.values()):
         raise LabError(
             f"drawing {drawing}: it takes one or two images with bytes in them, not "
-            f"{quoted(tables)}. Choose two."
+            f"{quoted(totals)}. Choose two."
         )
-    images = [
-        _read(name, rows, [other for key, other in tables.items() if key != name])
-        for name, rows in tables.items()
-    ]
-    head = (2 + max(len(image.kinds) for image in images)) * _LINE + 4
-    boxes, scale = _boxes([image.bytes for image in images], head)
-    bottom = head + max(box["dy"] for box in boxes) + _KEY
-    axes = canvas(title=_title(images), height=bottom)
-    for image, box in zip(images, boxes, strict=True):
-        _write_head(axes, image, box["x"], paired=len(images) > 1)
-        for kind, region in _cut(image.kinds, box, scale):
-            for name, piece in _cut(_pieces(image, kind, scale), region, scale):
-                _draw(axes, name, piece, scale, _COLOURS[kind])
-    _write_key(axes, scale, bottom)
-    return Chart(axes, f"Treemap of unpacked files. {' '.join(map(_said, images))}")
+    owners = [set(rows["package"].dropna()) for rows in variants.values()]
+    in_all = set.intersection(*owners)
+    images = [_read(rows, in_all) for rows in variants.values()]
+    top = (2 + max(map(len, images))) * _LINE + 4
+    boxes, scale = _boxes(list(totals.values()), top)
+    bottom = top + max(box["dy"] for box in boxes)
+    axes = canvas(title=f"{_finding(totals)}. Equal areas are equal bytes", height=bottom)
+    said = []
+    for (name, rows), kinds, box in zip(variants.items(), images, boxes, strict=True):
+        words = f"{amount(totals[name])} in {counted((rows['type'] == 'file').sum(), 'file')}"
+        _write_head(axes, box["x"], name, words, kinds, paired=len(images) > 1)
+        areas = pd.Series({kind: sizes.sum() for kind, sizes in kinds.items()})
+        for kind, region in _cut(areas, box, scale):
+            for piece, place in _cut(_without_specks(kinds[kind], kind, scale), region, scale):
+                _draw(axes, piece, place, scale, _COLOURS[kind])
+        said.append(f"{name}: {words}, {_largest(kinds)}.")
+    return Chart(axes, f"Treemap of unpacked files. {' '.join(said)}")
 
 
-def _read(name: str, rows: pd.DataFrame, others: Sequence[pd.DataFrame]) -> _Image:
+def _finding(totals: Mapping[str, float]) -> str:
+    least, most = extremes(totals)
+    if len(totals) == 1:
+        return f"{most} has {amount(totals[most])} of files"
+    if totals[most] < ALIKE * totals[least]:
+        return f"{' and '.join(totals)} have about as many bytes"
+    return f"{most} has {times(totals[most], totals[least])} the bytes of {least}"
+
+
+def _read(rows: pd.DataFrame, in_all: Container[object]) -> Kinds:
     """Add up an image's files by package, or else by directory."""
-    owner = rows["package"].fillna("").astype(str)
-    elsewhere = {str(package) for other in others for package in other["package"].dropna()}
-    kind = pd.Series("package", index=rows.index)
-    if others:
-        kind[~owner.isin(elsewhere)] = "alone"
+    owner = rows["package"].fillna("")
+    kind = owner.map(lambda name: "package" if name in in_all else "alone")
     kind[owner == ""] = "directory"
     place = owner.where(owner != "", rows["path"].map(_directory))
-    table = pd.DataFrame({"kind": kind, "name": place, "bytes": rows["bytes"]})
-    pieces = table.groupby(["kind", "name"], as_index=False).sum()
-    pieces = pieces.sort_values("bytes", ascending=False, kind="stable")
-    kinds = pieces.groupby("kind")["bytes"].sum().sort_values(ascending=False)
-    words = f"{amount(kinds.sum())} in {counted((rows['type'] == 'file').sum(), 'file')}"
-    return _Image(name, pieces, kinds[kinds > 0], words)
+    pieces = rows["bytes"].groupby([kind, place]).sum()
+    pieces = pieces.sort_values(ascending=False, kind="stable")
+    totals = pieces.groupby(level=0).sum().sort_values(ascending=False)
+    return {str(name): pieces.xs(name) for name, size in totals.items() if size}
 
 
 def _directory(path: str) -> str:
@@ -108,10 +101,9 @@ def _directory(path: str) -> str:
     return "/" + "/".join(parts[: 3 if parts[:1] == ["usr"] else 2])
 
 
-def _pieces(image: _Image, kind: str, scale: float) -> pd.Series[float]:
-    """Return bytes by name, the most first; what is too small to be seen is one, the last."""
-    rows = image.pieces[(image.pieces["kind"] == kind) & (image.pieces["bytes"] > 0)]
-    sizes: pd.Series[float] = rows.set_index("name")["bytes"]
+def _without_specks(sizes: pd.Series[float], kind: str, scale: float) -> pd.Series[float]:
+    """Return bytes by name; what is too small to be seen is one, the last."""
+    sizes = sizes[sizes > 0]
     is_small = sizes * scale < _SMALL
     if is_small.sum() < 2:
         return sizes
@@ -172,58 +164,31 @@ def _label(name: str, size: str, along: float, across: float) -> str:
     return "\n".join(lines)
 
 
-def _write_head(axes: Axes, image: _Image, x: float, *, paired: bool) -> None:
+def _write_head(axes: Axes, x: float, name: str, words: str, kinds: Kinds, *, paired: bool) -> None:
     """Write an image's name and numbers, and what its colours mean."""
-    name = fitted(image.name, _NARROW, TEXT, bold=True)
+    name = fitted(name, _NARROW, TEXT, bold=True)
     write(axes, x, 0.5 * _LINE, name, size=TEXT, weight="bold")
-    write(axes, x, 1.5 * _LINE, image.words, size=TEXT)
-    for line, (kind, size) in enumerate(image.kinds.items(), start=2):
+    write(axes, x, 1.5 * _LINE, words, size=TEXT)
+    for line, (kind, sizes) in enumerate(kinds.items(), start=2):
         y = (line + 0.5) * _LINE
-        colour = _COLOURS[str(kind)]
         axes.add_artist(
-            Rectangle((x, y - 4), 8, 8, facecolor=colour, edgecolor=DARK, linewidth=0.4)
+            Rectangle((x, y - 4), 8, 8, facecolor=_COLOURS[kind], edgecolor=DARK, linewidth=0.4)
         )
-        packages = counted((image.pieces["kind"] == kind).sum(), "package")
+        packages = counted(len(sizes), "package")
         text = {
             "alone": f"{packages} only here",
             "package": packages + (" of both" if paired else ""),
             "directory": "in no package",
-        }[str(kind)]
-        write(axes, x + 12, y, f"{text}: {amount(size)}")
+        }[kind]
+        write(axes, x + 12, y, f"{text}: {amount(sizes.sum())}")
 
 
-def _write_key(axes: Axes, scale: float, bottom: float) -> None:
-    """Draw an area that everybody can compare with."""
-    size = next((size for size in _ROUND if size * scale <= 24**2), 1)
-    side = min(math.sqrt(size * scale), 24.0)
-    axes.add_artist(
-        Rectangle((0.5, bottom - side - 0.5), side, side, facecolor="none", edgecolor=DARK,
-                  linewidth=0.8)
-    )  # fmt: skip
-    write(axes, side + 7, bottom - side / 2, f"this area is {amount(size)} of unpacked files")
-
-
-def _title(images: Sequence[_Image]) -> str:
-    """Say how to read the map, and how the images compare."""
-    least, most = sorted((images[0], images[-1]), key=lambda image: image.bytes)
-    if len(images) == 1:
-        found = f"{most.name} has {amount(most.bytes)} of files"
-    elif most.bytes < ALIKE * least.bytes:
-        found = f"{images[0].name} and {images[1].name} have about as many bytes"
-    else:
-        found = f"{most.name} has {times(most.bytes, least.bytes)} the bytes of {least.name}"
-    return f"{found}. Equal areas are equal bytes"
-
-
-def _said(image: _Image) -> str:
+def _largest(kinds: Kinds) -> str:
     """Say what is largest, and how much is in packages that the other image has not."""
-    rows = image.pieces[image.pieces["bytes"] > 0].head(3)
-    most = [
-        f"{name} {amount(size)}" for name, size in zip(rows["name"], rows["bytes"], strict=True)
-    ]
-    said = f"{image.name}: {image.words}, the largest "
-    said += f"{'part is' if len(rows) == 1 else 'parts are'} {listed(most)}"
-    if alone := (image.pieces["kind"] == "alone").sum():
-        said += f"; {counted(alone, 'package')} that the other has not: "
-        said += amount(image.kinds.get("alone", 0))
-    return said + "."
+    every = pd.concat(list(kinds.values())).nlargest(3)
+    most = [f"{name} {amount(size)}" for name, size in every[every > 0].items()]
+    said = f"the largest {'part is' if len(most) == 1 else 'parts are'} {listed(most)}"
+    if "alone" in kinds:
+        said += f"; {counted(len(kinds['alone']), 'package')} that the other has not: "
+        said += amount(kinds["alone"].sum())
+    return said

@@ -12,46 +12,27 @@ ALIKE = 1.05
 """What is less than so many times as much counts as about the same."""
 
 
-def checked(chart: str, rows: object, *columns: str, name: str = "") -> pd.DataFrame:
-    """Return a table that has rows and some columns; those that end with ``#`` hold numbers.
-
-    LabError if something is missing, or a number is negative or endless.
-    """
-    drawing = f"drawing {chart}" + (f" of '{name}'" if name else "")
-    if not isinstance(rows, pd.DataFrame):
-        raise LabError(f"{drawing}: it takes a table, not '{type(rows).__name__}'.")
-    missing = [column for column in columns if column.rstrip("#") not in rows]
-    if missing:
+def checked(chart: str, rows: object, *columns: str) -> None:
+    """Raise a LabError unless this is a table that has rows and some columns."""
+    if not isinstance(rows, pd.DataFrame) or rows.empty or not set(columns) <= set(rows):
+        given = f"'{type(rows).__name__}'"
+        if isinstance(rows, pd.DataFrame):
+            given = f"one of {counted(len(rows), 'row')} with {quoted(rows) or 'none'}"
         raise LabError(
-            f"{drawing}: the table has no column '{missing[0].rstrip('#')}', only "
-            f"{quoted(rows.columns) or 'none'}. Give the table as the lab returned it."
+            f"drawing {chart}: it takes a table that has rows, and the columns {quoted(columns)}, "
+            f"not {given}. Give the table as the lab returned it."
         )
-    if rows.empty:
-        raise LabError(f"{drawing}: the table has no rows. Measure something first.")
-    for column in (column.rstrip("#") for column in columns if column.endswith("#")):
-        values = pd.to_numeric(rows[column], errors="coerce")
-        bad = rows.loc[~(values >= 0) | (values == float("inf")), column]
-        if len(bad):
-            raise LabError(
-                f"{drawing}: '{bad.iloc[0]}' in the column '{column}' is not a number from 0 up. "
-                "Give the table as the lab returned it."
-            )
-        rows = rows.assign(**{column: values})
-    return rows
 
 
-def checked_all(chart: str, variants: object, *columns: str) -> dict[str, pd.DataFrame]:
-    """Return tables by name, each as :func:`checked` has it; without columns, anything by name."""
-    if not isinstance(variants, Mapping):
+def checked_all(chart: str, variants: object, *columns: str) -> None:
+    """Raise a LabError unless there are tables by name; without columns, anything by name."""
+    if not isinstance(variants, Mapping) or not variants:
         raise LabError(
-            f"drawing {chart}: it takes values by name, such as {{'slim': …}}, "
-            f"not '{type(variants).__name__}'."
+            f"drawing {chart}: in '{type(variants).__name__}' is nothing to draw by a name. "
+            "Give one variant or more, such as {'slim': …}."
         )
-    if not variants:
-        raise LabError(f"drawing {chart}: there is nothing to draw. Give one variant or more.")
-    if not columns:
-        return dict(variants)
-    return {name: checked(chart, rows, *columns, name=name) for name, rows in variants.items()}
+    for name, rows in variants.items() if columns else ():
+        checked(f"{chart} of '{name}'", rows, *columns)
 
 
 def counted(number: float, noun: str) -> str:
