@@ -7,23 +7,21 @@ from typing import Any
 from labapp.bench import Bench
 from labapp.course import checks
 from labapp.course.exercises import NotYet, Verdict, Wrong, correct
-from labapp.errors import DeploymentError, InvalidReference
-from labapp.journey.deploy import DEPLOYMENT_LABEL, read_deployment
-from labapp.reference import Reference
+from labapp.journey.deploy import DEPLOYMENT_LABEL
 
 _TESTED = "shop/web:1.4-tested"
 
 
-def check_03_digest(bench: Bench, answer: object) -> Verdict:
+def check_03_digest(bench: Bench, answer: Any) -> Verdict:
     """Is the answer the digest by which the registry serves the tested image?"""
-    answer = checks.answered(answer, "your computation")
+    answer = checks.answered(answer, "your computation, a text")
     held = checks.given(bench, _TESTED)
     # Where the tag names an index, both its bytes and the image's are served under their digests.
     if answer in (held.manifest.digest, held.digest):
         return correct(
             "The registry serves exactly these bytes under exactly this name.", image=held.pinned
         )
-    checks.check_form(answer, held.manifest.digest)
+    checks.check_form(answer)
     if answer == held.manifest.config.digest:
         raise Wrong("That is the digest of the config. Some engines call it the image ID.")
     if answer == checks.digest(bench, "shop/web:1.4"):
@@ -39,14 +37,7 @@ def check_03_pin(bench: Bench, answer: object) -> Verdict:
     file, tested = checks.written(bench, "production.yaml"), checks.digest(bench, _TESTED)
     if tested is None:
         raise NotYet(f"The registry has no '{_TESTED}' yet. Run the cells above first.")
-    try:
-        images = {service.name: service.image for service in read_deployment(file)}
-        references = {name: Reference.parse(image) for name, image in images.items()}
-    except (DeploymentError, InvalidReference) as error:
-        raise Wrong(f"'production.yaml' can't be used as it is: {error}") from error
-    reference = references.get("web")
-    if reference is None:
-        raise Wrong("'production.yaml' has no service 'web' any more.")
+    reference = checks.services(file)["web"]
     if reference.digest is None:
         raise NotYet(f"'production.yaml' still names a tag: '{reference}'.")
     if reference.digest != tested:
@@ -55,14 +46,12 @@ def check_03_pin(bench: Bench, answer: object) -> Verdict:
                 f"'production.yaml' is pinned to {checks.short(reference.digest)}: that is what "
                 "the tag '1.4' names since your colleague's push. Nobody tested it."
             )
-        if checks.image(bench, f"{reference.repository}@{reference.digest}") is None:
-            raise Wrong(
-                f"The registry has no manifest {checks.short(reference.digest)}. Is it an image "
-                "ID, the digest of a config?"
-            )
-        raise Wrong(f"{checks.short(reference.digest)} is not the image that was tested.")
+        raise Wrong(
+            f"{checks.short(reference.digest)} is not the image that was tested. Is it an image "
+            "ID, the digest of a config?"
+        )
     running = [c for c in checks.containers(bench) if c["State"]["Running"] and not _is_other(c)]
-    if not any(c["Config"]["Image"] in (str(reference), images["web"]) for c in running):
+    if not any(c["Config"]["Image"] == str(reference) for c in running):
         raise Wrong("The file is pinned to the tested digest, but nothing runs from it: deploy.")
     return correct(
         f"The server runs {checks.short(tested)}, the image that was tested.",

@@ -15,8 +15,7 @@ _COMPILER = re.compile(r"cc1|cc1plus|.*-linux-(gnu|musl)\w*-(gcc|g\+\+|as|ld).*"
 def check_05_two(bench: Bench, answer: object) -> Verdict:
     """Does the image ship no compiler, and is it the shop?"""
     held = checks.pushed(bench, "shop/web:two")
-    found = _compilers(bench, held)
-    if found:
+    if found := _compilers(bench, held):
         raise Wrong(
             f"A layer of 'shop/web:two' still has a compiler: {found[0]}. Which base does the last "
             "stage stand on?"
@@ -33,12 +32,11 @@ def check_05_target(bench: Bench, answer: object) -> Verdict:
             "'shop/workshop:1' has no compiler. It looks like the last stage; the first is wanted."
         )
     paths = set(checks.contents(bench, held).files["path"])
-    if "/src/shop/_prices.c" not in paths:
-        raise Wrong("'shop/workshop:1' has a compiler, but no source in '/src/shop'.")
-    built = [path for path in paths if path.startswith("/opt/venv/") and "/shop/_prices." in path]
-    if not any(path.endswith(".so") for path in built):
+    built = [path for path in paths if re.fullmatch(r"/opt/venv/.*/shop/_prices\..*\.so", path)]
+    if "/src/shop/_prices.c" not in paths or not built:
         raise Wrong(
-            "'shop/workshop:1' has compiler and source, but the shop was not built in '/opt/venv'."
+            "'shop/workshop:1' has a compiler. But not both the source in '/src/shop' and the shop "
+            "that was built from it in '/opt/venv'."
         )
     return correct(
         "Compiler, source and the built shop: all that a debugging session needs.",

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from labapp.attacks.attacks import refusals
-from labapp.attacks.forging import marker
+from labapp.attacks.attacks import refusals, unpacked_layers
+from labapp.attacks.forging import marker, normal_name
 from labapp.attacks.journal import Journal
 from labapp.bench import Bench
 from labapp.course import checks
 from labapp.course.exercises import NotYet, Verdict, Wrong, correct
-from labapp.errors import DeploymentError
 from labapp.journey.bases import SLIM
-from labapp.journey.deploy import DIGEST_LABEL, SERVICE_LABEL, read_deployment
+from labapp.journey.deploy import DIGEST_LABEL, SERVICE_LABEL
 from labapp.private.accounts import ANONYMOUS, Accounts
 from labapp.private.service import decisions
-from labapp.reference import Reference
 from labapp.registry.client import RegistryImage
 from labapp.registry.manifests import Manifest, parse_config
 
@@ -38,15 +36,8 @@ def check_06_secret(bench: Bench, answer: object) -> Verdict:
     if not word:
         raise NotYet("'safe/.env' holds no password any more. Run the cell above again.")
     held = checks.pushed(bench, "team/safe:1")
-    for part, file in _places(bench, held, word):
-        if part == "layer":
-            raise Wrong(f"The password is in a layer: '{file}'. A later layer can only hide it.")
-        if part == "config":
-            raise Wrong(
-                "The password is in the image's settings or history: 'docker history' shows it to "
-                "everyone. Build arguments, labels and ENV are no place for it."
-            )
-        raise Wrong(f"The password is in the image's {part}, which everyone may read.")
+    if place := _place(bench, held, word):
+        raise Wrong(f"The password is in the image's {place}. Whoever pulls it can read that.")
     used = [content for path, content in checks.added(bench, held) if path == "/src/used"]
     if not used or "/src/used" not in set(checks.contents(bench, held).files["path"]):
         raise Wrong("No password in it, but no '/src/used' either: the build has to use it once.")
@@ -56,8 +47,8 @@ def check_06_secret(bench: Bench, answer: object) -> Verdict:
     return correct("The build used the password, and no layer knows it.", image=held.pinned)
 
 
-def _places(bench: Bench, held: RegistryImage, text: bytes) -> Iterator[tuple[str, str]]:
-    """Yield in which part of an image a text is, and, if that is a layer, in which file.
+def _place(bench: Bench, held: RegistryImage, text: bytes) -> str:
+    """Return in which part of an image a text is, in words; empty where it is nowhere.
 
     What the lab's base images have is left out. An index is looked into whole: each of its images
     can be pulled by digest.
@@ -68,22 +59,24 @@ def _places(bench: Bench, held: RegistryImage, text: bytes) -> Iterator[tuple[st
         listed = (registry.manifest(repository, one.digest) for one in held.index.manifests)
         manifests = [one for one in listed if isinstance(one, Manifest)]
         if text in held.index.raw:
-            yield "index", ""
+            return "index"
     for manifest in manifests:
         config = registry.read_blob(repository, manifest.config.digest)
         if text in config:
-            yield "config", ""
+            return "config (build arguments, labels, ENV: 'docker history' shows it)"
         if text in manifest.raw:
-            yield "manifest", ""
+            return "manifest"
         image = replace(held, manifest=manifest, config=parse_config(config))
-        for layer in checks.layers(bench, image):
+        for _, layer in unpacked_layers(bench, image):
             if text in layer and layer.startswith(b"{"):
                 # buildx stores how an image was built beside it, in the form of one more image.
-                yield "provenance", ""
-            elif text in layer:
+                return "provenance"
+            if text in layer:
                 files = (path for path, content in checks.entries(layer) if text in content)
                 # A name, or the target of a link, is no file's content.
-                yield "layer", next(files, "the name of a file")
+                file = next(files, "the name of a file")
+                return f"layers, in '{file}', which a later layer can only hide"
+    return ""
 
 
 def check_06_base(bench: Bench, answer: object) -> Verdict:
@@ -91,17 +84,14 @@ def check_06_base(bench: Bench, answer: object) -> Verdict:
     named = checks.pinned_images(checks.written(bench, "page/Dockerfile"))
     honest = bench.base(SLIM).digest
     strange = [reference.digest for reference in named if reference.digest != honest]
-    if (now := checks.digest(bench, "team/base:1")) in strange:
-        said = f"{checks.short(now)} is what the tag names since the attack"
-        raise Wrong(f"{said}: you have pinned the backdoor.")
-    if len(strange) == len(named):
+    if checks.digest(bench, "team/base:1") in strange or len(strange) == len(named):
         raise Wrong(
-            f"{checks.short(strange[-1])} is not the base that was reviewed. Its digest is "
-            "in the box of the attack."
+            f"{checks.short(strange[-1])} is not the base that was reviewed. Its digest is in the "
+            "box of the attack; what the tag names since then has the backdoor."
         )
     base = bench.registry.image(bench.base(SLIM))
     held = checks.built_on(bench, "team/page:safe", base)
-    if any(_places(bench, held, marker("base").encode())):
+    if _place(bench, held, marker("base").encode()):
         raise Wrong("'team/page:safe' has the backdoor in it. It was built before the FROM line.")
     return correct(
         "The tag may go where it likes: this build starts from what was reviewed.",
@@ -117,11 +107,9 @@ def check_06_wheel(bench: Bench, answer: object) -> Verdict:
     if not any(found.values()):
         raise NotYet("'app/requirements.txt' names versions, and no digest.")
     _check_requirements(bench, found)
-    held = checks.image(bench, "shop/web:hashed")
-    if held is None:
-        raise Wrong("The requirements have digests. Now build 'shop/web:hashed', and push it.")
-    for part, name in _places(bench, held, marker("dependency").encode()):
-        raise Wrong(f"'shop/web:hashed' has the attacker's code in it: '{name or part}'.")
+    held = checks.pushed(bench, "shop/web:hashed", missing=Wrong)
+    if place := _place(bench, held, marker("dependency").encode()):
+        raise Wrong(f"'shop/web:hashed' has the attacker's code in its {place}.")
     checks.check_answers(bench, held, "The requirements are right, 'shop/web:hashed' is there.")
     said = "Another file of the same name and version ends the build from now on."
     return correct(said, image=held.pinned)
@@ -134,7 +122,7 @@ def _requirements(text: str) -> dict[str, set[str]]:
         plain = _COMMENT.sub("", line).strip()
         if name := _NAME.match(plain):
             digests = {f"{kind}:{digits.lower()}" for kind, digits in _HASH.findall(plain)}
-            found.setdefault(_normal(name[0]), set()).update(digests)
+            found.setdefault(normal_name(name[0]), set()).update(digests)
     return found
 
 
@@ -144,34 +132,26 @@ def _wheels(folder: Path) -> dict[str, str]:
     for wheel in folder.glob("*.whl"):
         for kind in ("sha256", "sha384", "sha512"):
             digits = hashlib.new(kind, wheel.read_bytes()).hexdigest()
-            found[f"{kind}:{digits}"] = _normal(wheel.name.partition("-")[0])
+            found[f"{kind}:{digits}"] = normal_name(wheel.name.partition("-")[0])
     return found
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _check_requirements(bench: Bench, found: dict[str, set[str]]) -> None:
     honest, here = (_wheels(app / "wheels") for app in (bench.application, bench.work / "app"))
     for name, digests in found.items():
-        for digest in sorted(digests):
-            if honest.get(digest, name) != name:
-                raise Wrong(f"{checks.short(digest)} is the digest of another wheel than '{name}'.")
-            if digest in here and digest not in honest:
-                raise Wrong(
-                    f"{checks.short(digest)} is the digest of the swapped wheel: you have put "
-                    "your trust in what the attacker left. Which wheels did you test?"
-                )
-        # Beside the right one there may be others: those of wheels for other machines.
-        if digests and not any(honest.get(digest) == name for digest in digests):
-            raise Wrong(f"{checks.short(min(digests))} is the digest of no wheel of this shop.")
-    if bare := [name for name, digests in found.items() if not digests]:
-        raise Wrong(f"'{bare[0]}' has no digest. pip wants one for every line, or none.")
+        if swapped := digests & here.keys() - honest.keys():
+            raise Wrong(
+                f"{checks.short(min(swapped))} is the digest of the swapped wheel: you have put "
+                "your trust in what the attacker left. Which wheels did you test?"
+            )
+        # Beside the right one there may be others: of wheels for other machines, not other wheels.
+        if digests and {honest[digest] for digest in digests & honest.keys()} != {name}:
+            raise Wrong(f"{checks.short(min(digests))} is the digest of no wheel of '{name}'.")
     text = (bench.application / "requirements.txt").read_text(encoding="utf-8")
-    if missing := [name for name in _requirements(text) if name not in found]:
+    if bare := [name for name in {**found, **_requirements(text)} if not found.get(name)]:
         raise Wrong(
-            f"'app/requirements.txt' does not name '{missing[0]}' any more. The shop needs it."
+            f"'app/requirements.txt' has no digest of '{bare[0]}'. The shop needs all that it had, "
+            "and pip wants a digest for every line, or for none."
         )
 
 
@@ -181,22 +161,20 @@ def check_06_rights(bench: Bench, answer: object) -> Verdict:
     names = accounts.names()
     if "server" not in names:
         raise NotYet("There is no account 'server' yet.")
-    if slip := _slip_in_rights(accounts, "server", ["pull"]):
-        raise Wrong(
-            f"{slip} It is to pull all of 'shop/', and no more: whoever breaks in can do the same."
-        )
-    if slip := _slip_in_rights(accounts, "ci", ["pull", "push"]):
-        raise Wrong(f"{slip} It is to keep its rights: to pull and push all of 'shop/'.")
+    for name, wanted in (("server", ["pull"]), ("ci", ["pull", "push"])):
+        if slip := _slip_in_rights(accounts, name, wanted):
+            raise Wrong(f"{slip} It is to {' and '.join(wanted)} all of 'shop/', and no more.")
     for name in (ANONYMOUS, *(name for name in names if name not in ("ci", "server"))):
         for pattern in _rights(accounts, name):
             who = f"'{name}'" if name else "Somebody who does not log in"
             raise Wrong(f"{who} has rights in '{pattern}' too. Nobody else is to have any.")
-    pulled, refused, earlier = _tries(bench, "server")
-    again = " What it did before it was changed does not count." if earlier else ""
-    if not pulled:
-        raise Wrong(f"The rights are right. Now try them: as 'server', pull 'shop/web:1.4'.{again}")
-    if not refused:
-        raise Wrong(f"'server' pulled. Does the registry refuse its push? Try that too.{again}")
+    pulled, refused = _tries(bench, "server")
+    if not (pulled and refused):
+        todo = "push, which is to be refused" if pulled else "pull 'shop/web:1.4'"
+        raise Wrong(
+            f"The rights are right. Now try them: as 'server', {todo}. What it did before its "
+            "rights were changed does not count."
+        )
     return correct("A server that is broken into can't hand its image to the others.")
 
 
@@ -218,21 +196,18 @@ def _rights(accounts: Accounts, name: str) -> dict[str, list[str]]:
     return {pattern: actions for pattern, actions in accounts.rights(name).items() if actions}
 
 
-def _tries(bench: Bench, name: str) -> tuple[bool, bool, bool]:
-    """Tell whether an account, with its rights of now, has pulled, and was refused a push.
-
-    The third is whether there are tries of an older account of that name, which count not.
-    """
+def _tries(bench: Bench, name: str) -> tuple[bool, bool]:
+    """Tell whether an account, with its rights of now, has pulled, and was refused a push."""
     since = Accounts(bench.state).since(name)
-    logged = [one for one in decisions(bench.state) if one.account == name]
     pulled = refused = False
-    for one in logged:
+    for one in decisions(bench.state):
+        is_now = one.account == name and one.time >= since
         # Whoever has guessed a password wrong has not tried the account's rights.
-        if one.time >= since and one.status == 200 and one.repository.startswith(_INSIDE):
+        if is_now and one.status == 200 and one.repository.startswith(_INSIDE):
             asked, granted = set(one.asked.split(",")), set(one.granted.split(","))
             pulled |= one.repository == f"{_INSIDE}web" and asked == granted == {"pull"}
             refused |= "push" in asked - granted
-    return pulled, refused, any(one.time < since for one in logged)
+    return pulled, refused
 
 
 def check_06_gate(bench: Bench, answer: object) -> Verdict:
@@ -241,31 +216,38 @@ def check_06_gate(bench: Bench, answer: object) -> Verdict:
     tested, planted = _moved(bench, "shop/web:1.4")
     if tested is None:
         raise NotYet("The registry has no 'shop/web:1.4'. Run the cells above first.")
-    try:
-        services = {each.name: each.image for each in read_deployment(file)}
-        refused = refusals(
-            file, allowed=[f"{bench.registry.address}/shop/*"], registry=bench.registry
-        )
-    except DeploymentError as error:
-        raise Wrong(f"'production.yaml' can't be used as it is: {error}") from error
-    if refused and "@sha256:" not in services.get("web", "@sha256:"):
-        raise NotYet(f"'web' in 'production.yaml' is not pinned yet: {refused[0]}")
-    if refused:
-        raise Wrong(f"The gate refuses 'production.yaml': {refused[0]}")
-    if "web" not in services:
-        raise Wrong("'production.yaml' has no service 'web' any more: the shop is to run.")
-    pinned = {name: Reference.parse(image) for name, image in services.items()}
-    for name, reference in pinned.items():
+    images = checks.services(file)
+    web = images["web"]
+    allowed = [f"{bench.registry.address}/shop/*"]
+    if refused := refusals(file, allowed=allowed):
+        unmet = Wrong if web.digest else NotYet
+        raise unmet(f"The gate refuses 'production.yaml': {refused[0]}")
+    for name, reference in images.items():
         if reference.digest in planted:
             raise Wrong(
                 f"'{name}' is pinned to {checks.short(reference.digest)}: that is what '1.4' "
                 "names since the push that nobody tested. The gate can't know that; you can: what "
                 "was the digest before?"
             )
-    if pinned["web"].digest != tested:
-        raise Wrong(f"{checks.short(pinned['web'].digest)} is not what was tested as '1.4'.")
-    spelled = {services["web"], str(pinned["web"])}
-    return _judge_deployed(bench, pinned["web"], spelled, planted)
+    if web.digest != tested:
+        raise Wrong(f"{checks.short(web.digest)} is not what was tested as '1.4'.")
+    running = [one for one in checks.containers(bench) if one["State"]["Running"]]
+    for one in running:
+        labels = one["Config"]["Labels"] or {}
+        if labels.get(DIGEST_LABEL) in planted:
+            raise Wrong(
+                f"The gate lets the file pass. But what runs as '{labels.get(SERVICE_LABEL)}' was "
+                "started since the attack: deploy the file as it is now."
+            )
+    if not set(map(str, images.values())) <= {one["Config"]["Image"] for one in running}:
+        raise Wrong(
+            "The gate lets it pass. But not all of the file as it is now runs: it is to be "
+            "deployed, or it has stopped, and 'docker logs' may say why."
+        )
+    return correct(
+        f"The server runs {checks.short(web.digest)}: what was tested, and nothing else can pass.",
+        image=web,
+    )
 
 
 def _moved(bench: Bench, name: str) -> tuple[str | None, set[str]]:
@@ -282,29 +264,3 @@ def _moved(bench: Bench, name: str) -> tuple[str | None, set[str]]:
         own = [data["before"] for data in changes if data["before"] not in planted]
         now = own[-1] if own else None
     return now, planted
-
-
-def _judge_deployed(
-    bench: Bench, reference: Reference, spelled: set[str], planted: set[str]
-) -> Verdict:
-    found = checks.containers(bench)
-    for one in found:
-        image, labels = one["Config"]["Image"], one["Config"]["Labels"] or {}
-        if one["State"]["Running"] and labels.get(DIGEST_LABEL) in planted:
-            raise Wrong(
-                f"The gate lets the file pass. But what runs as '{labels.get(SERVICE_LABEL)}' was "
-                f"started from '{image}' since the attack: deploy the file as it is now."
-            )
-    ours = [one for one in found if one["Config"]["Image"] in spelled]
-    if any(one["State"]["Running"] for one in ours):
-        return correct(
-            f"The server runs {checks.short(reference.digest)}: what was tested, and nothing "
-            "else can pass.",
-            image=reference,
-        )
-    if ours:
-        raise Wrong(
-            "The gate lets it pass, and it was started. But it has stopped: 'docker logs' may say "
-            "why. Deploy it again."
-        )
-    raise Wrong("The gate lets it pass. Now deploy it: nothing runs from the file as it is now.")

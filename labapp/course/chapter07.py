@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from typing import Any
 
 from labapp.bench import Bench
 from labapp.course import checks
 from labapp.course.exercises import Verdict, Wrong, correct
-from labapp.errors import PullError, RegistryError, RegistryUnreachable, RunError
+from labapp.errors import PullError, RunError
 from labapp.journey import transfer
 from labapp.registry.client import RegistryImage
-from labapp.registry.manifests import Platform, digest_of
+from labapp.registry.manifests import digest_of
 
 _LARGEST = 1_000_000
 """The bytes of layers that a check reads, at most; the chapter's have some hundreds."""
 
 
-def check_07_diffid(bench: Bench, answer: object) -> Verdict:
+def check_07_diffid(bench: Bench, answer: Any) -> Verdict:
     """Is the answer the digest of the file's tar?"""
-    answer = checks.answered(answer, "your computation")
+    answer = checks.answered(answer, "your computation, a text")
     packed = checks.written(bench, "layer.tar.gz").read_bytes()
     layer = _unpacked(packed)
     if layer is None or bench.state.lab_id.encode() not in layer:
@@ -33,27 +34,22 @@ def check_07_diffid(bench: Bench, answer: object) -> Verdict:
             layer=digest_of(packed),
             diff_id=answer,
         )
-    checks.check_form(answer, digest_of(layer))
+    checks.check_form(answer)
     if answer == digest_of(packed):
         raise Wrong(
             "That is the digest of the compressed bytes: the manifest's name for this layer. The "
             "config knows it by its tar, unpacked."
         )
-    if answer in {digest_of(content) for _, content in checks.entries(layer)}:
-        raise Wrong("That is the digest of the program in the tar. A layer is the whole tar.")
     raise Wrong(
-        f"{checks.short(answer)} is not the digest of this file's tar. Did you take the bytes "
-        "of the file, and unpack them before anything else?"
+        f"{checks.short(answer)} is not the digest of this file's tar. Did you take the bytes of "
+        "the file, and unpack them before anything else? A layer is the whole tar."
     )
 
 
 def check_07_upload(bench: Bench, answer: object) -> Verdict:
     """Has the image the learner's layer on top of the first one, all of it fitting, and runs?"""
     hello = checks.given(bench, "hand/hello:1")
-    held = _held(bench, "hand/hello:mine")
-    if held.config.diff_ids == hello.config.diff_ids:
-        raise Wrong("'hand/hello:mine' has the layer of 'hand/hello:1', and no other on top.")
-    _check_fit(bench, held)
+    held = _fitting(bench, "hand/hello:mine")
     lowest, wanted = (next(iter(each.config.diff_ids), None) for each in (held, hello))
     if lowest != wanted:
         raise Wrong(
@@ -64,7 +60,8 @@ def check_07_upload(bench: Bench, answer: object) -> Verdict:
     if bench.state.lab_id not in said:
         raise Wrong(
             f"'hand/hello:mine' says '{said.strip()[:60]}'. Expected: the text with this lab's "
-            f"number, {bench.state.lab_id}. Is the layer on top that of 'layer.tar.gz'?"
+            f"number, {bench.state.lab_id}. Is the layer of 'layer.tar.gz' on top of that of "
+            "'hand/hello:1'?"
         )
     return correct(
         f"It says '{said.strip()}': the file of the upper layer hides the lower one's.",
@@ -75,19 +72,14 @@ def check_07_upload(bench: Bench, answer: object) -> Verdict:
 def check_07_change(bench: Bench, answer: object) -> Verdict:
     """Has the image the changed layer, with a config and a manifest that fit it?"""
     hello, changed = checks.given(bench, "hand/hello:1"), checks.given(bench, "hand/hello:changed")
-    held = _held(bench, "hand/hello:repaired")
-    if held.manifest.layers == hello.manifest.layers:
-        raise Wrong(
-            "'hand/hello:repaired' has the layer of 'hand/hello:1', without the changed byte. "
-            "Expected: the changed layer, and a config and a manifest that fit it."
-        )
+    held = _fitting(bench, "hand/hello:repaired")
     found, wanted = ([layer.digest for layer in each.manifest.layers] for each in (held, changed))
     if found != wanted:
         raise Wrong(
-            f"'hand/hello:repaired' has the layer {checks.short(next(iter(found), None))}; that "
-            f"of 'hand/hello:changed' is {checks.short(next(iter(wanted), None))}"
+            f"'hand/hello:repaired' has the layer {checks.short(next(iter(found), None))}, not the "
+            f"one of 'hand/hello:changed', {checks.short(next(iter(wanted), None))} Is it that of "
+            "'hand/hello:1', without the changed byte?"
         )
-    _check_fit(bench, held)
     said = _said(bench, held)
     return correct(
         f"It says '{said.strip()[:60]}'. One byte, and four digests are others: the layer's, its "
@@ -97,57 +89,40 @@ def check_07_change(bench: Bench, answer: object) -> Verdict:
     )
 
 
-def _held(bench: Bench, name: str) -> RegistryImage:
-    if checks.digest(bench, name) is None:
-        checks.pushed(bench, name)
-    try:
-        held = bench.registry.image(
-            f"{bench.registry.address}/{name}", platform=Platform.parse(bench.engine.platform)
-        )
-    except RegistryUnreachable:
-        raise
-    except RegistryError as error:
-        raise Wrong(f"'{name}' is there, but can't be read: {error}") from error
+def _fitting(bench: Bench, name: str) -> RegistryImage:
+    """Return an image whose manifest, config and layers fit each other, or end the check."""
+    held = checks.pushed(bench, name)
     if held.manifest.download_bytes > _LARGEST:
         raise Wrong(
             f"'{name}' has {held.manifest.download_bytes / 1e6:.1f} MB of layers. Expected: some "
             "hundred bytes, with the two layers of this chapter. What else is in it?"
         )
-    return held
-
-
-def _check_fit(bench: Bench, held: RegistryImage) -> None:
     registry, repository = bench.registry, held.reference.repository
-    name = f"'{repository}:{held.reference.tag}'"
     if damage := registry.damaged_blobs(repository, held.manifest, contents=True):
         raise Wrong(
-            f"{name}: the manifest does not fit: {damage[0]}. Were digest and size those of these "
-            "bytes?"
+            f"'{name}': the manifest does not fit: {damage[0]}. Were digest and size those of "
+            "these bytes?"
         )
     layers, promised = held.manifest.layers, held.config.diff_ids
     if len(layers) != len(promised):
         raise Wrong(
-            f"{name}: the manifest has {len(layers)} layers, the config {len(promised)} diff IDs. "
-            "Each layer needs one, in the same order."
+            f"'{name}': the manifest has {len(layers)} layers, the config {len(promised)} diff "
+            "IDs. Each layer needs one, in the same order."
         )
-    found = []
-    for number, layer in enumerate(layers, 1):
+    for number, (layer, diff_id) in enumerate(zip(layers, promised, strict=True), 1):
         tar = _unpacked(registry.read_blob(repository, layer.digest))
         if tar is None:
-            raise Wrong(f"{name}: layer {number} is compressed, and can't be unpacked.")
-        found.append(digest_of(tar))
-    for number, (layer, diff_id, real) in enumerate(zip(layers, promised, found, strict=True), 1):
-        if real == diff_id:
-            continue
-        said = f"{name}: the config's diff ID of layer {number} is {checks.short(diff_id)}"
-        if diff_id == layer.digest:
-            raise Wrong(f"{said} That is the digest of its compressed bytes. Expected: of its tar.")
-        if sorted(found) == sorted(promised):
-            raise Wrong(f"{said} That is another of its layers. Both lists begin with the lowest.")
-        raise Wrong(f"{said} Unpacked, it has {checks.short(real)} Which bytes did you take?")
+            raise Wrong(f"'{name}': layer {number} is compressed, and can't be unpacked.")
+        if diff_id != digest_of(tar):
+            raise Wrong(
+                f"'{name}': the config's diff ID of layer {number} is {checks.short(diff_id)}; the "
+                f"layer's tar has {checks.short(digest_of(tar))} Did you take the compressed "
+                "bytes, or another layer's? Both lists begin with the lowest."
+            )
     machine, wanted = held.config.platform.architecture, bench.engine.platform.split("/")[1]
     if machine != wanted:
-        raise Wrong(f"{name}: the config is for '{machine}'; this engine runs '{wanted}'.")
+        raise Wrong(f"'{name}': the config is for '{machine}'; this engine runs '{wanted}'.")
+    return held
 
 
 def _said(bench: Bench, held: RegistryImage) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from labapp import feedback
 from labapp.attacks import delivery as deliveries
-from labapp.attacks.attacks import find_attack
+from labapp.attacks.attacks import ATTACKS
 from labapp.attacks.delivery import FAULTS, Delivery, Judgement, PipelineRun, attempt
 from labapp.attacks.forging import marker
 from labapp.attacks.journal import undo
@@ -54,12 +55,13 @@ def _script(bench: Bench) -> Path:
     if not naive.is_file() or not mine.is_dir():
         raise NotYet("'work/08/mine' is not there yet. Run the cells above first.")
     there = [file for file in (mine / "deliver.py", mine / "deliver.sh") if file.is_file()]
-    if not there:
-        raise NotYet("In 'work/08/mine' there is no 'deliver.py', and no 'deliver.sh' either.")
     starter = naive.read_bytes().split()
     changed = [each for each in there if each.read_bytes().split() != starter]
     if not changed:
-        raise NotYet("'deliver.py' is still the naive script: it has nothing against anybody.")
+        raise NotYet(
+            "In 'work/08/mine' there is no 'deliver.py' or 'deliver.sh' of yours yet. The naive "
+            "script has nothing against anybody."
+        )
     if len(changed) > 1:
         raise NotYet("Both 'deliver.py' and 'deliver.sh' are yours. Remove the one not meant.")
     return changed[0]
@@ -68,9 +70,7 @@ def _script(bench: Bench) -> Path:
 def _prove(bench: Bench, script: Path) -> Verdict:
     delivered, image = 0, ""
     runs = ("", *FAULTS, "")
-    with feedback.using(None):
-        shown = feedback.bars(f"trying {script.name}", unit="steps")
-    with shown as bars:
+    with feedback.bars(f"trying {script.name}", unit="steps") as bars:
         for done, fault in enumerate(runs):
             # Once more, where it stopped at every fault: it may be one that works only once.
             if done > len(FAULTS) and delivered > 1:
@@ -91,8 +91,8 @@ def _check_proof(script: Path, fault: str, proof: Judgement) -> None:
     words = f" Its last words: '{proof.run.last_line[:160]}'." if proof.run.last_line else ""
     ending = f"{proof.happened}.{words}"
     if fault and not proof.ok:
-        title = find_attack(fault).title
-        raise Wrong(f"It delivers, but not against '{fault}' ({title}): {ending} {_SLIPS[fault]}")
+        wrong = ATTACKS[fault].wrong
+        raise Wrong(f"It delivers, but not against '{fault}' ({wrong}): {ending} {_SLIPS[fault]}")
     if not proof.ok:
         raise Wrong(
             f"Without any fault, '{script.name}' has to deliver, each time, what it builds from "
@@ -112,10 +112,10 @@ def _till(bench: Bench, run: PipelineRun) -> str:
     return str(held.pinned)
 
 
-def check_08_find(bench: Bench, answer: object) -> Verdict:
+def check_08_find(bench: Bench, answer: Any) -> Verdict:
     """Does the answer name what happened to the learner's own delivery, and what gives it away?"""
-    if answer is ...:
-        raise NotYet("No answer yet: replace the ... with what you have found.")
+    wanted = "a dict of what happened, by its name in the table, with the evidence"
+    answer = checks.answered(answer, wanted, Mapping)
     seed, delivery = saboteur(Receipts(bench.state)).own_seed, deliveries.last_delivery(bench)
     if delivery is None or delivery.seed != seed:
         last = f"The last one had the seed {delivery.seed}. " if delivery is not None else ""
@@ -124,11 +124,6 @@ def check_08_find(bench: Bench, answer: object) -> Verdict:
         raise NotYet(
             "The last delivery with your own seed let not all of it in. Deliver the naive script, "
             "which stops at nothing: 'work/08/naive/deliver.py'."
-        )
-    if not isinstance(answer, Mapping):
-        raise Wrong(
-            f"The answer is of type {type(answer).__name__}. Expected: a dict with what happened, "
-            "by its name in the table, and the evidence."
         )
     if unknown := [name for name in answer if name not in FAULTS]:
         raise Wrong(f"{unknown[0]!r} is not in the table. There are: {', '.join(FAULTS)}.")
@@ -165,23 +160,18 @@ def _mistaken(delivery: Delivery, fault: str, found: object) -> str | None:
         return f"there are {len(digests)} digests in it. Which one is the evidence?"
     if digests & _proofs(left) or (marker(fault) in found and release in found):
         return None
-    image = set(_DIGEST.findall(delivery.image))
     right = {left.get("wheel before"), left.get("digest before")}
-    if digests & (right if FAULTS[fault] == "build" else right | image):
-        return "that is the digest of what should be there. What is there instead?"
-    if digests & image:
-        return "that is your image as a whole. Which part of it is wrong, or what stands beside it?"
-    for other, others in delivery.planted.items():
-        if digests & _proofs(others):
-            return f"{checks.short(min(digests))} belongs to what else happened, not to '{fault}'"
-        if marker(other) in found and release in found:
-            return f"that line belongs to what else happened, not to '{fault}'."
-    if digests or marker(fault) in found:
-        what = checks.short(min(digests)) if digests else "that line"
+    if digests & (right | set(_DIGEST.findall(delivery.image))):
         return (
-            f"{what} is no trace of it in your delivery '{release}'. Is it of another one, or of "
-            "what is always there?"
+            "that is the digest of what should be there, or of your image as a whole. What is "
+            "there instead, in which part of it, or beside it?"
         )
-    if "sha256:" in found or re.fullmatch(r"[0-9a-f]{12,64}", found.strip()):
-        return "expected is a whole digest: 'sha256:' and 64 hexadecimal digits."
-    return f"'{found.strip()[:50]}' holds no digest, and is no line of a log that shows it."
+    if digests or marker(fault) in found:
+        return (
+            f"that is no trace of it in your delivery '{release}'. Is it of what else happened, of "
+            "another delivery, or of what is always there?"
+        )
+    return (
+        f"'{found.strip()[:50]}' holds no whole digest, 'sha256:' and 64 hexadecimal digits, and "
+        "is no line of a log that shows it."
+    )

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labapp import feedback
-from labapp.attacks.attacks import own_layers
+from labapp.attacks.attacks import unpacked_layers
 from labapp.bench import Bench
 from labapp.course.exercises import NotYet, Verdict, Wrong, correct
 from labapp.errors import (
     DamagedContent,
+    DeploymentError,
     ImageError,
     InvalidReference,
     NotInRegistry,
@@ -22,10 +23,11 @@ from labapp.errors import (
     RegistryUnreachable,
 )
 from labapp.feedback import QuietFeedback
-from labapp.inside.archive import opened, stream_of, walk
+from labapp.inside.archive import stream_of, walk
 from labapp.inside.inspection import CACHE
 from labapp.journey import run
 from labapp.journey.bases import SLIM
+from labapp.journey.deploy import read_deployment
 from labapp.journey.pin import dockerfile_images
 from labapp.reference import Reference, is_digest
 from labapp.registry.client import RegistryImage
@@ -33,9 +35,6 @@ from labapp.registry.client import RegistryImage
 if TYPE_CHECKING:
     from labapp.inside.image import Contents
     from labapp.inside.known import Report
-
-LARGEST = 256 * 1024 * 1024
-"""The longest layer that is looked into, in bytes; one with a compiler has about 70 MB."""
 
 _ASKED, _ANSWER = "/price/tea?count=3", {"count": 3, "item": "tea", "total_cents": 678}
 """What the shop is asked, and must answer, whatever it was built on."""
@@ -57,48 +56,46 @@ def digest(bench: Bench, name: str) -> str | None:
         return None
 
 
-def image(bench: Bench, name: str) -> RegistryImage | None:
-    """Return an image's manifest and config from the registry, by tag or digest; None without."""
-    try:
-        return bench.registry.image(f"{bench.registry.address}/{name}")
-    except RegistryUnreachable:
-        raise
-    except RegistryError:
-        # Asked for a manifest by the digest of a config, the registry fails: it can't read it.
-        return None
-
-
 def given(bench: Bench, name: str) -> RegistryImage:
     """Return an image that the chapter's own cells push, or end the check without it."""
-    held = image(bench, name)
-    if held is None:
-        raise NotYet(f"The registry has no '{name}' yet. Run the cells above first.")
-    return held
+    try:
+        return _image(bench, name)
+    except NotInRegistry as error:
+        raise NotYet(f"The registry has no '{name}' yet. Run the cells above first.") from error
 
 
-def pushed(bench: Bench, name: str) -> RegistryImage:
+def pushed(
+    bench: Bench, name: str, *, missing: type[NotYet] | type[Wrong] = NotYet
+) -> RegistryImage:
     """Return an image that the learner is to push, or end the check without it."""
-    held = image(bench, name)
-    if held is None and on_engine(bench, name):
-        raise Wrong(f"'{name}' is on the engine, but not in the registry: push it.")
-    if held is None:
-        raise NotYet(f"The registry has no '{name}' yet.")
-    return held
+    try:
+        return _image(bench, name)
+    except NotInRegistry as error:
+        if on_engine(bench, name):
+            raise Wrong(f"'{name}' is on the engine, but not in the registry: push it.") from error
+        raise missing(f"'{name}' was not pushed yet: {error}") from error
 
 
-def answered(answer: object, wanted: str) -> str:
-    """Return an answer that is to be a text, or end the check without it."""
+def _image(bench: Bench, name: str) -> RegistryImage:
+    try:
+        return bench.registry.image(f"{bench.registry.address}/{name}")
+    except (NotInRegistry, RegistryUnreachable):
+        raise
+    except RegistryError as error:
+        raise Wrong(f"'{name}' is in the registry, but can't be read: {error}") from error
+
+
+def answered(answer: object, wanted: str, *kinds: type) -> Any:
+    """Return an answer of one of these kinds, by default a text, or end the check without it."""
     if answer is ...:
         raise NotYet(f"No answer yet: replace the ... with {wanted}.")
-    if not isinstance(answer, str):
-        raise Wrong(f"The answer is of type {type(answer).__name__}. Expected: a text.")
-    return answer.strip()
+    if not isinstance(answer, kinds or str):
+        raise Wrong(f"The answer is of type {type(answer).__name__}. Expected: {wanted}.")
+    return answer.strip() if isinstance(answer, str) else answer
 
 
-def check_form(answer: str, right: str) -> None:
+def check_form(answer: str) -> None:
     """End the check where an answer is not written as a digest, be it right or not."""
-    if f"sha256:{answer}" == right:
-        raise Wrong("The digits are right. A digest says which algorithm made it, in front.")
     if not is_digest(answer):
         raise Wrong(f"'{answer[:24]}' is no digest: expected 'sha256:' and 64 hexadecimal digits.")
 
@@ -118,18 +115,26 @@ def pinned_images(file: Path) -> list[Reference]:
     if not named:
         raise Wrong(f"{name} has no FROM line any more that names an image.")
     loose = [reference for reference in named if reference.digest is None]
-    if loose == named:
-        raise NotYet(f"The FROM line still trusts a tag: '{loose[0]}'.")
     if loose:
-        raise Wrong(f"One image in {name} is pinned, another still trusted by tag: '{loose[0]}'")
+        unmet = NotYet if loose == named else Wrong
+        raise unmet(f"{name} still trusts a tag: '{loose[0]}'.")
     return named
+
+
+def services(file: Path) -> dict[str, Reference]:
+    """Return what a deployment file's services run, 'web' among them, or end the check."""
+    try:
+        images = {each.name: Reference.parse(each.image) for each in read_deployment(file)}
+    except (DeploymentError, InvalidReference) as error:
+        raise Wrong(f"'{file.name}' can't be used as it is: {error}") from error
+    if "web" not in images:
+        raise Wrong(f"'{file.name}' has no service 'web' any more: the shop is to run.")
+    return images
 
 
 def built_on(bench: Bench, name: str, base: RegistryImage) -> RegistryImage:
     """Return an image that is to be built on another one, or end the check where it was not."""
-    held = image(bench, name)
-    if held is None:
-        raise Wrong(f"The FROM line is pinned. Now build '{name}' from it, and push it.")
+    held = pushed(bench, name, missing=Wrong)
     if held.manifest.digest == base.manifest.digest:
         raise Wrong(f"'{name}' is the base itself. Build it from 'page/Dockerfile'.")
     diff_ids = base.config.diff_ids  # which stay, however the layers were packed
@@ -163,15 +168,6 @@ def run_once(bench: Bench, reference: object, command: list[str]) -> str:
         return run.run_once(bench.engine, str(reference), command)
 
 
-def layers(bench: Bench, held: RegistryImage) -> Iterator[bytes]:
-    """Yield the unpacked layers, lowest first, that an image adds to the lab's base images."""
-    for layer, diff_id in own_layers(bench, held).items():
-        blob = bench.registry.open_blob(held.reference.repository, layer.digest)
-        doing = f"looking into the layer '{layer.digest}' of '{held.reference}'"
-        with opened(blob, diff_id=diff_id, doing=doing) as stream:
-            yield stream.read(LARGEST)
-
-
 def entries(layer: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield each path in an unpacked layer, and the content of what is a file.
 
@@ -185,7 +181,7 @@ def entries(layer: bytes) -> Iterator[tuple[str, bytes]]:
 
 def added(bench: Bench, held: RegistryImage) -> Iterator[tuple[str, bytes]]:
     """Yield what an image adds to the lab's base images, as :func:`entries` does."""
-    for layer in layers(bench, held):
+    for _, layer in unpacked_layers(bench, held):
         yield from entries(layer)
 
 
@@ -223,14 +219,11 @@ def check_answers(bench: Bench, held: RegistryImage, said: str) -> None:
     try:
         with quietly():
             shop = run.run(bench.engine, held.pinned)
-    except ImageError as error:
-        raise Wrong(f"{said} But it does not run: {error}") from error
-    try:
-        text = shop.get(_ASKED)
-        if json.loads(text) != _ANSWER:
-            told = text.strip()[:80]
-            raise Wrong(f"{said} But to '{_ASKED}' it answers {told}, not what the shop answers.")
+        try:
+            answer = json.loads(shop.get(_ASKED))
+        finally:
+            shop.stop()
     except (ImageError, ValueError) as error:
-        raise Wrong(f"{said} But it does not answer as the shop does: {error}") from error
-    finally:
-        shop.stop()
+        raise Wrong(f"{said} But it does not run and answer as the shop does: {error}") from error
+    if answer != _ANSWER:
+        raise Wrong(f"{said} But to '{_ASKED}' it answers {answer!r:.80}, and the shop {_ANSWER}.")

@@ -12,7 +12,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -23,8 +23,6 @@ from labapp.errors import ExerciseError, StateError
 if TYPE_CHECKING:
     from labapp.attacks.delivery import Saboteur
     from labapp.bench import Bench
-
-Outcome = Literal["Correct", "NotYet", "Wrong"]
 
 TEXTS = Path(__file__).parent / "texts"
 
@@ -45,7 +43,7 @@ class Verdict:
     evidence names an image by its digest, so that it can be asked for again.
     """
 
-    outcome: Outcome
+    outcome: Literal["Correct", "NotYet", "Wrong"]
     message: str
     evidence: Mapping[str, str] = field(default_factory=dict)
 
@@ -112,8 +110,7 @@ class Exercise:
 
 def all_exercises() -> dict[str, Exercise]:
     """Return every exercise by its id, in the order of the chapters."""
-    found = [_read(file) for file in TEXTS.glob("*.md")]
-    found.sort(key=lambda each: (each.id[:2], each.number))
+    found = sorted(map(_read, TEXTS.glob("*.md")), key=lambda each: (each.id[:2], each.number))
     return {each.id: each for each in found}
 
 
@@ -170,14 +167,11 @@ class Coach:
             ExerciseError: there is no such exercise.
         """
         verdict = find_exercise(id).check(self.bench, answer)
-        if verdict.outcome != "NotYet":
-            evidence = verdict.evidence if verdict.outcome == "Correct" else None
-            try:
+        with _told():
+            if verdict.outcome != "NotYet":
+                evidence = verdict.evidence if verdict.outcome == "Correct" else None
                 self.receipts.note(id, Attempt(tries=1), evidence)
-            except StateError as error:
-                verdict = replace(verdict, message=f"{verdict.message} (Not noted: {error})")
-        if strict:
-            with _told():
+            if strict:
                 self.receipts.save(Path.cwd() / SUBMITTED)
         return _insisted(verdict, strict=strict)
 
@@ -228,11 +222,11 @@ class Submission:
     def _verdict(self, id: str) -> Verdict:
         try:
             record = receipts.read(self.file)
-        except FileNotFoundError:
+        except OSError as error:
             return Verdict(
                 "NotYet",
-                f"There is no '{self.file.name}' beside the notebook. Run the checks where the "
-                "lab is; they write it. Then hand it in with the notebook.",
+                f"'{self.file.name}', to be handed in beside the notebook: {error.strerror}. Run "
+                "the checks where the lab is; they write it.",
             )
         if receipt := record.passed.get(id):
             said = f"Passed by {record.learner} at {receipt.time}."
@@ -260,7 +254,7 @@ def _insisted(verdict: Verdict, *, strict: bool) -> Verdict:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Tell what could not be noted, and go on: a hint is worth more than its note."""
+    """Tell what could not be noted, and go on: verdict and hint are worth more than the note."""
     try:
         yield
     except StateError as error:

@@ -77,9 +77,7 @@ def execute(
         )
         try:
             client.execute(env=dict(environment))
-        except CellExecutionError as error:
-            raise ChapterError(f"running '{name}': a cell failed.\n{error}") from error
-        except (CellTimeoutError, DeadKernelError) as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise ChapterError(f"running '{name}': {error}") from error
 
 

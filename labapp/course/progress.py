@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,14 +17,6 @@ if TYPE_CHECKING:
     from labapp.charts import Chart
 
 _SIGNS = {"passed": "✓", "tried": "…", "open": "○"}
-_LEGEND = "✓ passed, … tried, ○ not begun"
-
-_LAST_STEP = (
-    "all",
-    "All of it",
-    "a saboteur, who takes one to three of these",
-    "a delivery script of your own that survives",
-)
 
 
 def overview(receipts: Receipts, notebooks: Path) -> str:
@@ -50,7 +41,7 @@ def overview(receipts: Receipts, notebooks: Path) -> str:
             f"{record.broken.text} Put a copy in place of '{receipts.file}', or move that file "
             "away and let the checks run again."
         )
-    parts = (f"{summary}\n{_LEGEND}", _by_chapter(took, files), *notes, advice)
+    parts = (f"{summary}\n✓ passed, … tried, ○ not begun", _by_chapter(took, files), *notes, advice)
     return "\n\n".join(parts) + f"\nThe receipts are in '{receipts.file}'."
 
 
@@ -86,16 +77,12 @@ class JourneyMap:
 
     def _repr_html_(self) -> str:
         """Show the picture, and below it the same as a table, which screen readers can walk."""
-        head = ("Step", "What can get in", "What stops it", "Passed", "Still to do")
-        rows = (
-            (step, attack, control, f"{passed} of {exercises}", left or "nothing: it is lit")
-            for step, attack, control, passed, exercises, left in self.rows.to_numpy()
-        )
-        return (
-            f"{self.chart._repr_html_()}"
-            '<details class="labapp-journey"><summary>The same as a table</summary>'
-            f"{_table(head, rows)}</details>"
-        )
+        import pandas as pd
+
+        with pd.option_context("display.max_colwidth", None):
+            table = self.rows.set_index("step").to_html(border=0, justify="left")
+        details = f"<details><summary>The same as a table</summary>{table}</details>"
+        return f"{self.chart._repr_html_()}{details}"
 
 
 def journey_map(passed: Container[str]) -> JourneyMap:
@@ -109,9 +96,11 @@ def journey_map(passed: Container[str]) -> JourneyMap:
     from labapp.charts import journey
 
     exercises = all_exercises().values()
-    steps = [(each.id, each.step, each.wrong, each.control) for each in ATTACKS]
+    steps = [(each.id, each.step, each.wrong, each.control) for each in ATTACKS.values()]
+    wrong = "a saboteur, who takes one to three of these"
+    steps.append(("all", "All of it", wrong, "a delivery script of your own that survives"))
     rows = []
-    for id, step, attack, control in (*steps, _LAST_STEP):
+    for id, step, attack, control in steps:
         here = [each.id for each in exercises if each.step == id]
         left = [id for id in here if id not in passed]
         count = len(here) - len(left), len(here)
@@ -119,14 +108,3 @@ def journey_map(passed: Container[str]) -> JourneyMap:
     columns = ["step", "attack", "control", "passed", "exercises", "left"]
     table = pd.DataFrame(rows, columns=columns)
     return JourneyMap(table, journey(table))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table as HTML; each row begins with its own head, for screen readers."""
-    left = 'style="text-align:left;padding-right:12px"'
-    lines = [f'<th scope="col" {left}>{name}</th>' for name in head]
-    for row in rows:
-        first, *rest = map(html.escape, row)
-        cells = "".join(f"<td {left}>{cell}</td>" for cell in rest)
-        lines.append(f'</tr><tr><th scope="row" {left}>{first}</th>{cells}')
-    return f"<table><tr>{''.join(lines)}</tr></table>"

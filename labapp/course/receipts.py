@@ -20,7 +20,6 @@ import getpass
 import hashlib
 import json
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -30,10 +29,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from labapp.errors import StateError
-from labapp.state import State
+from labapp.registry.manifests import canonical_json, digest_of
+from labapp.state import State, write_file
 
 FORMAT = 1
-"""The version of the file's format that is written, and the only one that is read."""
+"""The version of the file's format, which ``start`` holds as well."""
 
 NAME = "receipts"
 """What the file in the state folder is called, without its ending."""
@@ -78,7 +78,7 @@ class Receipt(Attempt):
     @property
     def digest(self) -> str:
         """The SHA-256 of the receipt as JSON: sorted keys, no spaces."""
-        return _digest(asdict(self))
+        return digest_of(canonical_json(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ class Record:
     @property
     def start(self) -> str:
         """The digest of what the file began with; the first receipt holds it."""
-        return _digest({"format": FORMAT, "lab": self.lab, "seed": self.seed, "begun": self.begun})
+        began = {"format": FORMAT, "lab": self.lab, "seed": self.seed, "begun": self.begun}
+        return digest_of(canonical_json(began))
 
     @property
     def last(self) -> tuple[int, str]:
@@ -147,15 +148,15 @@ class Record:
 
 
 def read(file: Path) -> Record:
-    """Read a receipts file, whoever wrote it; it may be broken, and ``broken`` says so."""
-    doing = f"reading the receipts in '{file}'"
+    """Read a receipts file, whoever wrote it; it may be broken, and ``broken`` says so.
+
+    OSError where it can't be read, DamagedReceipts where it is something else.
+    """
+    content = file.read_bytes()
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(content)
         if found["format"] != FORMAT:
-            raise StateError(
-                f"{doing}: it has format {found['format']!r}, and this lab reads format {FORMAT}. "
-                "Update the lab, as the one that wrote it."
-            )
+            raise ValueError(f"format {found['format']!r}")
         return Record(
             lab=str(found["lab"]),
             learner=str(found["learner"])[:100],
@@ -165,14 +166,11 @@ def read(file: Path) -> Record:
             receipts=tuple(_typed(Receipt, each) for each in found["receipts"]),
             end=(int(found["end"]["number"]), str(found["end"]["digest"])),
         )
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StateError(f"{doing}: {error.strerror or error}. Make it readable.") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedReceipts(
-            f"{doing}: this is no receipts file, or it was cut short or edited ({error!r:.60}). "
-            "Fetch it once more from where it was made, or take it out of the folder."
+            f"reading the receipts in '{file}': it is no receipts file of this version of the lab, "
+            f"or it was cut short or edited ({error!r:.60}). Fetch it once more from where it was "
+            "made, or take it out of the folder."
         ) from error
 
 
@@ -180,8 +178,7 @@ def read(file: Path) -> Record:
 class Receipts:
     """What one lab's learner did; each change is made in the file, under a lock.
 
-    A file that can't be read is put aside beside it, as ``receipts.damaged-….json``, and a new one
-    is begun. One of another version of the lab is left alone.
+    A damaged file is put aside beside it, as ``receipts.damaged-….json``, and a new one is begun.
     """
 
     state: State
@@ -249,14 +246,7 @@ class Receipts:
     def save(self, file: Path) -> None:
         """Write a copy of the receipts, to hand in."""
         self.read()
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.file, file)
-        except OSError as error:
-            raise StateError(
-                f"saving the receipts as '{file}': {error.strerror or error}. Choose a folder "
-                "that you may write to."
-            ) from error
+        write_file(file, self.file.read_bytes(), mode=0o644)
 
     def _change(self, change: Callable[[Record], Record]) -> Record:
         """Read, change and write under a lock, so that two kernels don't undo each other."""
@@ -271,8 +261,8 @@ class Receipts:
                     self.state.write(NAME, {**asdict(changed), "format": FORMAT, "end": end})
         except OSError as error:
             raise StateError(
-                f"noting progress in '{self.file}': {error.strerror or error}. Make the folder "
-                "writable, or name another one in LABAPP_STATE."
+                f"noting progress in '{self.file}': {error.strerror or error}. Make it and its "
+                "folder writable, or name another folder in LABAPP_STATE."
             ) from error
         return changed
 
@@ -284,11 +274,6 @@ class Receipts:
         except DamagedReceipts:
             self.file.replace(self.file.with_name(f"{NAME}.damaged-{time.time_ns()}.json"))
             return None
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 _Part = TypeVar("_Part", Attempt, Receipt)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -17,9 +16,6 @@ from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, State
 from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.http import printable
-
-if TYPE_CHECKING:
-    from labapp.charts import Chart
 
 _PASSED = ("alone", "hints", "solution")
 """The states of a cell in which an exercise is passed: by whose help."""
@@ -57,13 +53,6 @@ class ClassReport:
         tables = (_text(learners[columns]), _text(exercises), medians)
         return "\n\n".join([*tables, *map(printable, told)])
 
-    @property
-    def chart(self) -> Chart:
-        """The class at a glance: a grid of learners and exercises."""
-        from labapp.charts import classroom
-
-        return classroom(self.cells)
-
     def gradebook(self, platform: str) -> str:
         """Return a point for each passed exercise as CSV for ``moodle``, or else for ``canvas``.
 
@@ -77,19 +66,14 @@ class ClassReport:
         )
         points = rows.pivot_table("points", "learner", "chapter", aggfunc="sum", sort=False)
         # A name that a spreadsheet would take for a formula is quoted.
-        names = [f"'{name}" if name[:1] in "=+-@" else name for name in points.index]
-        addresses = [name if "@" in name else "" for name in names]
-        head = {"Username": names, "Email address": addresses}
-        if platform == "canvas":
-            blank = [""] * len(names)
-            head = {"Student": names, "ID": blank, "SIS User ID": blank, "SIS Login ID": names}
-            head["Section"] = blank
-        table = pd.DataFrame({**head, **points.reset_index(drop=True)})
-        if platform == "canvas":
-            possible = rows.groupby("chapter")["exercise"].nunique()
-            first = {"Student": "    Points Possible", **possible}
-            table = pd.concat([pd.DataFrame([first], columns=table.columns), table])
-        return str(table.to_csv(index=False))
+        table = points.rename(lambda name: f"'{name}" if name[:1] in "=+-@" else name)
+        if platform == "moodle":
+            return str(table.to_csv(index_label="Username"))
+        for place, head in enumerate(("ID", "SIS User ID", "SIS Login ID", "Section")):
+            table.insert(place, head, table.index if head == "SIS Login ID" else "")
+        possible = rows.groupby("chapter")["exercise"].nunique().rename("    Points Possible")
+        table = pd.concat([possible.to_frame().T, table])[table.columns]
+        return str(table.to_csv(index_label="Student"))
 
 
 def report(
@@ -99,8 +83,8 @@ def report(
     records, left_out = _read(folder)
     if not records:
         raise StateError(
-            f"reading the receipts in '{folder}': there are none. {' '.join(left_out[:1])} "
-            "Learners save theirs with 'python3 -m labapp progress --save FILE.json'."
+            f"reading the receipts in '{folder}': there are none, or no such folder. Learners save "
+            f"theirs with 'python3 -m labapp progress --save FILE.json'. {' '.join(left_out[:1])}"
         )
     is_there, address = functools.cache(_is_there), registry.address if registry else ""
     seen: Counter[str] = Counter()
@@ -120,7 +104,6 @@ def report(
         learners.append(
             {
                 "learner": name,
-                "file": str(file),
                 "passed": len(known),
                 "of": len(exercises),
                 "tries": sum(receipt.tries for receipt in known),
@@ -140,16 +123,11 @@ def report(
 
 def _read(folder: Path) -> tuple[dict[Path, Record], list[str]]:
     """Read what each learner handed in, of several copies the last; tell what is left out."""
-    if not folder.is_dir():
-        raise StateError(
-            f"reading the receipts in '{folder}': there is no such folder. Name the one that the "
-            "class's files are in."
-        )
     found, left_out = {}, []
     for file in sorted(folder.rglob("*.json")):
         try:
             found[file] = receipts.read(file)
-        except (StateError, FileNotFoundError) as error:
+        except (StateError, OSError) as error:
             left_out.append(str(error))
     kept: dict[Path, Record] = {}
     for file, record in sorted(found.items(), key=lambda each: -len(each[1].receipts)):
@@ -168,18 +146,17 @@ def _is_earlier(one: Record, other: Record) -> bool:
 
 
 def _twins(file: Path, records: Mapping[Path, Record]) -> Iterator[str]:
-    """Yield a note if others have the same seed, and one if they have the same name."""
-    own, others = records[file], records.keys() - {file}
-    copies = sorted(each for each in others if records[each].seed == own.seed)
-    named = sorted(each for each in others - {*copies} if records[each].learner == own.learner)
-    for twins, words in (
-        (copies, "seed as {}: one was copied from the other, or both began on one machine"),
-        (named, "name, with another seed, as {}: two machines, or two people"),
-    ):
-        if twins:
-            more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
-            first = f"'{records[twins[0]].learner}' in '{twins[0]}'{more}"
-            yield f"the same {words.format(first)}"
+    """Yield a note if others have the same seed or name."""
+    own, others = records[file], {each: records[each] for each in records if each != file}
+    twins = sorted(
+        each for each, it in others.items() if it.seed == own.seed or it.learner == own.learner
+    )
+    if twins:
+        more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
+        yield (
+            f"the same seed or name as '{others[twins[0]].learner}' in '{twins[0]}'{more}: one was "
+            "copied from the other, or both began on one machine, or two have the same name"
+        )
 
 
 def _is_there(registry: Registry, image: str) -> bool:

@@ -17,22 +17,13 @@ from labapp import reset
 from labapp.bench import Bench
 from labapp.course.exercises import all_exercises
 from labapp.course.pages import execute, to_html
+from labapp.course.receipts import Attempt, Receipts
 from labapp.errors import ChapterError
 from labapp.feedback import QuietFeedback
 from labapp.state import State
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-AGAIN = ("00", "03")
-"""The chapters that are visited a second time."""
-
-
-def ids(number: str) -> list[str]:
-    return [id for id in all_exercises() if id.startswith(number)]
-
-
-def is_check(cell: NotebookNode) -> bool:
-    return str(cell.id).startswith("check-")
 
 
 def copied(cell: NotebookNode, prefix: str, source: str = "") -> NotebookNode:
@@ -41,24 +32,21 @@ def copied(cell: NotebookNode, prefix: str, source: str = "") -> NotebookNode:
 
 def in_a_hurry(cells: list[NotebookNode]) -> list[NotebookNode]:
     """Run the checks before everything else, as somebody in a hurry does."""
-    starters = [cell for cell in cells if is_check(cell) or "answer = ..." in cell.source]
-    opened = next(number for number, cell in enumerate(cells) if cell.id == "setup")
-    early = [copied(cell, "first") for cell in starters]
-    return [*cells[: opened + 1], *early, *cells[opened + 1 :]]
+    checks = [c for c in cells if c.id.startswith("check-") or "answer = ..." in c.source]
+    opened = next(number for number, cell in enumerate(cells, 1) if cell.id == "setup")
+    return [*cells[:opened], *(copied(cell, "first") for cell in checks), *cells[opened:]]
 
 
 def then_solved(cells: list[NotebookNode]) -> list[NotebookNode]:
     """Below each check of the untouched exercise, solve it and check again."""
-    grown: list[NotebookNode] = []
-    starter = None
+    grown = []
     for cell in cells:
         grown.append(cell)
-        if "exercise" in cell.metadata.get("tags", []):
-            starter = cell
-        if is_check(cell) and starter is not None:
-            id = next(tag for tag in starter.metadata.tags if tag != "exercise")
-            solution = all_exercises()[id].solution
-            grown += [copied(starter, "solved", solution), copied(cell, "solved")]
+        if "exercise" in (tags := cell.metadata.get("tags", [])):
+            id = next(tag for tag in tags if tag != "exercise")
+            solved = copied(cell, "solved", all_exercises()[id].solution)
+        if cell.id.startswith("check-"):
+            grown += [solved, copied(cell, "solved")]
     return grown
 
 
@@ -66,8 +54,8 @@ def read(file: Path, *ids: str) -> NotebookNode:
     """Return a chapter's notebook, or only some of its cells."""
     notebook = nbformat.read(file, as_version=4)
     if ids:
-        notebook.cells = [cell for cell in notebook.cells if cell.id in ids]
-        assert len(notebook.cells) == len(ids)
+        cells = {cell.id: cell for cell in notebook.cells}
+        notebook.cells = [cells[id] for id in ids]
     return notebook
 
 
@@ -77,26 +65,26 @@ def run(notebook: NotebookNode, folder: Path, bench: Bench, state: Path | None =
     execute(notebook, folder=folder, environment={**os.environ, **variables})
 
 
-def cell_html(cell: NotebookNode) -> list[str]:
-    texts = [output.get("data", {}).get("text/html") for output in cell.get("outputs", [])]
-    return ["".join(text) for text in texts if text]
+def shown(cells: list[NotebookNode], kind: str) -> list[str]:
+    """Return what cells show as HTML, of one kind."""
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    texts = ["".join(output.get("text/html", "")) for output in outputs]
+    return [text for text in texts if kind in text]
 
 
 def outcomes(notebook: NotebookNode) -> list[str]:
-    text = "\n".join(text for cell in notebook.cells for text in cell_html(cell))
+    text = "\n".join(shown(notebook.cells, "labapp-verdict"))
     return re.findall(r'class="labapp-verdict" data-outcome="(\w+)"', text)
 
 
 def check_page(notebook: NotebookNode, name: str) -> None:
-    outputs = [text for cell in notebook.cells for text in cell_html(cell)]
-    assert any("labapp-bars" in text for text in outputs)
+    assert shown(notebook.cells, "labapp-bars")
     for cell in notebook.cells:
-        states = ['data-state="done"' in text for text in cell_html(cell) if "labapp-bars" in text]
+        stopped = [b for b in shown([cell], "labapp-bars") if 'data-state="done"' not in b]
         # A cell that shows what fails may have one bar that was stopped; no other may.
-        assert states.count(False) <= ("except LabError" in cell.source), cell.id
-    for chart in (text for text in outputs if "labapp-chart" in text):
-        alt = re.search(r'alt="([^"]+)"', chart)
-        assert alt and len(alt[1]) > 40
+        assert len(stopped) <= ("except LabError" in cell.source), cell.id
+    for chart in shown(notebook.cells, "labapp-chart"):
+        assert re.search(r'alt="[^"]{40}', chart)
     page = to_html(notebook, name=name)
     drawn = any("```mermaid" in cell.source for cell in notebook.cells)
     assert drawn == ('<pre class="mermaid">' in page)
@@ -114,15 +102,15 @@ def test_every_check_says_not_yet_and_after_the_solution_correct(
     notebook = read(file)
     notebook.cells = in_a_hurry(then_solved(notebook.cells))
     run(notebook, tmp_path, bench)
-    early = ["NotYet"] * len(ids(number))
-    assert outcomes(notebook) == early + ["NotYet", "Correct"] * len(ids(number))
+    count = sum(id.startswith(number) for id in all_exercises())
+    assert outcomes(notebook) == ["NotYet"] * count + ["NotYet", "Correct"] * count
     check_page(notebook, file.stem)
-    if number in AGAIN:
-        # A new kernel, with the files, images and containers of the first visit still there.
+    if number in ("00", "03"):
+        # A second visit: a new kernel, with the first one's files, images and containers there.
         again = read(file)
         again.cells = then_solved(again.cells)
         run(again, tmp_path, bench)
-        assert outcomes(again)[1::2] == ["Correct"] * len(ids(number))
+        assert outcomes(again)[1::2] == ["Correct"] * count
         check_page(again, file.stem)
 
 
@@ -147,15 +135,16 @@ def test_reset_in_mid_chapter(
     try:
         half = read(FILES[0], "setup", "page", "dockerfile", "build-run")
         run(half, tmp_path, bench, state.folder)
+        Receipts(state).note("00-tag", Attempt(tries=1), {})
         reset.carry_out(reset.plan(state))
         assert reset.things(bench.engine, state) == []
+        assert list(Receipts(state).read().passed) == ["00-tag"]
         # The next visit finds nothing, and makes all of it again.
         run(half, tmp_path, bench, state.folder)
         rest = read(FILES[0], "setup", "build-run", "push-run", "remove", "pull-run", "run-run")
         run(rest, tmp_path, bench, state.folder)
     finally:
         for _ in range(2):
-            plan = reset.plan(state, everything=True)
-            left = reset.carry_out(plan)
+            left = reset.carry_out(reset.plan(state, everything=True))
             state.folder.mkdir(exist_ok=True)
-    assert left == []
+    assert left == [] and not Receipts(state).file.exists()

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from desk import Desk, Files, Right, Steps, Tried, Wrong, empty, nothing, step, verdict, write
+from desk import (
+    INSTALL,
+    NAIVE,
+    Desk,
+    States,
+    Steps,
+    Tried,
+    all_of,
+    made,
+    nothing,
+    step,
+    verdict,
+    write,
+)
+from made_images import Files
 
-from labapp.bench import Bench
-from labapp.journey import pin as pins
-from labapp.journey import run
 from labapp.machine.ports import wait_until
 from labapp.registry.manifests import Manifest, digest_of
 
-PAGES = ("one", "two", "three")
-"""Pages on the slim base that are kept; the third one stands on the first."""
-
 
 @pytest.fixture(scope="module")
-def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    empty(bench)
-    desk = Desk(bench).at(tmp_path_factory.mktemp("shelf"))
-    for text in PAGES[:2]:
-        desk.pushed(f"kept/page:{text}", text=text)
-    desk.built(f"FROM {desk.name('kept/page:one')}\nENV PAGE=1\n", "kept/page:three")
-    return desk
-
-
-@pytest.fixture
-def desk(shelf: Desk, tmp_path: Path) -> Desk:
-    empty(shelf.bench)
-    return shelf.at(tmp_path)
+def shelf(bare: Desk) -> Desk:
+    """Pages on the slim base; the third one stands on the first."""
+    for text in ("one", "two"):
+        bare.pushed(f"kept/page:{text}", text=text)
+    bare.built(f"FROM {bare.name('kept/page:one')}\nENV PAGE=1\n", "kept/page:three")
+    return bare
 
 
 @step
@@ -42,6 +44,12 @@ def gives(desk: Desk, *names: str, then: Steps = nothing) -> object:
         kept, _, short = pair.partition("=")
         desk.copy(f"kept/page:{kept}", short)
     return then(desk)
+
+
+@step
+def local(desk: Desk, kept: str, short: str) -> None:
+    """Give a kept page another name on the engine only."""
+    desk.tag(f"kept/page:{kept}", short)
 
 
 # ---------------------------------------------------------------- chapter 00
@@ -57,21 +65,12 @@ def tag_by_sdk(desk: Desk) -> None:
     list(client.api.push(desk.name("hello/web"), tag="mine", stream=True))
 
 
-def tag_only_local(desk: Desk) -> None:
-    desk.tag("kept/page:one", "hello/web:mine")
-
-
 @step
 def runs(desk: Desk, short: str = "hello/web:mine", **options: object) -> None:
     """Run a container by the SDK, and wait until its service listens."""
     container = desk.run(short, **options)
     probe = "import socket; socket.create_connection(('127.0.0.1', 8000))"
     wait_until(lambda: container.exec_run(["python3", "-c", probe]).exit_code == 0, seconds=20)
-
-
-def run_by_lab(desk: Desk) -> None:
-    name = f"hello-{desk.bench.state.lab_id}"
-    run.run(desk.bench.engine, desk.name("hello/web:mine"), name=name, wait_for="/")
 
 
 def run_by_digest(desk: Desk) -> None:
@@ -84,26 +83,27 @@ def run_ended(desk: Desk) -> None:
 
 # ---------------------------------------------------------------- chapter 01
 
-FIRST = (Path(__file__).parents[2] / "dockerfiles" / "first.Dockerfile").read_text("utf-8")
-"""The Dockerfile that the chapter starts from."""
-
-NAIVE = FIRST.replace("python:3.13", "python:3.13-slim").replace(
-    "WORKDIR", "ENV PIP_NO_COMPILE=1\nWORKDIR", 1
-)
-"""On the slim base, and without the compiling that takes most of pip's time."""
-
 REQUIRE = "RUN pip --python /opt/venv install -r requirements.txt\n"
-INSTALL = "RUN pip --python /opt/venv install --no-deps .\n"
-ORDERED = NAIVE.replace("COPY . .\n", "COPY wheels wheels\nCOPY requirements.txt .\n").replace(
-    INSTALL, f"COPY . .\n{INSTALL}"
+
+
+def shop(*lines: str) -> str:
+    """Write other lines between the environment and the command."""
+    head, _, rest = NAIVE.partition("COPY . .\n")
+    return "".join([head, *lines, rest.partition(INSTALL)[2]])
+
+
+FILES = "COPY wheels wheels\nCOPY requirements.txt .\n"
+ORDERED = shop(FILES, REQUIRE, "COPY . .\n", INSTALL)
+BY_THE_DOCS = shop(
+    "COPY requirements.txt ./\nCOPY wheels ./wheels/\n",
+    REQUIRE,
+    "COPY pyproject.toml ./\nCOPY shop ./shop/\n",
+    INSTALL,
 )
-BY_THE_DOCS = NAIVE.replace(
-    "COPY . .\n", "COPY requirements.txt ./\nCOPY wheels ./wheels/\n"
-).replace(INSTALL, f"COPY pyproject.toml ./\nCOPY shop ./shop/\n{INSTALL}")
-ELSEWHERE = ORDERED.replace("requirements.txt .\n", "requirements.txt /tmp/wanted\n").replace(
+ELSEWHERE = ORDERED.replace("txt .\n", "txt /tmp/wanted\n").replace(
     "-r requirements.txt", "-r /tmp/wanted"
 )
-PRETENDED = NAIVE.replace("COPY . .\n", "RUN : install requirements.txt\nCOPY . .\n")
+PRETENDED = shop("RUN : install requirements.txt\nCOPY . .\n", REQUIRE, INSTALL)
 
 
 @step
@@ -126,50 +126,34 @@ def checked_twice(desk: Desk) -> None:
 
 BOTH = {"src/secrets.env": "PASSWORD=x", "src/backup.sql": "x"}
 SOURCE = {"src/shop/app.py": "app"}
+IGNORED = "*.env\n*.sql\n"
 
 
 @step
 def context(
-    desk: Desk,
-    ignore: str | None,
-    *,
-    image: Files | None = SOURCE,
-    keep: bool = True,
-    file: str = ".dockerignore",
-    local: bool = False,
+    desk: Desk, ignore: str | None, *, image: Files | None = SOURCE, keep: bool = True
 ) -> None:
     """Write what stays out of the context, and store an image as it would be built."""
     folder = Path(shutil.copytree(desk.bench.application, desk.work / "app"))
+    (folder / "Dockerfile").write_text(NAIVE)
     (folder / ".dockerignore").unlink()
     if keep:
         (folder / "secrets.env").write_text("PASSWORD=x\n")
         (folder / "backup.sql").write_bytes(b"x" * 100_000)
     if ignore is not None:
-        (folder / file).write_text(ignore, encoding="utf-8")
-    if local:
-        desk.tag("kept/page:one", "shop/web:clean")
-    elif image is not None:
+        (folder / ".dockerignore").write_text(ignore, encoding="utf-8")
+    if image is not None:
         desk.store("shop/web:clean", image)
-
-
-def context_built(desk: Desk) -> None:
-    """With the chapter's own Dockerfile, on the engine."""
-    context("secrets.env\nbackup.sql\n", image=None)(desk)
-    (desk.work / "app" / "Dockerfile").write_text(FIRST)
-    desk.made(desk.work / "app", "shop/web:clean")
 
 
 # ---------------------------------------------------------------- chapter 02
 
 VERSIONS = ("one=shop/web:1.0", "two=shop/web:1.1")
-
-
-def sent(choose: Callable[[Desk], object]) -> Steps:
-    return gives(*VERSIONS, then=choose)
+sent = functools.partial(gives, *VERSIONS)
 
 
 def manifest(desk: Desk, tag: str) -> Manifest:
-    return desk.bench.registry.image(desk.name(f"shop/web:{tag}")).manifest
+    return desk.lab.manifest(desk.name(f"shop/web:{tag}"))
 
 
 def layers(desk: Desk, tag: str) -> list[str]:
@@ -189,24 +173,17 @@ def promoted_out_of_an_index(desk: Desk) -> None:
     """The tag names an index; who pulls, tags and pushes promotes its image for this machine."""
     first = desk.store("shop/web", {"a": "1"})
     desk.index("shop/web:1.1", first, desk.store("shop/web", {"a": "2"}))
-    desk.copy(f"{desk.name('shop/web')}@{first['digest']}", "prod/web:1.1")
+    desk.copy(f"shop/web@{first['digest']}", "prod/web:1.1")
 
 
 # ---------------------------------------------------------------- chapter 03
 
 TESTED = ("one=shop/web:1.4-tested", "two=shop/web:1.4")
-
-
-def computed(choose: Callable[[Desk], object]) -> Steps:
-    return gives(*TESTED, then=choose)
+computed = functools.partial(gives, *TESTED)
 
 
 def raw(desk: Desk) -> bytes:
     return manifest(desk, "1.4-tested").raw
-
-
-def config_digest(desk: Desk) -> str:
-    return manifest(desk, "1.4-tested").config.digest
 
 
 def digest_of_an_index(desk: Desk) -> str:
@@ -215,11 +192,11 @@ def digest_of_an_index(desk: Desk) -> str:
 
 
 def pin(desk: Desk, tag: str = "1.4-tested") -> str:
-    return str(pins.pin(desk.bench.registry, desk.name(f"shop/web:{tag}")))
+    return str(desk.lab.pin(desk.name(f"shop/web:{tag}")))
 
 
 def by_image_id(desk: Desk) -> str:
-    return f"{desk.name('shop/web')}@{config_digest(desk)}"
+    return f"{desk.name('shop/web')}@{manifest(desk, '1.4-tested').config.digest}"
 
 
 @step
@@ -232,7 +209,7 @@ def production(
     write(desk.work / "production.yaml", text)
     if deployed:
         write(desk.work / deployed, text)
-        desk.deploy(desk.work / deployed)
+        desk.lab.deploy(desk.work / deployed)
 
 
 def pinned_then_other_deployed(desk: Desk) -> None:
@@ -251,67 +228,32 @@ BASE = "one=team/base:1"
 
 
 @step
-def page(desk: Desk, text: str, *names: str, local: str = "") -> None:
+def page(desk: Desk, text: str, *names: str) -> None:
     """Write the page's Dockerfile; ``BASE`` is the repository, ``GOOD`` the base's digest."""
     gives(BASE, *names)(desk)
     file, good = desk.work / "page" / "Dockerfile", desk.digest("team/base:1")
     text_there = f"# The base\n{text}\nENV PAGE=1\n"
     write(file, text_there, SLIM=desk.slim, GOOD=good, BASE=desk.name("team/base"))
-    if local:
-        desk.tag(f"kept/page:{local}", "page/web:pinned")
-
-
-def page_built(desk: Desk) -> None:
-    page("FROM BASE@GOOD")(desk)
-    desk.made(desk.work / "page", "page/web:pinned")
 
 
 PAGE_THERE = "three=page/web:pinned"
 
-RIGHT: Right = {
-    "00-tag": [gives(HELLO, then=tag_by_sdk), gives(*MINE)],
-    "00-run": [
-        gives(*MINE, then=runs(ports=PORT)),
-        gives(*MINE, then=run_by_digest),
-        gives(*MINE, then=run_by_lab),
-    ],
-    "01-cache": [cached(ORDERED), cached(BY_THE_DOCS), cached(ELSEWHERE)],
-    "01-context": [
-        context_built,
-        context("# not these\n*.sql\n**/*.env\n"),
-        context("\ufeffsecrets.env\r\nbackup.sql\r\n"),
-    ],
-    "02-sent": [sent(new_layers), sent(lambda desk: set(new_layers(desk)))],
-    "02-promote": [
-        gives(*VERSIONS, then=promoted),
-        gives(*VERSIONS, "two=prod/web:1.1"),
-        promoted_out_of_an_index,
-    ],
-    "03-digest": [
-        computed(lambda desk: digest_of(raw(desk))),
-        computed(lambda desk: pin(desk).split("@")[1]),
-        digest_of_an_index,
-    ],
-    "03-pin": [production(pin), pinned_by_terminal],
-    "03-from": [
-        page_built,
-        page("FROM BASE:1@GOOD", PAGE_THERE),
-        page("ARG FIRST=BASE@GOOD\nFROM ${FIRST}", PAGE_THERE),
-        page("FROM SLIM AS tools\nFROM BASE@GOOD", PAGE_THERE),
-    ],
-}
-
-WRONG: Wrong = {
+STATES: States = {
     "00-tag": [
+        gives(HELLO, then=tag_by_sdk),
+        gives(*MINE),
         (nothing, "NotYet", "hello/web:1.0"),
         (gives(HELLO), "NotYet"),
-        (gives(HELLO, then=tag_only_local), "Wrong"),
+        (gives(HELLO, then=local("one", "hello/web:mine")), "Wrong"),
         (gives(HELLO, "two=hello/web:mine"), "Wrong"),
         (gives(HELLO, "one=hello/page:mine"), "Wrong", "hello/page"),
         (gives(HELLO, "two=shop/web:mine"), "NotYet"),
         (gives(HELLO, "one=hello/web:Mine"), "NotYet", "Mine"),
     ],
     "00-run": [
+        gives(*MINE, then=runs(ports=PORT)),
+        gives(*MINE, then=run_by_digest),
+        gives(*MINE, then=lambda desk: desk.lab.run(desk.name("hello/web:mine"), wait_for="/")),
         (gives(*MINE), "NotYet"),
         (gives(*MINE, then=runs("hello/web:1.0")), "NotYet", "hello/web:1.0"),
         (gives(*MINE, then=runs()), "Wrong", "8000"),
@@ -319,54 +261,70 @@ WRONG: Wrong = {
         (gives(*MINE, then=run_ended), "Wrong", "code 3"),
     ],
     "01-cache": [
+        cached(ORDERED),
+        cached(BY_THE_DOCS),
+        cached(ELSEWHERE),
         (cached(ORDERED, build=False), "NotYet"),
         (cached(NAIVE), "Wrong"),
         (cached(PRETENDED), "Wrong"),
         (checked_twice, "Wrong"),
         (cached(ORDERED, then=None), "Wrong", "Dockerfile"),
-        (cached(ORDERED, then=ORDERED.replace("COPY wheels", "COPY whels")), "Wrong", "whels"),
-        (cached(ORDERED.replace(REQUIRE, "")), "Wrong", "requirements.txt"),
-        (cached(ORDERED.replace(f"COPY . .\n{INSTALL}", "")), "Wrong", "shop"),
+        (cached(ORDERED, then=shop("COPY whels wheels\n", INSTALL)), "Wrong", "whels"),
+        (cached(shop(FILES, "COPY . .\n", INSTALL)), "Wrong", "requirements.txt"),
+        (cached(shop(FILES, REQUIRE)), "Wrong", "shop"),
         (cached(ORDERED.replace(INSTALL, f"RUN sed -i /^#/d shop/app.py\n{INSTALL}")), "Wrong"),
     ],
     "01-context": [
+        all_of(context(IGNORED, image=None), made("app", "shop/web:clean")),
+        context("# not these\n*.sql\n**/*.env\n"),
+        context("\ufeffsecrets.env\r\nbackup.sql\r\n"),
         (context("secrets.env\n", image=None), "NotYet"),
-        (context("*.env\n*.sql\n", local=True), "Wrong", "push"),
+        (all_of(context(IGNORED, image=None), local("one", "shop/web:clean")), "Wrong", "push"),
         (context(None, image=SOURCE | BOTH), "Wrong", "backup.sql"),
         (context("backup.sql\n", image=SOURCE | {"src/secrets.env": "x"}), "Wrong", "secrets.env"),
         (context(None, keep=False), "Wrong"),
         (context(None), "Wrong", "backup.sql"),
-        (context("*.env\n*.sql\n", image={"src/page": "1"}), "Wrong"),
+        (context(IGNORED, image={"src/page": "1"}), "Wrong"),
     ],
     "02-sent": [
-        (sent(lambda desk: ...), "NotYet"),
+        sent(then=new_layers),
+        sent(then=lambda desk: set(new_layers(desk))),
+        (sent(then=lambda desk: ...), "NotYet"),
         (lambda desk: ["sha256:"], "NotYet", "shop/web:1.0"),
         (gives("one=shop/web:1.0", "one=shop/web:1.1", then=lambda desk: []), "NotYet", "1.1"),
-        (sent(lambda desk: 3), "Wrong", "int"),
-        (sent(lambda desk: layers(desk, "1.1")), "Wrong", "1.0"),
-        (sent(lambda desk: [desk.digest("shop/web:1.1")]), "Wrong", "manifest"),
-        (sent(lambda desk: [d[:19] for d in new_layers(desk)]), "Wrong", "sha256:"),
-        (sent(lambda desk: []), "Wrong", " 0 "),
+        (sent(then=lambda desk: 3), "Wrong", "int"),
+        (sent(then=lambda desk: layers(desk, "1.1")), "Wrong", "1.0"),
+        (sent(then=lambda desk: [desk.digest("shop/web:1.1")]), "Wrong", "manifest"),
+        (sent(then=lambda desk: [d[:19] for d in new_layers(desk)]), "Wrong", "sha256:"),
+        (sent(then=lambda desk: []), "Wrong", " 0 "),
     ],
     "02-promote": [
+        gives(*VERSIONS, then=promoted),
+        gives(*VERSIONS, "two=prod/web:1.1"),
+        promoted_out_of_an_index,
         (nothing, "NotYet", "shop/web:1.1"),
         (gives(*VERSIONS), "NotYet", "prod/web:1.1"),
-        (gives(*VERSIONS, then=lambda d: d.tag("kept/page:two", "prod/web:1.1")), "Wrong", "push"),
+        (gives(*VERSIONS, then=local("two", "prod/web:1.1")), "Wrong", "push"),
         (gives(*VERSIONS, "one=prod/web:1.1"), "Wrong"),
         (gives(*VERSIONS, "two=prod/web:latest"), "Wrong", "latest"),
         (gives(*VERSIONS, "three=prod/web:1.1"), "Wrong"),
     ],
     "03-digest": [
-        (computed(lambda desk: ...), "NotYet"),
+        computed(then=lambda desk: digest_of(raw(desk))),
+        computed(then=lambda desk: pin(desk).split("@")[1]),
+        digest_of_an_index,
+        (computed(then=lambda desk: ...), "NotYet"),
         (lambda desk: "sha256:0", "NotYet", "1.4-tested"),
-        (computed(raw), "Wrong", "bytes"),
-        (computed(lambda desk: digest_of(raw(desk))[7:]), "Wrong"),
-        (computed(config_digest), "Wrong", "config"),
-        (computed(lambda desk: pin(desk, "1.4").split("@")[1]), "Wrong", "'1.4'"),
-        (computed(lambda desk: digest_of(raw(desk) + b"\n")), "Wrong"),
-        (computed(lambda desk: "shop/web:1.4"), "Wrong", "shop/web:1.4"),
+        (computed(then=raw), "Wrong", "bytes"),
+        (computed(then=lambda desk: digest_of(raw(desk))[7:]), "Wrong"),
+        (computed(then=lambda desk: manifest(desk, "1.4-tested").config.digest), "Wrong", "config"),
+        (computed(then=lambda desk: pin(desk, "1.4").split("@")[1]), "Wrong", "'1.4'"),
+        (computed(then=lambda desk: digest_of(raw(desk) + b"\n")), "Wrong"),
+        (computed(then=lambda desk: "shop/web:1.4"), "Wrong", "shop/web:1.4"),
     ],
     "03-pin": [
+        production(pin),
+        pinned_by_terminal,
         (nothing, "NotYet"),
         (production(lambda desk: desk.name("shop/web:1.4-tested")), "NotYet", "1.4-tested"),
         (production(lambda desk: pin(desk, "1.4")), "Wrong", "'1.4'"),
@@ -377,11 +335,15 @@ WRONG: Wrong = {
         (production(lambda d: pin(d)[:-4], deployed=""), "Wrong", "production.yaml"),
     ],
     "03-from": [
+        all_of(page("FROM BASE@GOOD"), made("page", "page/web:pinned")),
+        page("FROM BASE:1@GOOD", PAGE_THERE),
+        page("ARG FIRST=BASE@GOOD\nFROM ${FIRST}", PAGE_THERE),
+        page("FROM SLIM AS tools\nFROM BASE@GOOD", PAGE_THERE),
         (nothing, "NotYet"),
         (page("FROM BASE:1", PAGE_THERE), "NotYet", "team/base:1"),
         (page("FROM BASE@GOOD AS x\nFROM BASE:1", PAGE_THERE), "Wrong", "team/base:1"),
         (page("FROM BASE@GOOD"), "Wrong"),
-        (page("FROM BASE@GOOD", local="three"), "Wrong"),
+        (all_of(page("FROM BASE@GOOD"), local("three", "page/web:pinned")), "Wrong"),
         (page("FROM BASE@GOOD", "two=page/web:pinned"), "Wrong"),
         (page("FROM BASE@GOOD", "one=page/web:pinned"), "Wrong"),
         (page("FROM SLIM", PAGE_THERE), "Wrong", "base/python"),

@@ -13,37 +13,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from desk import (
     Desk,
-    Right,
+    Names,
+    States,
     Steps,
     Tried,
-    Wrong,
-    cells,
-    empty,
+    copied,
     forget,
-    judge,
     nothing,
+    run_cells,
+    solved,
     step,
-    unanswered,
+    verdict,
     write,
 )
 
-from labapp.bench import Bench
-from labapp.course.exercises import find_exercise
 from labapp.errors import PullError
-from labapp.journey import transfer
+from labapp.journey.bases import SLIM
 from labapp.registry.manifests import digest_of
 
 CELLS = """
 machine program-run layer-pack layer-run config-run manifest-run ask early-run
 layer-upload manifest-upload-run compressed-run byte-run byte-upload
 """
-
-Names = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,33 +53,29 @@ class Hand(Desk):
 
 
 @pytest.fixture(scope="module")
-def chapter(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hand]:
-    empty(bench)
-    desk = Desk(bench).at(tmp_path_factory.mktemp("hand"))
+def shelf(bare: Desk) -> Iterator[Hand]:
     lab = SimpleNamespace(
-        work=desk.work,
-        address=bench.registry.address,
-        id=bench.state.lab_id,
-        platform=bench.engine.platform,
+        work=bare.work, address=bare.lab.address, id=bare.lab.id, platform=bare.lab.platform
     )
-    names: Names = {"hashlib": hashlib, "json": json, "lab": lab}
-    sources = cells("07")
-    for id in CELLS.split():
-        exec(sources[id], names)
-    names["top"] = (desk.work / "layer.tar.gz").read_bytes()
-    yield Hand(desk.bench, names)
+    names = run_cells("07", CELLS, {"hashlib": hashlib, "json": json, "lab": lab})
+    neighbour = names["pack"]("hello", names["program"](b"Made by 00000000.\n"))
+    names["neighbour"] = gzip.compress(neighbour)
+    names["top"] = (bare.work / "layer.tar.gz").read_bytes()
+    yield Hand(bare.bench, names)
+    # Images that were made by hand carry no label.
+    forget(bare.bench, "hand/hello")
 
 
 @pytest.fixture
-def desk(chapter: Hand) -> Iterator[Hand]:
-    """The registry and the file as the cells leave them."""
-    forget(chapter.bench, "hand/hello")
-    chapter.file.write_bytes(chapter.names["top"])
-    store(chapter, "1", chapter.names["manifest"])
-    store(chapter, "changed", chapter.names["broken"])
-    yield Hand(chapter.bench, dict(chapter.names))
-    # Images that were made by hand carry no label.
-    forget(chapter.bench, "hand/hello")
+def desk(shelf: Hand, tmp_path: Path) -> Hand:
+    """The registry and the file as the cells leave them, and no layer on the engine."""
+    forget(shelf.bench, "hand/hello")
+    desk = Hand(shelf.at(tmp_path).bench, {**shelf.names})
+    desk.names["lab"].work = desk.work
+    desk.file.write_bytes(desk.names["top"])
+    store(desk, "1", desk.names["manifest"])
+    store(desk, "changed", desk.names["broken"])
+    return desk
 
 
 def store(desk: Hand, tag: str, manifest: bytes) -> None:
@@ -103,13 +94,6 @@ def answer(compute: Callable[[Names], object]) -> Steps:
     return lambda desk: compute(desk.names)
 
 
-@step
-def solved(desk: Hand, id: str) -> object:
-    """Run the chapter's own solution; what it returns is the answer, where there is one."""
-    exec(find_exercise(id).solution, desk.names)
-    return desk.names.get("answer")
-
-
 def unpacked(layer: bytes) -> bytes:
     return gzip.decompress(layer) if layer[:2] == b"\x1f\x8b" else layer
 
@@ -118,7 +102,7 @@ def unpacked(layer: bytes) -> bytes:
 def put(
     desk: Hand,
     tag: str,
-    *which: str | bytes,
+    *which: str,
     diff_ids: Callable[[Names], list[str]] | None = None,
     cut: int | None = None,
     more_bytes: int = 0,
@@ -126,21 +110,20 @@ def put(
 ) -> None:
     """Upload an image of some layers as the chapter does, with the slips that a test wants."""
     names = desk.names
-    layers = [names[each] if isinstance(each, str) else each for each in which]
-    promised = [digest_of(unpacked(layer)) for layer in layers]
-    layers = [layer[:cut] if layer[:2] == b"\x1f\x8b" else layer for layer in layers]
+    layers = [names[each] for each in which]
     content = json.loads(names["config"]) | config
-    content["rootfs"]["diff_ids"] = diff_ids(names) if diff_ids else promised
+    promised = diff_ids(names) if diff_ids else [digest_of(unpacked(each)) for each in layers]
+    content["rootfs"]["diff_ids"] = promised
     written = json.dumps(content).encode()
-    manifest = json.loads(names["manifest"])
+    manifest = json.loads(names["manifest"]) | {"layers": []}
     manifest["config"] = names["part"]("config.v1+json", written)
-    kinds = ["layer.v1.tar" + "+gzip" * (layer[:2] == b"\x1f\x8b") for layer in layers]
-    pairs = zip(kinds, layers, strict=True)
-    manifest["layers"] = [names["part"](kind, layer) for kind, layer in pairs]
-    for layer in manifest["layers"]:
-        layer["size"] += more_bytes
-    for blob in (written, *layers):
-        names["upload"](blob)
+    names["upload"](written)
+    for plain in layers:
+        packed = plain != unpacked(plain)
+        layer = plain[:cut] if packed else plain
+        part = names["part"]("layer.v1.tar" + "+gzip" * packed, layer)
+        manifest["layers"].append(part | {"size": len(layer) + more_bytes})
+        names["upload"](layer)
     store(desk, tag, json.dumps(manifest).encode())
 
 
@@ -160,7 +143,7 @@ def built_on_hello(desk: Hand) -> None:
 
 
 def only_on_the_engine(desk: Hand) -> None:
-    transfer.pull(desk.bench.engine, desk.bench.server, desk.name("hand/hello:1"))
+    desk.lab.pull(desk.name("hand/hello:1"))
     desk.tag("hand/hello:1", "hand/hello:mine")
 
 
@@ -169,14 +152,6 @@ def in_file(desk: Hand, content: Callable[[Names], bytes]) -> str:
     """Write something else into the layer's file, and answer what the cells' file would have."""
     desk.file.write_bytes(content(desk.names))
     return digest_of(desk.names["mine"])
-
-
-def of_a_neighbour(names: Names) -> bytes:
-    return gzip.compress(names["pack"]("hello", names["program"](b"Made by 00000000.\n")))
-
-
-def a_neighbours_on_top(desk: Hand) -> None:
-    put("mine", "layer", of_a_neighbour(desk.names))(desk)
 
 
 def of_the_program(names: Names) -> str:
@@ -199,23 +174,12 @@ def promised(*diff_ids: Callable[[Names], str]) -> Steps:
 ENTRY = {"config": {"Cmd": ["/hello"]}}
 """How other tools write a config: a command, and no entry point."""
 
-RIGHT: Right = {
+STATES: States = {
     "07-diffid": [
         solved("07-diffid"),
         answer(lambda names: digest_of(names["mine"])),
         answer(lambda names: digest_of(zlib.decompress(names["top"], 31))),
-    ],
-    "07-upload": [solved("07-upload"), built_on_hello, put("mine", "layer", "top", **ENTRY)],
-    "07-change": [
-        solved("07-change"),
-        put("repaired", "changed"),
-        put("repaired", "changed", **ENTRY),
-    ],
-}
-
-WRONG: Wrong = {
-    "07-diffid": [
-        (unanswered, "NotYet"),
+        (nothing, "NotYet"),
         (early, "NotYet", "layer.tar.gz"),
         (answer(lambda names: 7), "Wrong", "int"),
         (answer(lambda names: digest_of(names["top"])), "Wrong", "compressed"),
@@ -225,9 +189,12 @@ WRONG: Wrong = {
         (answer(lower), "Wrong"),
         (in_file(lambda names: names["top"][:-20]), "Wrong"),
         (in_file(lambda names: gzip.compress(names["me"].encode())), "Wrong"),
-        (in_file(of_a_neighbour), "Wrong"),
+        (in_file(lambda names: names["neighbour"]), "Wrong"),
     ],
     "07-upload": [
+        solved("07-upload"),
+        built_on_hello,
+        put("mine", "layer", "top", **ENTRY),
         (early, "NotYet", "hand/hello:1"),
         (nothing, "NotYet", "hand/hello:mine"),
         (only_on_the_engine, "Wrong", "push"),
@@ -238,15 +205,18 @@ WRONG: Wrong = {
         (promised(lower, lambda names: digest_of(b"")), "Wrong", "layer 2"),
         (put("mine", "top", "layer"), "Wrong", "lowest"),
         (put("mine"), "Wrong", "nothing"),
-        (a_neighbours_on_top, "Wrong", "Made by 00000000."),
+        (put("mine", "layer", "neighbour"), "Wrong", "Made by 00000000."),
         (put("mine", "layer", "top", cut=-20), "Wrong", "layer 2"),
         (put("mine", "layer", "top", more_bytes=1), "Wrong", "does not fit"),
         (put("mine", "layer", "top", architecture="riscv64"), "Wrong", "riscv64"),
         (put("mine", "layer", "top", config={}), "Wrong", "run"),
         (put("mine", "layer", "top", config=[]), "Wrong", "read"),
-        (lambda desk: desk.copy(desk.slim, "hand/hello:mine"), "Wrong", "MB"),
+        (copied(f"base/{SLIM}", "hand/hello:mine"), "Wrong", "MB"),
     ],
     "07-change": [
+        solved("07-change"),
+        put("repaired", "changed"),
+        put("repaired", "changed", **ENTRY),
         (early, "NotYet", "hand/hello:1"),
         (nothing, "NotYet", "hand/hello:repaired"),
         (again("manifest", "repaired"), "Wrong", "hand/hello:1"),
@@ -264,7 +234,7 @@ class TestExercises(Tried):
 
 def test_the_engine_refuses_what_does_not_fit_its_config(desk: Hand) -> None:
     """What the chapter says of the engine, also where a check has had an image in between."""
-    assert judge("07-upload", desk, solved("07-upload"))[0] == "Correct"
-    changed = desk.name("hand/hello:changed")
+    solved("07-upload")(desk)
+    assert verdict("07-upload", desk.bench)[0] == "Correct"
     with pytest.raises(PullError):
-        transfer.pull(desk.bench.engine, desk.bench.server, changed)
+        desk.lab.pull(desk.name("hand/hello:changed"))

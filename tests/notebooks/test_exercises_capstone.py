@@ -12,54 +12,32 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import pytest
-from desk import Steps, cells, step, verdict
+from desk import Desk, Names, Steps, capstone, solved, step, verdict
 
 from labapp import LabError
 from labapp.attacks.delivery import FAULTS, last_delivery
 from labapp.attacks.forging import doctored, marker, startup_code
+from labapp.attacks.journal import undo
 from labapp.bench import Bench
 from labapp.course import chapter08
-from labapp.course.exercises import Coach, find_exercise, saboteur
+from labapp.course.exercises import saboteur
 from labapp.course.receipts import Receipts
-from labapp.lab import Lab
 from labapp.registry.manifests import digest_of
-
-CELLS = """
-app-wheel app-till app-dockerfile script-head script-builder script-server script-write trail-run
-"""
-
-Names = dict[str, Any]
-
-
-def chapter(bench: Bench) -> Names:
-    """Run the cells that write script and application, and return what they define."""
-    lab = Lab(bench, Coach(bench))
-    names: Names = {"lab": lab, "pd": pd, "re": re, "shutil": shutil, "LabError": LabError}
-    for id in CELLS.split():
-        # The last one also shows the trail of a delivery that is not made here.
-        exec(cells("08")[id].replace("\ntrail(run)", ""), names)
-    return names
-
-
-@pytest.fixture(autouse=True, scope="module")
-def tidy(bench: Bench) -> Iterator[None]:
-    yield
-    Lab(bench, Coach(bench)).undo()
 
 
 @pytest.fixture
-def names(bench: Bench, tmp_path: Path) -> Names:
+def names(bench: Bench, tmp_path: Path) -> Iterator[Names]:
     """A chapter as a learner finds it."""
-    return chapter(replace(bench, work=tmp_path))
+    yield capstone(replace(bench, work=tmp_path))
+    undo(bench)
 
 
 # 08-find
@@ -72,43 +50,32 @@ class Found:
     """A delivery by the naive script, by a seed that plants two faults."""
 
     faults: tuple[str, ...]
-    seed: int
     names: Names
-
-    @property
-    def bench(self) -> Bench:
-        lab: Lab = self.names["lab"]
-        return lab.bench
 
     def judge(self, answer: object) -> tuple[str, str]:
         # Whose seed it is depends on the learner; here, one learner has each in turn.
+        own = SimpleNamespace(own_seed=self.names["own"].seed)
         with pytest.MonkeyPatch.context() as patch:
-            own = SimpleNamespace(own_seed=self.seed)
             patch.setattr(chapter08, "saboteur", lambda receipts: own)
-            return verdict("08-find", self.bench, answer)
+            return verdict("08-find", self.names["lab"].bench, answer)
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def found(
     request: pytest.FixtureRequest, bench: Bench, tmp_path_factory: pytest.TempPathFactory
-) -> Found:
+) -> Iterator[Found]:
     choose = saboteur(Receipts(bench.state)).choose
     seed = next(s for s in itertools.count() if choose(s) == request.param)
-    names = chapter(replace(bench, work=tmp_path_factory.mktemp("found")))
+    names = capstone(replace(bench, work=tmp_path_factory.mktemp("found")))
     names["own"] = names["lab"].deliver(names["naive"], seed=seed)
-    return Found(request.param, seed, names)
+    yield Found(request.param, names)
+    undo(bench)
 
 
-def docker(bench: Bench, *words: str) -> str:
-    argv, environment = ["docker", *words], bench.engine.environment()
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
-
-
-def by_layers_and_logs(names: Names) -> dict[str, str]:
+def by_layers_and_logs(found: Found) -> dict[str, str]:
     """What the engine's logs and the image's layers tell, without a look at the trail."""
-    lab, own = names["lab"], names["own"]
-    answer = {}
+    lab, own = found.names["lab"], found.names["own"]
+    answer, desk = {}, Desk(lab.bench)
     for row in lab.layers(own.image)[1:].to_dict("records"):
         for fault in FAULTS:
             if marker(fault) in row["instruction"]:
@@ -122,8 +89,9 @@ def by_layers_and_logs(names: Names) -> dict[str, str]:
         answer["rest"] = refused[1]
     for name in ("live", "mirror"):
         label = f"name=labapp-{name}-{lab.bench.state.lab_id}"
-        for container in docker(lab.bench, "ps", "--quiet", "--filter", label).split():
-            for line in docker(lab.bench, "logs", container).splitlines():
+        for container in desk.docker("ps", "--quiet", "--filter", label).stdout.split():
+            log = desk.docker("logs", container)
+            for line in (log.stdout + log.stderr).splitlines():
                 if line.startswith("FORGED"):
                     answer["transit"] = line
                 if marker("dependency") in line:
@@ -131,15 +99,10 @@ def by_layers_and_logs(names: Names) -> dict[str, str]:
     return answer
 
 
-def test_the_chapters_own_solution_finds_both(found: Found) -> None:
-    names = dict(found.names)
-    exec(find_exercise("08-find").solution, names)
-    assert set(names["answer"]) == set(found.faults)
-    assert found.judge(names["answer"])[0] == "Correct"
-
-
-def test_layers_and_logs_tell_both(found: Found) -> None:
-    answer = by_layers_and_logs(found.names)
+@pytest.mark.parametrize("way", [solved("08-find"), by_layers_and_logs])
+def test_two_ways_find_both(found: Found, way: Callable[[Found], Any]) -> None:
+    assert found.judge(...)[0] == "NotYet"
+    answer = way(found)
     assert set(answer) == set(found.faults)
     outcome, message = found.judge(answer)
     assert outcome == "Correct", message
@@ -152,18 +115,15 @@ def of_a_neighbour(found: Found) -> str:
     return digest_of(doctored(wheel, startup_code("dependency", words)))
 
 
-def left(found: Found, fault: str, name: str) -> str:
-    delivery = last_delivery(found.bench)
-    assert delivery is not None
-    return delivery.planted[fault][name]
+def noted(fault: str, name: str, cut: slice = slice(None)) -> Callable[[Found], str]:
+    """Answer what the delivery noted of a fault."""
 
+    def evidence(found: Found) -> str:
+        delivery = last_delivery(found.names["lab"].bench)
+        assert delivery is not None
+        return delivery.planted[fault][name][cut]
 
-def wheel(which: str) -> Callable[[Found], str]:
-    return lambda found: left(found, "dependency", f"wheel {which}")
-
-
-def image(which: str, cut: slice = slice(None)) -> Callable[[Found], str]:
-    return lambda found: left(found, "moved", f"digest {which}")[cut]
+    return evidence
 
 
 def log_and_digests(found: Found) -> str:
@@ -174,72 +134,49 @@ def log_and_digests(found: Found) -> str:
 NEIGHBOURS_LINE = f"BACKDOOR (harmless, {marker('moved')}): … for r00000000; …"
 
 FIND: list[tuple[str, Callable[[Found], object], str]] = [
+    ("", lambda found: ["dependency", "moved"], "list"),
+    ("", lambda found: {}, "of 2"),
     ("registry", lambda found: "x", "'registry'"),
-    ("dependency", wheel("now"), "1 of 2"),
-    ("push", image("now"), "'push'"),
-    ("dependency", image("before"), "as a whole"),
-    ("moved", image("before"), "should be there"),
-    ("dependency", wheel("before"), "should be there"),
-    ("dependency", image("now"), "what else"),
+    ("dependency", noted("dependency", "wheel now"), "1 of 2"),
+    ("push", noted("moved", "digest now"), "'push'"),
+    ("dependency", noted("moved", "digest before"), "as a whole"),
+    ("moved", noted("moved", "digest before"), "should be there"),
+    ("dependency", noted("dependency", "wheel before"), "should be there"),
+    ("dependency", noted("moved", "digest now"), "what else"),
     ("dependency", of_a_neighbour, "your delivery 'r"),
     ("moved", lambda found: NEIGHBOURS_LINE, "your delivery 'r"),
-    ("moved", image("now", slice(23)), "64"),
-    ("moved", image("now", slice(7, None)), "64"),
+    ("moved", noted("moved", "digest now", slice(23)), "64"),
+    ("moved", noted("moved", "digest now", slice(7, None)), "64"),
     ("dependency", lambda found: found.names["wheel"].name, "itsdangerous"),
     ("moved", lambda found: None, "None"),
     ("moved", log_and_digests, "digests"),
 ]
 
-one_delivery = pytest.mark.parametrize("found", PAIRS[-1:], indirect=True, ids="-".join)
 
-
-@one_delivery
-def test_what_is_no_finding_is_told(found: Found) -> None:
-    assert found.judge(...)[0] == "NotYet"
-    for answer, fact in ((["dependency", "moved"], "list"), ({}, "of 2")):
-        outcome, message = found.judge(answer)
-        assert (outcome, fact in message) == ("Wrong", True), message
-
-
-@one_delivery
+@pytest.mark.parametrize("found", PAIRS[-1:], indirect=True, ids="-".join)
 @pytest.mark.parametrize(("fault", "evidence", "fact"), FIND)
 def test_wrong_findings_are_told(
     found: Found, fault: str, evidence: Callable[[Found], object], fact: str
 ) -> None:
-    outcome, message = found.judge({fault: evidence(found)})
+    outcome, message = found.judge({fault: evidence(found)} if fault else evidence(found))
     assert (outcome, fact in message) == ("Wrong", True), message
 
 
-@pytest.fixture
-def stops(names: Names) -> Path:
-    """A script that delivers nothing."""
-    script: Path = names["mine"] / "deliver.py"
+def test_only_ones_own_delivery_is_looked_into_and_not_told_by_the_judge(names: Names) -> None:
+    lab, script = names["lab"], names["script"]
     script.write_text("raise SystemExit(3)\n")
-    return script
-
-
-def test_another_delivery_than_ones_own_is_told(names: Names, stops: Path) -> None:
-    lab = names["lab"]
-    seed = lab.own_seed
+    seed, passed = lab.own_seed, "08-find" in Receipts(lab.bench.state).read().passed
     lab.bench.state.path("delivery.json").unlink(missing_ok=True)
     outcome, message = verdict("08-find", lab.bench, {})
     assert (outcome, str(seed) in message) == ("NotYet", True)
     # A script that stops lets not all of it in, and the next seed is somebody else's.
-    lab.deliver(stops, seed=seed)
+    run = lab.deliver(script, seed=seed)
+    assert len(lab.judge(run).faults) == (2 if passed else 0)
     assert verdict("08-find", lab.bench, {"push": "x"})[0] == "NotYet"
-    lab.deliver(stops, seed=seed + 1)
+    run = lab.deliver(script, seed=seed + 1)
+    assert len(lab.judge(run).faults) >= 1
     outcome, message = verdict("08-find", lab.bench, {"push": "x"})
     assert (outcome, str(seed + 1) in message) == ("NotYet", True)
-
-
-def test_ones_own_delivery_is_not_told_by_the_judge(names: Names, stops: Path) -> None:
-    lab = names["lab"]
-    seed = lab.own_seed
-    planted = len(lab.judge(lab.deliver(stops, seed=seed)).faults)
-    passed = "08-find" in Receipts(lab.bench.state).read().passed
-    assert planted == (2 if passed else 0)
-    assert len(saboteur(Receipts(lab.bench.state)).choose(seed)) == 2
-    assert len(lab.judge(lab.deliver(stops, seed=8)).faults) >= 1
 
 
 # 08-survive
@@ -328,57 +265,36 @@ PINS_LATER = (
 )
 """Pin what the tag names later; it was tried with seeds that never pushed over the tag."""
 
-UNDOES = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from labapp.attacks.journal import undo
-from labapp.bench import prepare
-from labapp.state import State
+UNDOES = (
+    "deploy)\n",
+    f"deploy)\n{sys.executable} -c 'from labapp import open_lab; open_lab(\"08\").undo()'\n",
+)
+"""Have the lab undo its attacks, before the server pulls."""
 
-if sys.argv[1] == "deploy":
-    undo(replace(prepare(State.open()), work=Path.cwd()))
-import subprocess
-sys.exit(subprocess.run(["bash", "{}", sys.argv[1]]).returncode)
-"""
-
-
-def undoes(names: Names) -> None:
-    """A script that has the lab undo its attacks, before it delivers like the naive one."""
-    rest = names["mine"] / "naive.sh"
-    changed(("test ! -e .env", "true"))(names)
-    (names["mine"] / "deliver.sh").rename(rest)
-    (names["mine"] / "deliver.py").write_text(UNDOES.replace("{}", str(rest)))
-
-
-SURVIVE: list[tuple[Steps, str, str, tuple[str, ...]]] = [
-    (lambda names: None, "NotYet", "deliver.py", ()),
-    (lambda names: (names["mine"] / "deliver.py").unlink(), "NotYet", "deliver.py", ()),
-    (lambda names: shutil.rmtree(names["mine"]), "NotYet", "work/08/mine", ()),
-    (both, "NotYet", "deliver.sh", ()),
-    (written("raise SystemExit('never')\n"), "Wrong", "'never'", ()),
-    (written("# nothing\n"), "Wrong", "shop/delivered", ()),
-    (changed(NO_BUILD), "Wrong", "release.txt", ()),
-    (another_till, "Wrong", "till.py", ()),
-    (changed(*EARLY), "Wrong", "runs", ()),
-    (undoes, "Wrong", "undid", ()),
-    (changed(*AROUND_THE_MIRROR), "Wrong", "mirror", ()),
-    (changed(ONLY_ONCE), "Wrong", "deliver.sh", ("secret",)),
-    (changed(("test ! -e .env", "true")), "Wrong", "'secret'", ("secret",)),
-    (changed(PINS_LATER), "Wrong", "'push'", ("push",)),
+SURVIVE: list[tuple[Any, ...]] = [
+    (lambda names: None, "NotYet", "deliver.py"),
+    (lambda names: (names["mine"] / "deliver.py").unlink(), "NotYet", "deliver.py"),
+    (lambda names: shutil.rmtree(names["mine"]), "NotYet", "work/08/mine"),
+    (both, "NotYet", "deliver.sh"),
+    (written("raise SystemExit('never')\n"), "Wrong", "'never'"),
+    (written("# nothing\n"), "Wrong", "shop/delivered"),
+    (changed(NO_BUILD), "Wrong", "release.txt"),
+    (another_till, "Wrong", "till.py"),
+    (changed(*EARLY), "Wrong", "runs"),
+    (changed(UNDOES), "Wrong", "undid"),
+    (changed(*AROUND_THE_MIRROR), "Wrong", "mirror"),
+    (changed(ONLY_ONCE), "Wrong", "deliver.sh", "secret"),
+    (changed(("test ! -e .env", "true")), "Wrong", "'secret'", "secret"),
+    (changed(PINS_LATER), "Wrong", "'push'", "push"),
 ]
 
 
-@pytest.mark.parametrize(("steps", "outcome", "fact", "faults"), SURVIVE)
+@pytest.mark.parametrize("case", SURVIVE, ids=lambda case: case[2])
 def test_scripts_that_do_not_survive_are_told(
-    names: Names,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: Steps,
-    outcome: str,
-    fact: str,
-    faults: tuple[str, ...],
+    names: Names, monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...]
 ) -> None:
-    # The check tries all faults in order. Those that the script survives only cost time here.
+    """The check tries all faults in order. Those that the script survives only cost time here."""
+    steps, outcome, fact, *faults = case
     monkeypatch.setattr(chapter08, "FAULTS", {fault: FAULTS[fault] for fault in faults})
     steps(names)
     given, message = verdict("08-survive", names["lab"].bench)

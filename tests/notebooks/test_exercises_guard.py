@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,157 +19,95 @@ import requests
 import zstandard
 from desk import (
     Desk,
-    Files,
-    Right,
+    Names,
+    States,
     Steps,
     Tried,
-    Wrong,
     all_of,
-    base,
-    cells,
-    empty,
-    forget,
-    named,
+    copied,
+    made,
     nothing,
+    run_cells,
+    solved,
     step,
-    stop,
     write,
 )
+from made_images import OCI, Files
 
-from labapp.attacks import attacks
 from labapp.attacks.journal import undo
-from labapp.bench import Bench
 from labapp.course import checks
-from labapp.course.exercises import find_exercise
 from labapp.errors import LabError
-from labapp.journey import transfer
 from labapp.journey.bases import SLIM
 from labapp.private import service
-from labapp.private.registry import PrivateRegistry
 from labapp.private.service import SERVICE
 from labapp.registry.manifests import digest_of
-from labapp.state import LABEL
 
-CELLS = cells("06")
-RIGHT: Right = {}
-WRONG: Wrong = {}
+STATES: States = {}
 CI, SERVER = "a-password-for-ci", "a-password-for-servers"
 PULL, PUSH = ("pull",), ("pull", "push")
-
-SHOP = """FROM {slim}
-WORKDIR /src
-RUN python3 -m venv --without-pip /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PIP_NO_COMPILE=1
-COPY wheels wheels
-COPY requirements.txt .
-RUN pip --python /opt/venv install --no-index --find-links=wheels -r requirements.txt
-COPY shop /opt/venv/lib/python3.13/site-packages/shop
-WORKDIR /
-EXPOSE 8000
-CMD ["gunicorn", "--bind=0.0.0.0:8000", "--no-control-socket", "shop.app:app"]
-"""
-
-Names = dict[str, Any]
-ERRORS: Names = {"LabError": LabError, "print": lambda *_: None}
-"""What a cell needs that tells of an error."""
 
 
 @dataclass(frozen=True)
 class Guarded(Desk):
     """A desk with the lab's private registry beside it, and its accounts as they are at first."""
 
-    private: PrivateRegistry
-    accounts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        return f"{LABEL}={self.bench.state.lab_id}"
+    accounts: Mapping[str, Any]
 
     @property
     def secured(self) -> str:
-        return f"{self.private.address}/shop/web:1.4"
+        return f"{self.lab.private.address}/shop/web:1.4"
 
-    def cells(self, *ids: str, **given: object) -> Names:
+    def cells(self, ids: str = "", **given: object) -> Names:
         """Run some of the notebook's cells, and return what they define."""
-        names: Names = {"lab": self.lab, "web": self.name("shop/web"), "team": self.name("team")}
-        names |= {**ERRORS, **given}
-        for id in ids:
-            exec(CELLS[id], names)
-        return names
+        names = {"lab": self.lab, "web": self.name("shop/web"), "team": self.name("team")}
+        told = {"LabError": LabError, "print": lambda *_: None}
+        return run_cells("06", ids, {**names, **told, **given})
 
-    def attack(self, id: str, target: str | Path | None = None) -> attacks.Happened:
-        return attacks.start(self.bench, id, target=target)
-
-    def docker(self, *words: str, folder: Path | None = None) -> int:
-        """Type a docker command."""
-        environment = self.bench.engine.environment()
-        argv = ["docker", *words]
-        return subprocess.run(argv, env=environment, cwd=folder, capture_output=True).returncode
-
-    def typed(self, folder: Path, short: str, **args: str) -> None:
+    def typed(self, folder: Path, short: str) -> None:
         """Build and push an image from the terminal."""
-        words = [f"--build-arg={name}={value}" for name, value in args.items()]
-        words += ["--label", self.label, "."]
-        assert self.docker("build", "-t", self.name(short), *words, folder=folder) == 0
-        assert self.docker("push", self.name(short)) == 0
+        for words in (("build", "-t", self.name(short), "."), ("push", self.name(short))):
+            assert self.docker(*words, folder=folder).returncode == 0
 
 
 @pytest.fixture(scope="module")
-def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+def shelf(bare: Desk) -> Iterator[Guarded]:
     """Images in the registry as ``kept/…``, and the private registry, with an image of its own."""
-    empty(bench)
-    private = PrivateRegistry(engine=bench.engine, state=bench.state)
-    desk = Guarded(replace(bench, work=tmp_path_factory.mktemp("guard")), private)
-    try:
-        desk.pushed("kept/page:tested", text="tested")
-        desk.pushed("kept/page:other", text="other")
-        app = shop(desk)
-        (app / "requirements.txt").write_text(desk.lab.hashed_requirements(app))
-        desk.made(app, "kept/web:hashed")
-        desk.attack("dependency", app)
-        on_the_shop(desk, app, "install --force-reinstall --no-deps blinker")
-        desk.made(app, "kept/web:swapped")
-        undo(bench)
-        private.start()
-        private.trust()
-        private.accounts.add("ci", CI, rights={"shop/*": PUSH})
-        private.log_in("ci", CI)
-        transfer.tag(bench.engine, desk.name("kept/page:tested"), desk.secured)
-        private.push(desk.secured)
-        yield replace(desk, accounts=bench.state.read("private/accounts"))
-    finally:
-        undo(bench)
-        with contextlib.suppress(LabError):
-            transfer.remove(bench.engine, desk.secured)
-        private.distrust()
-        private.server.remove(volume=True)
-        private.stop()
-        bench.state.path("private", "decisions.log").unlink(missing_ok=True)
+    bench, lab, private = bare.bench, bare.lab, bare.lab.private
+    for text in ("tested", "other"):
+        bare.pushed(f"kept/page:{text}", text=text)
+    app = bare.shop()
+    (app / "requirements.txt").write_text(lab.hashed_requirements(app))
+    bare.made(app, "kept/web:hashed")
+    lab.attack("dependency", app)
+    on_the_shop(bare, app, "install --force-reinstall --no-deps blinker")
+    bare.made(app, "kept/web:swapped")
+    undo(bench)
+    private.start()
+    private.trust()
+    private.accounts.add("ci", CI, rights={"shop/*": PUSH})
+    private.log_in("ci", CI)
+    desk = Guarded(bench, bench.state.read("private/accounts"))
+    lab.tag(desk.name("kept/page:tested"), desk.secured)
+    private.push(desk.secured)
+    yield desk
+    undo(bench)
+    private.distrust()
+    private.server.remove()  # quicker than a stop
+    private.stop()
 
 
 @pytest.fixture
-def desk(shelf: Guarded, tmp_path: Path) -> Guarded:
-    """The lab as before the chapter: no attack is on, no account is there but ``ci``."""
-    bench = shelf.bench
-    undo(bench)
-    stop(bench)
-    forget(bench, "shop/web", "team/base", "team/page", "team/safe")
-    bench.state.write("private/accounts", shelf.accounts)
-    bench.state.write("private/docker-config/config", {})
-    bench.state.path("private", "decisions.log").unlink(missing_ok=True)
-    return replace(shelf, bench=replace(bench, work=tmp_path))
-
-
-def solved(id: str, names: Callable[[Guarded], Names]) -> Steps:
-    """Run the chapter's own solution, with what the cells above it define."""
-    return lambda desk: exec(find_exercise(id).solution, names(desk))
+def desk(desk: Guarded) -> Guarded:
+    """The lab as before the chapter: no account is there but ``ci``, and nobody has tried one."""
+    desk.bench.state.write("private/accounts", desk.accounts)
+    desk.bench.state.path("private", "decisions.log").unlink(missing_ok=True)
+    return desk
 
 
 # ---------------------------------------------------------------- 06-secret
 
 STAGES = """# The password stays in the first stage.
-ARG BASE=python:3.13-slim
-FROM ${BASE}
+FROM SLIM
 COPY .env /src/
 RUN sha256sum < /src/.env > /tmp/used
 
@@ -189,8 +126,6 @@ def told(desk: Guarded, content: Any) -> Any:
         return {told(desk, name): told(desk, each) for name, each in content.items()}
     if isinstance(content, bytes):
         return told(desk, content.decode()).encode()
-    if not isinstance(content, str):
-        return content
     secret = (safe(desk) / ".env").read_bytes()
     word = secret.decode().strip().rpartition("=")[2]
     used = f"{hashlib.sha256(secret).hexdigest()}  /src/.env\n"
@@ -199,21 +134,20 @@ def told(desk: Guarded, content: Any) -> Any:
 
 
 @step
-def layers(desk: Guarded, *made: Files, **more: Any) -> None:
+def layers(desk: Guarded, *made: Files, annotation: str = "", **more: Any) -> None:
     """Upload the image layer by layer."""
-    desk.store("team/safe:1", *(told(desk, each) for each in made), **told(desk, more))
+    annotations = {"with": told(desk, annotation)}
+    desk.store("team/safe:1", *(told(desk, each) for each in made), annotations=annotations, **more)
 
 
-ZSTD = {"pack": zstandard.ZstdCompressor().compress, "kind": "layer.v1.tar+zstd"}
+ZSTD = {"pack": zstandard.compress, "layer_type": f"{OCI}.layer.v1.tar+zstd"}
 USED = {"src/used": "USE"}
-
-
 solved_secret = solved("06-secret", lambda desk: desk.cells("exercise-secret-file"))
 
 
 def secret_typed(desk: Guarded) -> None:
-    (safe(desk) / "Dockerfile").write_text(STAGES)
-    desk.typed(safe(desk), "team/safe:1", BASE=desk.slim)
+    write(safe(desk) / "Dockerfile", STAGES, SLIM=desk.slim)
+    desk.typed(safe(desk), "team/safe:1")
 
 
 @step
@@ -235,12 +169,10 @@ def in_index(desk: Guarded, *images: Files | bytes, annotation: str = "", **more
 
 # As buildx has it: build arguments in an attestation, beside the image.
 PROVENANCE = in_index(
-    b'{"predicate": {"build-arg:WITH": "WORD"}}', kind="application/vnd.in-toto+json", pack=bytes
+    b'{"predicate": {"build-arg:WITH": "WORD"}}',
+    layer_type="application/vnd.in-toto+json",
+    pack=bytes,
 )
-
-
-def naive(desk: Guarded) -> None:
-    desk.made(safe(desk), "team/safe:1")
 
 
 def no_password(desk: Guarded) -> None:
@@ -248,7 +180,7 @@ def no_password(desk: Guarded) -> None:
     (desk.work / "safe" / ".env").write_text("DEPLOY_PASSWORD=\n")
 
 
-RIGHT["06-secret"] = [
+STATES["06-secret"] = [
     solved_secret,
     secret_typed,
     layers({"src/.env": "", **USED}),  # what ``RUN --mount=type=secret`` leaves
@@ -256,21 +188,18 @@ RIGHT["06-secret"] = [
     layers({"src/used": "older"}, USED),
     layers({"src/used": "OF-WORD"}),
     in_index({"src/used": "another"}),
-]
-
-WRONG["06-secret"] = [
     (nothing, "NotYet"),
-    (lambda desk: safe(desk) and None, "NotYet", "team/safe:1"),
+    (safe, "NotYet", "team/safe:1"),
     (lambda desk: desk.build(safe(desk), "team/safe:1"), "Wrong", "push"),
     (no_password, "NotYet", ".env"),
-    (naive, "Wrong", "'/src/.env'"),
+    (all_of(safe, made("safe", "team/safe:1")), "Wrong", "'/src/.env'"),
     (leak("ENV PASSWORD=WORD"), "Wrong", "history"),
     (leak("ARG WITH", "RUN mkdir /src", WITH="WORD"), "Wrong", "history"),
     (layers({"src/used": "USE", "etc/login": "a WORD b"}), "Wrong", "'/etc/login'"),
     (layers({"src/.env": "WORD"}, {"src/.wh..env": ""}), "Wrong", "'/src/.env'"),
     (layers({"src/used": "USE", "src/WORD": ""}), "Wrong", "name"),
     (layers({"src/used": "USE", "a": "WORD"}, **ZSTD), "Wrong", "'/a'"),
-    (layers(USED, annotations={"with": "WORD"}), "Wrong", "manifest"),
+    (layers(USED, annotation="WORD"), "Wrong", "manifest"),
     (in_index({"src/.env": "WORD"}), "Wrong", "'/src/.env'"),
     (in_index(annotation="WORD"), "Wrong", "index"),
     (PROVENANCE, "Wrong", "provenance"),
@@ -290,7 +219,7 @@ def dockerfile(desk: Guarded, text: str, *then: Steps) -> None:
 
     ``BASE`` is the repository, ``GOOD`` and ``BAD`` are its digests before and after.
     """
-    good = str(desk.attack("base").evidence["digest before"])
+    good = str(desk.lab.attack("base").evidence["digest before"])
     bad, full = desk.digest("team/base:1"), str(desk.bench.base("python:3.13"))
     page, team = desk.work / "page" / "Dockerfile", desk.name("team/base")
     write(page, text, GOOD=good, BAD=bad, FULL=full, LAB=desk.slim, BASE=team)
@@ -304,29 +233,24 @@ def base_typed(desk: Guarded) -> None:
     desk.typed(desk.work / "page", "team/page:safe")
 
 
-SAFE = named("page:tested", "team/page:safe")
+SAFE = copied("kept/page:tested", "team/page:safe")
+BACKDOOR = copied("team/base:1", "team/page:safe")
+REVIEWED = copied(f"base/{SLIM}", "team/page:safe")
 
 
 def elsewhere(desk: Guarded) -> None:
     desk.store("team/page:safe", {"page": "1"})
 
 
-def backdoor(desk: Guarded) -> None:
-    desk.copy("team/base:1", "team/page:safe")
-
-
-RIGHT["06-base"] = [
+STATES["06-base"] = [
     solved("06-base", lambda desk: desk.cells("base-attack")),
     base_typed,
     dockerfile("ARG FOUNDATION=BASE@GOOD\nFROM ${FOUNDATION}\n", SAFE),
     dockerfile("FROM LAB AS one\nFROM one\n", SAFE),
     dockerfile("FROM FULL AS tools\nFROM BASE@GOOD\nCOPY --from=tools /etc/os-release /\n", SAFE),
-]
-
-WRONG["06-base"] = [
     (nothing, "NotYet"),
-    (lambda desk: desk.cells("base-attack") and None, "NotYet", "team/base:1"),
-    (dockerfile("FROM BASE@BAD\n", backdoor), "Wrong", "backdoor"),
+    (lambda desk: desk.cells("base-attack"), "NotYet", "team/base:1"),
+    (dockerfile("FROM BASE@BAD\n", BACKDOOR), "Wrong", "backdoor"),
     (dockerfile("FROM BASE@GOOD AS a\nFROM BASE@BAD\n", SAFE), "Wrong", "backdoor"),
     (dockerfile("FROM BASE@GOOD AS a\nFROM BASE:1\n", SAFE), "Wrong", "team/base:1"),
     (dockerfile("FROM BASE:1 AS a\nFROM BASE@GOOD\n", SAFE), "Wrong", "team/base:1"),
@@ -337,8 +261,8 @@ WRONG["06-base"] = [
     (dockerfile("FROM BASE@sha256:1234\n", SAFE), "Wrong"),
     (dockerfile("FROM ${WHICH}\n", SAFE), "Wrong", "WHICH"),
     (dockerfile("FROM BASE@GOOD\n"), "Wrong", "team/page:safe"),
-    (dockerfile("FROM BASE@GOOD\n", backdoor), "Wrong", "backdoor"),
-    (dockerfile("FROM BASE@GOOD\n", base(SLIM, "team/page:safe")), "Wrong", "base itself"),
+    (dockerfile("FROM BASE@GOOD\n", BACKDOOR), "Wrong", "backdoor"),
+    (dockerfile("FROM BASE@GOOD\n", REVIEWED), "Wrong", "base itself"),
     (dockerfile("FROM BASE@GOOD\n", elsewhere), "Wrong", "layers"),
 ]
 
@@ -346,42 +270,39 @@ WRONG["06-base"] = [
 # ---------------------------------------------------------------- 06-wheel
 
 
-def shop(desk: Guarded) -> Path:
-    return desk.shop(SHOP.format(slim=desk.slim))
+ON_TOP = """FROM SHOP
+USER 0
+WORKDIR /src
+COPY . .
+RUN pip --python /opt/venv PIP --no-index --find-links=wheels
+WORKDIR /
+USER 10001
+"""
 
 
-def on_the_shop(desk: Guarded, app: Path, pip: str) -> None:
+def on_the_shop(desk: Desk, app: Path, pip: str) -> None:
     """Write a Dockerfile that runs pip once more, on the shop as it should be."""
-    lines = [f"FROM {desk.name('kept/web:hashed')}", "WORKDIR /src", "COPY wheels wheels"]
-    lines += ["COPY requirements.txt ."]
-    lines += [f"RUN pip --python /opt/venv {pip} --no-index --find-links=wheels", "WORKDIR /"]
-    (app / "Dockerfile").write_text("\n".join(lines))
+    write(app / "Dockerfile", ON_TOP, SHOP=desk.name("kept/web:hashed"), PIP=pip)
 
 
 def wheel_attack(desk: Guarded) -> Path:
-    app = shop(desk)
-    desk.attack("dependency")
+    app = desk.shop()
+    desk.lab.attack("dependency")
     return app
 
 
-def wheel_cells(desk: Guarded) -> Names:
-    return desk.cells(app=wheel_attack(desk))
-
-
-def pinned(app: Path, wanted: list[str] | None = None) -> dict[str, Path]:
+def pinned(app: Path) -> dict[str, Path]:
     """The wheel of each requirement, by its line."""
-    lines = (app / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = wanted or [line for line in lines if line and not line.startswith("#")]
     found = {}
-    for line in wanted:
-        name, _, version = line.partition("==")
-        (found[line],) = (app / "wheels").glob(f"{name}-{version}-*.whl")
+    for line in (app / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            (found[line],) = (app / "wheels").glob(line.replace("==", "-") + "-*.whl")
     return found
 
 
 def wheel_typed(desk: Guarded) -> None:
     """By hand, in other words: another algorithm, capitals, options and comments."""
-    app = shop(desk)
+    app = desk.shop()
     lines = ["--require-hashes  # none without", "# What the shop needs."]
     for number, (line, wheel) in enumerate(pinned(app).items()):
         kind = ("sha256", "sha384", "sha512")[number % 3]
@@ -394,33 +315,46 @@ def wheel_typed(desk: Guarded) -> None:
 
 @step
 def hashed(
-    desk: Guarded, edit: Callable[[list[str]], list[str]] = lambda lines: lines, *then: Steps
+    desk: Guarded,
+    *then: Steps,
+    edit: Callable[[list[str]], list[str]] = list,
+    also: Callable[[Path], str] | None = None,
 ) -> None:
-    """Write hashed requirements, a line each, from the wheels that were tested, with a slip."""
-    app = shop(desk)
-    lines = [f"{line} --hash={sha256(wheel)}" for line, wheel in pinned(app).items()]
-    desk.attack("dependency")
+    """Write hashed requirements, a line each, from the wheels that were tested, with a slip.
+
+    It may be one more digest for each wheel, beside the right one.
+    """
+    app = desk.shop()
+    wheels = pinned(app)
+    lines = [f"{line} --hash={sha256(wheel)}" for line, wheel in wheels.items()]
+    desk.lab.attack("dependency")
+    if also:
+        lines = [f"{line} --hash={also(wheels[line.split()[0]])}" for line in lines]
     (app / "requirements.txt").write_text("\n".join(edit(lines)) + "\n")
     all_of(*then)(desk)
 
 
 def sha256(file: Path) -> str:
-    return f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    return digest_of(file.read_bytes())
 
 
 def trusting(desk: Guarded) -> None:
     """Take the digests after the attack."""
     app = wheel_attack(desk)
     (app / "requirements.txt").write_text(desk.lab.hashed_requirements(app))
-    desk.copy("kept/web:swapped", "shop/web:hashed")
+    SWAPPED(desk)
 
 
-HASHED = named("web:hashed", "shop/web:hashed")
-SWAPPED = named("web:swapped", "shop/web:hashed")
+HASHED = copied("kept/web:hashed", "shop/web:hashed")
+SWAPPED = copied("kept/web:swapped", "shop/web:hashed")
 
 
 def bare(lines: list[str]) -> list[str]:
     return [line.partition(" ")[0] for line in lines]
+
+
+def commented(lines: list[str]) -> list[str]:
+    return [lines[0].replace(" ", " # "), *lines[1:]]
 
 
 def of_another(lines: list[str]) -> list[str]:
@@ -428,39 +362,24 @@ def of_another(lines: list[str]) -> list[str]:
     return [lines[0].split()[0] + " " + lines[1].split()[1], *lines[1:]]
 
 
-@step
-def also(desk: Guarded, extra: Callable[[Path], str]) -> None:
-    """Name one more digest for each wheel, beside the right one."""
-    hashed()(desk)
-    HASHED(desk)
-    app = desk.work / "app"
-    lines = (app / "requirements.txt").read_text().splitlines()
-    wheels = pinned(app, [line.split()[0] for line in lines]).values()
-    more = [f"{line} --hash={extra(w)}" for line, w in zip(lines, wheels, strict=True)]
-    (app / "requirements.txt").write_text("\n".join(more))
-
-
-RIGHT["06-wheel"] = [
-    solved("06-wheel", wheel_cells),
+STATES["06-wheel"] = [
+    solved("06-wheel", lambda desk: desk.cells(app=wheel_attack(desk))),
     wheel_typed,
-    hashed(lambda lines: lines, HASHED),
-    also(lambda wheel: f"sha256:{hashlib.sha256(b'of another platform').hexdigest()}"),
-]
-
-WRONG["06-wheel"] = [
+    hashed(HASHED),
+    hashed(HASHED, also=lambda wheel: digest_of(b"of another platform")),
     (nothing, "NotYet"),
-    (lambda desk: wheel_attack(desk) and None, "NotYet"),
-    (hashed(lambda lines: [f"# {line}" for line in lines] + bare(lines), HASHED), "NotYet"),
-    (hashed(lambda lines: lines[:3] + bare(lines)[3:], HASHED), "Wrong"),
-    (hashed(lambda lines: [lines[0].replace(" ", " # "), *lines[1:]], HASHED), "Wrong", "blinker"),
+    (wheel_attack, "NotYet"),
+    (hashed(HASHED, edit=lambda lines: [f"# {line}" for line in lines] + bare(lines)), "NotYet"),
+    (hashed(HASHED, edit=lambda lines: lines[:3] + bare(lines)[3:]), "Wrong"),
+    (hashed(HASHED, edit=commented), "Wrong", "blinker"),
     (trusting, "Wrong", "swapped"),
-    (also(sha256), "Wrong", "swapped"),
-    (hashed(of_another, HASHED), "Wrong", "blinker"),
-    (hashed(lambda lines: [*lines[:-1], lines[-1][:-3] + "000"], HASHED), "Wrong", "no wheel"),
-    (hashed(lambda lines: lines[:-1], HASHED), "Wrong", "werkzeug"),
+    (hashed(HASHED, also=sha256), "Wrong", "swapped"),
+    (hashed(HASHED, edit=of_another), "Wrong", "blinker"),
+    (hashed(HASHED, edit=lambda lines: [*lines[:-1], lines[-1][:-3] + "000"]), "Wrong", "no wheel"),
+    (hashed(HASHED, edit=lambda lines: lines[:-1]), "Wrong", "werkzeug"),
     (hashed(), "Wrong", "shop/web:hashed"),
-    (hashed(lambda lines: lines, SWAPPED), "Wrong", "attacker"),
-    (hashed(lambda lines: lines, base(SLIM, "shop/web:hashed")), "Wrong", "run"),
+    (hashed(SWAPPED), "Wrong", "attacker"),
+    (hashed(copied(f"base/{SLIM}", "shop/web:hashed")), "Wrong", "run"),
 ]
 
 
@@ -468,7 +387,7 @@ WRONG["06-wheel"] = [
 
 
 def account(name: str, password: str, rights: Mapping[str, tuple[str, ...]]) -> Steps:
-    return lambda desk: desk.private.accounts.add(name, password, rights=rights)
+    return lambda desk: desk.lab.private.accounts.add(name, password, rights=rights)
 
 
 def server(rights: Mapping[str, tuple[str, ...]], *then: Steps) -> Steps:
@@ -480,7 +399,7 @@ def server(rights: Mapping[str, tuple[str, ...]], *then: Steps) -> Steps:
 def pulls(desk: Guarded, name: str = "server", password: str = SERVER) -> None:
     """Read the shop, over HTTP, let it be refused or not."""
     with contextlib.suppress(LabError):
-        desk.private.registry(name, password).manifest("shop/web", "1.4")
+        desk.lab.private.registry(name, password).manifest("shop/web", "1.4")
 
 
 @step
@@ -489,7 +408,7 @@ def pushes(
 ) -> None:
     """Send a blob, over HTTP, let it be refused or not."""
     with contextlib.suppress(LabError):
-        desk.private.registry(name, password).upload_blob(to, [b"pushed"])
+        desk.lab.private.registry(name, password).upload_blob(to, [b"pushed"])
 
 
 @step
@@ -499,7 +418,7 @@ def asks(desk: Guarded, scope: str, password: str = SERVER) -> None:
     assert found is not None
     with requests.Session() as session:
         session.trust_env = False
-        session.verify = str(desk.private.authority.certificate)
+        session.verify = str(desk.lab.private.authority)
         wanted = {"service": SERVICE, "scope": scope}
         session.get(found, params=wanted, auth=("server", password), timeout=10)
 
@@ -507,25 +426,21 @@ def asks(desk: Guarded, scope: str, password: str = SERVER) -> None:
 def rights_typed(desk: Guarded) -> None:
     server({"shop/*": PULL})(desk)
     config = ("--config", str(desk.work / "login"))
-    login = ("login", "-u", "server", "-p", SERVER, desk.private.address)
-    assert desk.docker(*config, *login) == 0
-    assert desk.docker(*config, "pull", desk.secured) == 0
-    assert desk.docker(*config, "push", desk.secured) != 0
+    login = ("login", "-u", "server", "-p", SERVER, desk.lab.private.address)
+    typed = (login, ("pull", desk.secured), ("push", desk.secured))
+    assert [desk.docker(*config, *words).returncode for words in typed] == [0, 0, 1]
 
 
 NARROW = {"shop/*": PULL}
 TRIED = (pulls(), pushes())
 
-RIGHT["06-rights"] = [
-    solved("06-rights", lambda desk: desk.cells(private=desk.private)),
+STATES["06-rights"] = [
+    solved("06-rights", lambda desk: desk.cells(private=desk.lab.private)),
     rights_typed,
     server({"shop/**": PULL, "shop/web": PULL, "team/*": ()}, *TRIED),
     server(NARROW, asks("repository:shop/web:pull"), asks("repository:shop/worker:push")),
     # First too much, which is seen and mended.
     server({"shop/*": PUSH}, *TRIED, server(NARROW, *TRIED)),
-]
-
-WRONG["06-rights"] = [
     (nothing, "NotYet", "server"),
     (server({}, *TRIED), "Wrong", "shop/web"),
     (server({"shop/*": PUSH}, *TRIED), "Wrong", "push in 'shop/*'"),
@@ -538,7 +453,7 @@ WRONG["06-rights"] = [
     (server({"shop/w*": PULL}, *TRIED), "Wrong", "'shop/made/tomorrow'"),
     (server(NARROW, *TRIED, account("ci", CI, NARROW)), "Wrong", "'ci'"),
     (server(NARROW, *TRIED, account("ci", CI, {"*": PUSH})), "Wrong", "'ci'"),
-    (server(NARROW, *TRIED, lambda desk: desk.private.accounts.remove("ci")), "Wrong", "'ci'"),
+    (server(NARROW, *TRIED, lambda desk: desk.lab.private.accounts.remove("ci")), "Wrong", "'ci'"),
     (server(NARROW, *TRIED, account("", "", NARROW)), "Wrong", "log in"),
     (server(NARROW, *TRIED, account("ann", "ann", NARROW)), "Wrong", "'ann'"),
     (server(NARROW), "Wrong", "shop/web:1.4"),
@@ -557,18 +472,32 @@ WRONG["06-rights"] = [
 # ---------------------------------------------------------------- 06-gate
 
 
-def gate_attack(desk: Guarded) -> Names:
-    """Push what is tested, then run the cell that lets the tag move, and writes a file."""
-    desk.copy("kept/page:tested", "shop/web:1.4")
-    return attacked_again(desk, desk.digest("shop/web:1.4"))
-
-
-def attacked_again(desk: Guarded, tested: str) -> Names:
+def gate_attack(desk: Guarded, tested: str = "") -> Names:
+    """Push what is tested, if nothing is; then let the tag move, by the cell that writes a file."""
+    if not tested:
+        desk.copy("kept/page:tested", "shop/web:1.4")
+        tested = desk.digest("shop/web:1.4")
     pushed = SimpleNamespace(digest=digest_of(b"a note"))
     return desk.cells("gate-attack", pushed=pushed, tested=SimpleNamespace(digest=tested))
 
 
-solved_gate = solved("06-gate", gate_attack)
+def twice(desk: Guarded) -> Names:
+    """The cell with the attack is run a second time."""
+    return gate_attack(desk, gate_attack(desk)["tested"].digest)
+
+
+def pushed_anew(desk: Guarded) -> Names:
+    """Another image is tested and pushed as 1.4, and the tag moves again."""
+    gate_attack(desk)
+    desk.copy("kept/page:other", "shop/web:1.4")
+    return gate_attack(desk, desk.digest("shop/web:1.4"))
+
+
+def another_moved(desk: Guarded) -> Names:
+    """Another tag was attacked before."""
+    desk.copy("kept/page:other", "shop/web:1.3")
+    desk.lab.attack("moved", desk.name("shop/web:1.3"))
+    return gate_attack(desk)
 
 
 def production(desk: Guarded) -> Path:
@@ -587,14 +516,13 @@ def written(desk: Guarded, text: str, *then: Steps) -> None:
 
 
 def deployed(desk: Guarded) -> None:
-    desk.deploy(production(desk))
+    desk.lab.deploy(production(desk))
 
 
 def started(desk: Guarded) -> None:
     """Start what the file names, from the terminal."""
-    text = production(desk).read_text(encoding="utf-8")
-    image = desk.name(text.partition(f"{desk.bench.registry.address}/")[2].split('"')[0])
-    assert desk.docker("run", "-d", "--label", desk.label, "-P", image) == 0
+    image = production(desk).read_text(encoding="utf-8").split('"')[1]
+    assert desk.docker("run", "-d", "-P", image).returncode == 0
 
 
 def stopped(desk: Guarded) -> None:
@@ -610,30 +538,7 @@ def pinned_by_the_lab(desk: Guarded) -> None:
 
 
 def undone(desk: Guarded) -> None:
-    """Undo the attack; only then pin the tag."""
-    written(BY_TAG)(desk)
     undo(desk.bench)
-    pinned_by_the_lab(desk)
-
-
-def twice(desk: Guarded) -> None:
-    """The cell with the attack is run a second time."""
-    tested = gate_attack(desk)["tested"].digest
-    solved("06-gate", lambda desk: attacked_again(desk, tested))(desk)
-
-
-def pushed_anew(desk: Guarded) -> None:
-    """Another image is tested and pushed as 1.4, and the tag moves again."""
-    gate_attack(desk)
-    desk.copy("kept/page:other", "shop/web:1.4")
-    solved("06-gate", lambda desk: attacked_again(desk, desk.digest("shop/web:1.4")))(desk)
-
-
-def another_moved(desk: Guarded) -> None:
-    """Another tag was attacked before."""
-    desk.copy("kept/page:other", "shop/web:1.3")
-    desk.attack("moved", desk.name("shop/web:1.3"))
-    solved_gate(desk)
 
 
 def tag_deployed(desk: Guarded) -> None:
@@ -656,27 +561,21 @@ GOOD = "services:\n  web:\n    image: WEB@GOOD\n"
 BY_TAG = GOOD.replace("@GOOD", ":1.4")
 FLOW = 'services: {web: {image: "WEB:1.4@GOOD", ports: ["127.0.0.1::8000"]}}  # pinned\n'
 
-RIGHT["06-gate"] = [
-    solved_gate,
+STATES["06-gate"] = [
+    *(solved("06-gate", way) for way in (gate_attack, twice, pushed_anew, another_moved)),
     written(FLOW, deployed),
     written(FLOW, started),
-    undone,
-    twice,
-    pushed_anew,
-    another_moved,
-]
-
-WRONG["06-gate"] = [
+    written(BY_TAG, undone, pinned_by_the_lab),
     (nothing, "NotYet", "production.yaml"),
-    (lambda desk: gate_attack(desk) and None, "NotYet", "'web'"),
-    (lambda desk: production(desk).write_text(GOOD) and None, "NotYet", "shop/web:1.4"),
+    (gate_attack, "NotYet", "'web'"),
+    (lambda desk: production(desk).write_text(GOOD), "NotYet", "shop/web:1.4"),
     (written(f"{GOOD}  cache:\n    image: TEAM/page\n"), "Wrong", "team/page"),
     (written(f"{GOOD}  cache:\n    image: TEAM/page@GOOD\n"), "Wrong", "team/page"),
     (written(f"{GOOD}  cache:\n    image: WEB@BAD\n"), "Wrong", "'cache'"),
     (written(BY_TAG, pinned_by_the_lab), "Wrong", "'web'"),
     (written(GOOD.replace("GOOD", "OTHER"), deployed), "Wrong", "1.4"),
     (written(GOOD.replace("GOOD", f"sha256:{'1' * 64}")), "Wrong", "sha256:1"),
-    (written(GOOD.replace("GOOD", "BAD"), lambda desk: undo(desk.bench)), "Wrong", "sha256:"),
+    (written(GOOD.replace("GOOD", "BAD"), undone), "Wrong", "sha256:"),
     (written(GOOD.replace("web:", "shop:")), "Wrong", "'web'"),
     (written("services:\n  web: [\n"), "Wrong", "production.yaml"),
     (written("web:\n  image: WEB@GOOD\n"), "Wrong", "production.yaml"),

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from desk import Desk, Right, Tried, Wrong, base, empty, forget, named, nothing, step, unanswered
+from desk import Desk, States, Tried, copied, forget, nothing, step
 
-from labapp.bench import Bench
 from labapp.course import checks
 from labapp.registry.client import RegistryImage
 
 SITE = "/opt/venv/lib/python3.13/site-packages"
+SETTINGS = """ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /
+USER 10001
+CMD ["gunicorn", "--bind=0.0.0.0:8000", "--no-control-socket", "shop.app:app"]
+"""
+"""What ``full.Dockerfile`` has more than the workshop of the multi-stage ones."""
 
 
 @pytest.fixture(scope="module")
-def shelf(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def shelf(bare: Desk) -> Desk:
     """The shop in its variants, and a stale base, in the registry as ``kept/…``."""
-    empty(bench)
-    desk = Desk(bench).at(tmp_path_factory.mktemp("shop"))
-    app = desk.lab.application()
-    source = app / "shop" / "app.py"
-    for name in ("full", "slim", "minimal", "multistage"):
-        desk.bench.copy_dockerfile(name, app / "Dockerfile")
-        desk.made(app, f"kept/web:{name}")
-    desk.made(app, "kept/web:stage", target="build")
-    source.write_text(source.read_text().replace('"tea": 190', '"tea": 19000'))
-    desk.made(app, "kept/web:dear")
-    stale = desk.work / "stale"
-    stale.mkdir()
-    desk.bench.copy_dockerfile("stale", stale / "Dockerfile")
-    desk.made(stale, "kept/python:old")
-    return desk
+    app = bare.lab.application()
+    for name in ("slim", "minimal", "multistage"):
+        bare.bench.copy_dockerfile(name, app / "Dockerfile")
+        bare.made(app, f"kept/web:{name}")
+    bare.made(app, "kept/web:stage", target="build")
+    bare.built(f"FROM {bare.name('kept/web:stage')}\n{SETTINGS}", "kept/web:full")
+    (bare.work / "stale").mkdir()
+    bare.bench.copy_dockerfile("stale", bare.work / "stale" / "Dockerfile")
+    bare.made(bare.work / "stale", "kept/python:old")
+    return bare
 
 
 @pytest.fixture
-def desk(shelf: Desk, tmp_path: Path) -> Desk:
+def desk(desk: Desk) -> Desk:
     """A registry as the chapters leave it before the exercises."""
-    forget(shelf.bench, "shop/web", "shop/workshop", "team/python")
-    shelf.copy("kept/web:full", "shop/web:full")
-    shelf.copy("kept/web:slim", "shop/web:slim")
-    shelf.copy("kept/python:old", "team/python:old")
-    return shelf.at(tmp_path)
+    for short in ("web:full", "web:slim"):
+        desk.copy(f"kept/{short}", f"shop/{short}")
+    desk.copy("kept/python:old", "team/python:old")
+    return desk
 
 
 @step
@@ -61,13 +58,13 @@ def on_top(desk: Desk, below: str, lines: str, short: str) -> None:
 # ---------------------------------------------------------------- chapter 04
 
 
-def full(desk: Desk) -> RegistryImage:
-    return desk.bench.registry.image(desk.name("shop/web:full"))
+def held(desk: Desk, tag: str = "full") -> RegistryImage:
+    return desk.bench.registry.image(desk.name(f"shop/web:{tag}"))
 
 
 def packages(desk: Desk) -> list[str]:
     """The Debian packages of the full image, largest first, without the compiler's."""
-    rows = checks.contents(desk.bench, full(desk)).packages
+    rows = checks.contents(desk.bench, held(desk)).packages
     rows = rows[(rows["kind"] == "deb") & ~rows["source"].isin(["gcc-14"])]
     return list(rows.sort_values("unpacked_bytes", ascending=False)["name"])
 
@@ -79,15 +76,14 @@ def unused(desk: Desk) -> str:
         maps = shop.exec_run(["sh", "-c", "sleep 1; cat /proc/[0-9]*/maps"]).output.decode()
     finally:
         shop.remove(force=True)
-    files = checks.contents(desk.bench, full(desk)).files
+    files = checks.contents(desk.bench, held(desk)).files
     paths = {line.split()[-1] for line in maps.splitlines() if "/" in line}
     used = set(files[files["path"].isin(paths)]["package"])
     return next(name for name in packages(desk) if name not in used)
 
 
 def cves(desk: Desk, tag: str, *, headers: bool = False) -> set[str]:
-    held = desk.bench.registry.image(desk.name(f"shop/web:{tag}"))
-    rows = checks.report(desk.bench, held).rows
+    rows = checks.report(desk.bench, held(desk, tag)).rows
     running = set(rows[~rows["headers"]]["cve"])
     return set(rows["cve"]) - running if headers else running
 
@@ -102,25 +98,16 @@ SAYS_HELLO = """CMD ["python3", "-c", "print('hello')"]"""
 LEFT = "USER 0\nRUN rm -rf /usr/bin/*gcc* /usr/lib/gcc /usr/libexec"
 """What comes too late: the compiler is in a layer below."""
 
-RIGHT: Right = {
-    "04-unused": [unused, lambda desk: f" {unused(desk)}:amd64"],
-    "04-cve": [lambda desk: only_full(desk)[0], lambda desk: only_full(desk)[-1].lower()],
-    "04-small": [named("web:multistage", SMALL), named("web:minimal", SMALL)],
-    "04-patch": [
-        base("python:3.13-slim", PATCHED),
-        on_top("python:old", "RUN apt-get update && apt-get upgrade -y", PATCHED),
-    ],
-    "05-two": [named("web:multistage", TWO), named("web:minimal", TWO)],
-    "05-target": [
-        named("web:stage", WORKSHOP),
-        on_top("web:stage", "RUN gcc --version", WORKSHOP),
-    ],
-    "05-mine": [named("web:minimal", MINE), on_top("web:minimal", "ENV MINE=1", MINE)],
-}
+DEAR = f"USER 0\nRUN sed -i s/190/19000/ {SITE}/shop/app.py"
+"""A price that nobody wants to pay."""
 
-WRONG: Wrong = {
+UPGRADE = "RUN apt-get update && apt-get upgrade -y -o Dpkg::Options::=--force-unsafe-io"
+
+STATES: States = {
     "04-unused": [
-        (unanswered, "NotYet"),
+        unused,
+        lambda desk: f" {unused(desk)}:amd64",
+        (nothing, "NotYet"),
         (without("git"), "NotYet", "shop/web:full"),
         (lambda desk: 7, "Wrong", "int"),
         (lambda desk: "no-such-package", "Wrong", "no-such-package"),
@@ -129,7 +116,9 @@ WRONG: Wrong = {
         (lambda desk: packages(desk)[-1], "Wrong", "larger"),
     ],
     "04-cve": [
-        (unanswered, "NotYet"),
+        lambda desk: only_full(desk)[0],
+        lambda desk: only_full(desk)[-1].lower(),
+        (nothing, "NotYet"),
         (without("CVE-2025-12345"), "NotYet", "shop/web"),
         (lambda desk: ["CVE-2025-12345"], "Wrong", "list"),
         (lambda desk: "CVE-25-1", "Wrong", "CVE-25-1"),
@@ -138,33 +127,43 @@ WRONG: Wrong = {
         (lambda desk: min(cves(desk, "full", headers=True)), "Wrong", "headers"),
     ],
     "04-small": [
+        copied("kept/web:multistage", SMALL),
+        copied("kept/web:minimal", SMALL),
         (nothing, "NotYet", SMALL),
-        (named("web:slim", SMALL), "Wrong", "MB"),
+        (copied("kept/web:slim", SMALL), "Wrong", "MB"),
         (on_top("web:slim", LEFT, SMALL), "Wrong", "MB"),
-        (named("web:dear", SMALL), "Wrong", "67830"),
-        (base("python:3.13-slim", SMALL), "Wrong", "run"),
+        (on_top("web:multistage", DEAR, SMALL), "Wrong", "67830"),
+        (copied("base/python:3.13-slim", SMALL), "Wrong", "run"),
     ],
     "04-patch": [
+        copied("base/python:3.13-slim", PATCHED),
+        on_top("python:old", UPGRADE, PATCHED),
         (nothing, "NotYet", PATCHED),
-        (named("python:old", PATCHED), "Wrong", "fixes"),
+        (copied("kept/python:old", PATCHED), "Wrong", "fixes"),
         (on_top("python:old", "RUN rm -rf /var/lib/dpkg/status", PATCHED), "Wrong", "list"),
         (on_top("", "RUN rm /usr/bin/python3*", PATCHED), "Wrong", "run"),
     ],
     "05-two": [
+        copied("kept/web:multistage", TWO),
+        copied("kept/web:minimal", TWO),
         (nothing, "NotYet", TWO),
-        (named("web:slim", TWO), "Wrong", "compiler"),
+        (copied("kept/web:slim", TWO), "Wrong", "compiler"),
         (on_top("web:slim", LEFT, TWO), "Wrong", "compiler"),
-        (named("web:dear", TWO), "Wrong", "/price/tea"),
+        (on_top("web:multistage", DEAR, TWO), "Wrong", "/price/tea"),
     ],
     "05-target": [
+        copied("kept/web:stage", WORKSHOP),
+        on_top("web:stage", "RUN gcc --version", WORKSHOP),
         (nothing, "NotYet", WORKSHOP),
-        (named("web:multistage", WORKSHOP), "Wrong", "first"),
-        (base("python:3.13", WORKSHOP), "Wrong", "/src/shop"),
+        (copied("kept/web:multistage", WORKSHOP), "Wrong", "first"),
+        (copied("base/python:3.13", WORKSHOP), "Wrong", "/src/shop"),
         (on_top("web:stage", "RUN rm -rf /opt/venv/lib", WORKSHOP), "Wrong", "/opt/venv"),
     ],
     "05-mine": [
+        copied("kept/web:minimal", MINE),
+        on_top("web:minimal", "ENV MINE=1", MINE),
         (nothing, "NotYet", MINE),
-        (named("web:multistage", MINE), "Wrong", "MB"),
+        (copied("kept/web:multistage", MINE), "Wrong", "MB"),
         (on_top("web:minimal", SAYS_HELLO, MINE), "Wrong", "run"),
         (on_top("web:minimal", f"COPY file {SITE}/shop/app.py", MINE), "Wrong", "run"),
     ],

@@ -7,13 +7,15 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from labapp import cli
-from labapp.course.exercises import Submission, all_exercises, submission
+from labapp.course.exercises import Submission, all_exercises, find_exercise, submission
 from labapp.course.progress import journey_map, overview
 from labapp.course.receipts import Attempt, Receipts, read
 from labapp.errors import ExerciseError, StateError
@@ -26,11 +28,6 @@ IMAGE = "localhost:5000/hello/web@sha256:" + "a" * 64
 LAST = "sha256:4d2b8376ab1c0857e3fddbbcdf09dc6394afb8be56a58007370c7e1db7ed4df8"
 
 Document = dict[str, Any]
-
-
-@pytest.fixture
-def receipts(tmp_path: Path) -> Receipts:
-    return Receipts(State.open(tmp_path / "new"))
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +61,18 @@ def edit(file: Path, change: Callable[[Document], object]) -> None:
 
 def test_a_receipt_tells_what_it_took_and_stays_as_it_is(three: Receipts) -> None:
     record = three.read()
-    assert [receipt.exercise for receipt in record.sound] == list(THREE)
-    tag, run, _ = record.receipts
-    assert (tag.tries, tag.hints, tag.solution) == (1, 0, False)
-    assert (run.tries, run.hints, run.solution) == (2, 2, True)
-    assert tag.evidence == {"image": IMAGE}
-    assert tag.time.endswith("+00:00") and tag.lab == three.state.lab_id
-    assert record.broken is None and record.attempts == {}
+    took = {each.exercise: (each.tries, each.hints, each.solution) for each in record.sound}
+    assert took == {"00-tag": (1, 0, False), "00-run": (2, 2, True), "01-cache": (1, 0, False)}
+    tag = record.receipts[0]
+    assert (tag.evidence, tag.lab) == ({"image": IMAGE}, three.state.lab_id)
+    assert tag.time.endswith("+00:00") and (record.broken, record.attempts) == (None, {})
     three.note("00-tag", Attempt(tries=1, hints=2, solution=True))
     three.note("00-tag", Attempt(tries=1), {"image": "another"})
     assert three.read() == record
     three.note("03-pin", Attempt(tries=1))
     three.note("03-pin", Attempt(hints=1))
     again = Receipts(State.open(three.state.folder)).read()
-    assert again.attempts == {"03-pin": Attempt(tries=1, hints=1)}
-    assert again.receipts == record.receipts
+    assert again == replace(record, attempts={"03-pin": Attempt(tries=1, hints=1)})
 
 
 def test_receipts_of_today_count_in_every_later_lab(tmp_path: Path) -> None:
@@ -110,7 +104,8 @@ def note_many(receipts: Receipts, name: str) -> None:
         receipts.note(f"{name}-{number}", Attempt(tries=1), {})
 
 
-def test_two_kernels_at_once_lose_nothing(receipts: Receipts) -> None:
+def test_two_kernels_at_once_lose_nothing(tmp_path: Path) -> None:
+    receipts = Receipts(State.open(tmp_path))
     fork = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     kernels = [fork.Process(target=note_many, args=(receipts, name)) for name in ("a", "b")]
     for kernel in kernels:
@@ -118,7 +113,7 @@ def test_two_kernels_at_once_lose_nothing(receipts: Receipts) -> None:
     for kernel in kernels:
         kernel.join(30)
     record = receipts.read()
-    assert sorted(record.passed) == sorted(f"{k}-{n}" for k in "ab" for n in range(8))
+    assert {*record.passed} == {f"{k}-{n}" for k in "ab" for n in range(8)}
     assert record.broken is None
 
 
@@ -127,7 +122,6 @@ def test_two_kernels_at_once_lose_nothing(receipts: Receipts) -> None:
 CHANGES: dict[str, tuple[Callable[[Document], object], int]] = {
     "tries": (lambda d: d["receipts"][1].update(tries=1), 2),
     "evidence": (lambda d: d["receipts"][0].update(evidence={}), 1),
-    "no text as evidence": (lambda d: d["receipts"][0].update(evidence={"image": 7}), 1),
     "the last": (lambda d: d["receipts"][2].update(hints=-1), 3),
     "taken out": (lambda d: d["receipts"].pop(1), 2),
     "the first taken out": (lambda d: d["receipts"].pop(0), 1),
@@ -156,6 +150,7 @@ DAMAGES: dict[str, Callable[[str], str]] = {
     "cut short": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
     "a list": lambda text: "[]",
+    "of a newer lab": lambda text: text.replace('"format": 1', '"format": 2'),
     "a field gone": lambda text: text.replace('"seed"', '"sead"'),
     "a wrong type": lambda text: text.replace('"tries": 2', '"tries": "2"'),
 }
@@ -184,15 +179,8 @@ def test_what_is_written_and_what_cannot_be(three: Receipts, tmp_path: Path) -> 
             three.rename(bad)
     with pytest.raises(StateError, match=str(tmp_path)):
         three.save(tmp_path)
-    # A file of a newer lab is left alone.
-    edit(three.file, lambda document: document.update(format=2))
-    before = three.file.read_text("utf-8")
-    with pytest.raises(StateError, match=r"\b2\b.*\b1\b"):
-        three.note("02-sent", Attempt(tries=1))
-    assert three.file.read_text("utf-8") == before and three.damaged == ()
-    lock = three.state.path("receipts.lock")
-    lock.unlink(missing_ok=True)
-    lock.mkdir()
+    three.file.unlink()
+    three.file.mkdir()
     with pytest.raises(StateError, match="LABAPP_STATE"):
         three.note("02-sent", Attempt(tries=1))
 
@@ -207,12 +195,9 @@ def test_progress_says_where_to_go_on(three: Receipts) -> None:
     for exercise in ("✓ 00-tag", "… 01-context", "○ 02-sent"):
         assert exercise in table
     assert "01-context" in advice and "01_build.ipynb" in advice and str(three.file) in advice
-
-
-def test_progress_when_all_is_passed(receipts: Receipts) -> None:
     for id in all_exercises():
-        receipts.note(id, Attempt(tries=1), {})
-    summary, _, advice = overview(receipts, NOTEBOOKS).split("\n\n")
+        three.note(id, Attempt(tries=1), {})
+    summary, _, advice = overview(three, NOTEBOOKS).split("\n\n")
     assert "26 of 26" in summary and ".ipynb" not in advice
 
 
@@ -233,11 +218,14 @@ def test_the_map_lights_the_steps_whose_exercises_are_all_passed() -> None:
     assert tuple(rows.loc["Pull → run", ["passed", "left"]]) == (2, "")
     assert rows.loc["Push", "passed"] == 1 and "00-tag" not in rows.loc["Push", "left"]
     assert "Lit: Pull → run. " in shown.chart.alt and shown.chart.title.startswith("1 of 9")
-    # The same is a table, row by row.
-    html = shown._repr_html_()
-    assert html.count('<th scope="row"') == len(rows) == 9
-    for text in (*rows["control"], *all_exercises().keys() - {*passed}):
-        assert text in html
+    html = shown._repr_html_()  # The same is a table.
+    assert all(text in html for text in (*rows["control"], *all_exercises().keys() - {*passed}))
+
+
+def test_an_exercise_of_another_chapter_is_not_judged() -> None:
+    elsewhere: Any = SimpleNamespace(work=Path("work/03"))
+    verdict = find_exercise("00-tag").check(elsewhere)
+    assert verdict.outcome == "NotYet" and "chapter 03" in verdict.message
 
 
 # ---------------------------------------------------------------- where a notebook is graded
@@ -247,11 +235,9 @@ def test_a_grader_judges_by_receipts(three: Receipts, tmp_path: Path) -> None:
     graded = Submission(tmp_path / "receipts.json")
     assert graded.check("00-tag").outcome == "NotYet"
     three.save(graded.file)
-    verdict = graded.check("00-tag", strict=True)
-    assert verdict.outcome == "Correct" and verdict.evidence == {"image": IMAGE}
-    with pytest.raises(AssertionError, match="03-pin"):
+    assert graded.check("00-tag", strict=True).evidence == {"image": IMAGE}
+    with pytest.raises(AssertionError, match=r"Not yet.* 03-pin"):
         graded.check("03-pin", "any answer", strict=True)
-    assert graded.check("03-pin").outcome == "NotYet"
     for unknown in (lambda: graded.check("99-none"), lambda: graded.build("x")):
         with pytest.raises(ExerciseError, match=r"99-none|lab\.build"):
             unknown()
@@ -263,16 +249,16 @@ def test_a_grader_judges_by_receipts(three: Receipts, tmp_path: Path) -> None:
 
 
 def test_when_a_notebook_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LABAPP_RECEIPTS", "NBGRADER_EXECUTION"):
-        monkeypatch.delenv(name, raising=False)
-    assert submission(tmp_path) is None
     # A learner's own validation has the lab.
-    monkeypatch.setenv("NBGRADER_EXECUTION", "validate")
-    assert submission(tmp_path) is None
-    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
-    assert submission(tmp_path) == Submission(tmp_path / "receipts.json")
-    monkeypatch.setenv("LABAPP_RECEIPTS", "mine.json")
-    assert submission(tmp_path) == Submission(tmp_path / "mine.json")
+    for named, nbgrader, file in (
+        ("", "", ""),
+        ("", "validate", ""),
+        ("", "autograde", "receipts.json"),
+        ("mine.json", "", "mine.json"),
+    ):
+        monkeypatch.setenv("LABAPP_RECEIPTS", named)
+        monkeypatch.setenv("NBGRADER_EXECUTION", nbgrader)
+        assert submission(tmp_path) == (Submission(tmp_path / file) if file else None)
 
 
 def test_the_progress_command(
@@ -286,5 +272,3 @@ def test_the_progress_command(
     assert "ada: 0 of 26" in out and "00-tag" in out and "00_start_here.ipynb" in out
     assert read(copy).learner == "ada" and "<svg" in picture.read_text("utf-8")
     assert cli.main(["progress", "--map", str(tmp_path / "map.txt")]) == 1
-    edit(Receipts(State.open()).file, lambda document: document.update(format=9))
-    assert cli.main(["progress"]) == 1
