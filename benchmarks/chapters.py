@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "notebooks"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "notebooks")]
 
-from conftest import empty  # noqa: E402
+from desk import empty  # noqa: E402
 
 from labapp.bench import Bench, prepare  # noqa: E402
 from labapp.course import pages  # noqa: E402

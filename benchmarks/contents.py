@@ -36,7 +36,7 @@ from labapp.journey import build, transfer
 from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.server import RegistryServer
-from labapp.state import State
+from labapp.state import REPOSITORY, State
 
 QUIET = QuietFeedback()
 BIN = Path(sys.executable).parent
@@ -123,7 +123,7 @@ class Measure:
 def pushed(bench: Bench, server: RegistryServer, name: str, variant: str, *extra: str) -> str:
     """Build the shop with further lines, push it, and return its reference with its digest."""
     tag = f"{server.address}/bench-contents/{name}:1"
-    file = bench.repository / "dockerfiles" / f"{variant}.Dockerfile"
+    file = REPOSITORY / "dockerfiles" / f"{variant}.Dockerfile"
     with tempfile.TemporaryDirectory() as folder:
         changed = Path(folder) / "Dockerfile"
         changed.write_text("\n".join([file.read_text(), "USER 0", *extra]))

@@ -57,7 +57,7 @@ def empty_registry(bench: Bench) -> Iterator[tuple[RegistryServer, State]]:
             server.start(image=bench.server.image)
             yield server, state
         finally:
-            server.remove(volume=True)
+            server.remove()
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -128,12 +128,7 @@ def bases_by_lab(bench: Bench, names: list[str]) -> float:
     """Make base images at once and store them; return the seconds."""
     with empty_registry(bench) as (server, state):
         shelf = Shelf(bench.engine, server, state)
-
-        def work() -> None:
-            for error in shelf.get("debian", names).values():
-                raise error
-
-        return seconds(work)
+        return seconds(lambda: shelf.make(names))
 
 
 def bases_alone(names: list[str]) -> float:

@@ -154,7 +154,7 @@ def main(rounds: int, megabytes: int) -> None:
             private.distrust()
             private.stop()
             for each in (private.server, server):
-                each.remove(volume=True)
+                each.remove()
     print(f"\nload {os.getloadavg()[0]:.1f}, {rounds} rounds of {megabytes} MiB, medians in MB/s")
     print(f"{'':20}{'private':>10}{'plain':>10}{'ratio':>8}   lowest and highest ratio of a round")
     for what in WHAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from labapp.state import REPOSITORY, State
 class Bench:
     """What every step of the lab works on: the registry is there as a container and over HTTP.
 
-    ``repository`` is the clone, ``work`` the folder for a chapter's files.
+    ``work`` is the folder for a chapter's files.
     """
 
     state: State
@@ -34,7 +33,6 @@ class Bench:
     server: RegistryServer
     registry: Registry
     bases: tuple[Base, ...]
-    repository: Path
     work: Path
 
     def base(self, name: str) -> Reference:
@@ -48,7 +46,7 @@ class Bench:
     @property
     def application(self) -> Path:
         """The source of the application that every chapter builds."""
-        return self.repository / "dockerfiles" / "app"
+        return REPOSITORY / "dockerfiles" / "app"
 
     def copy_dockerfile(self, name: str, target: Path) -> Path:
         """Copy one of the lab's Dockerfiles over a file; ExerciseError if there is none."""
@@ -69,8 +67,8 @@ class Bench:
         known = {base.name: str(base.reference) for base in self.bases}
         file = dockerfile.is_file()
         text = dockerfile.read_text(encoding="utf-8", errors="replace") if file else ""
-        declared = [each.words for each in instructions(text) if each.keyword == "ARG"]
-        for word in itertools.chain.from_iterable(declared):
+        declared = [each for each in instructions(text) if each.keyword == "ARG"]
+        for word in [word for instruction in declared for word in instruction.words]:
             name, _, default = word.text.partition("=")
             if name == "PIP_NO_INDEX":
                 arguments[name] = "1"
@@ -90,12 +88,12 @@ def prepare(state: State, *, source: str = "auto", clean: bool = False) -> Bench
     ``source`` is where base images come from. ``clean`` also removes what earlier, cut-off work
     left behind: not while something builds.
     """
-    with state.lock("prepare", waiting="Another process prepares this lab; waiting."):
+    with state.lock("prepare"):
         engine = engines.start(state)
         if clean and (left := remove_leftovers(engine)):
-            feedback.say(f"Removed what earlier work left behind ({len(left)}): {left[0]}")
+            feedback.say(f"Removed what earlier work left behind: {', '.join(left)}")
         server = RegistryServer(engine=engine, state=state)
         bases = base_images.prepare(engine, server, state, source=source)
         wheels.fetch(REPOSITORY / "dockerfiles" / "app" / "wheels", platform=engine.platform)
     work = REPOSITORY / "notebooks" / "work"
-    return Bench(state, engine, server, server.registry(), bases, REPOSITORY, work)
+    return Bench(state, engine, server, server.registry(), bases, work)

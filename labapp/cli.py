@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("labapp: interrupted. What was finished is kept.", err=True)
         return 130
-    except LabError as error:
+    except (LabError, OSError) as error:
         click.echo(f"labapp: {error}", err=True)
         return 1
     return code if isinstance(code, int) else 0
@@ -140,10 +140,8 @@ def status() -> int:
 
     state = State.open()
     code = _print(checks.examine_lab(state))
-    if service.was_started(state):
-        realm = service.find(state)
-        place = f"lets accounts in; its token service is {realm}" if realm else "is stopped"
-        _line("private registry", place)
+    if realm := service.find(state):
+        _line("private registry", f"lets accounts in; its token service is {realm}")
     server = jupyter.find(state)
     _line("JupyterLab", server.url if server else "is not running")
     _line("state", f"'{state.folder}', lab {state.lab_id}")
@@ -154,8 +152,8 @@ def status() -> int:
 def doctor() -> int:
     """Check this machine, and say what to do.
 
-    Looks at Python, disk space, engine, image store, builder, the docker command, registry, base
-    images and proxy settings. Changes nothing. The exit code is 0 when every line is OK, else 1.
+    Looks at Python, disk space, engine, image store, builder, the docker command, registry and base
+    images. Changes nothing. The exit code is 0 when every line is OK, else 1.
     """
     from labapp import doctor as checks
 
@@ -302,33 +300,29 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--platform",
             metavar="OS/ARCH[/VARIANT]",
-            callback=_platform,
+            type=_platform,
             help="Which image of an index, as in linux/arm64. By default the one for this "
             "machine's processor.",
         ),
         click.option(
             "--cves",
-            type=click.Choice(["auto", "debian", "grype", "trivy", "snapshot", "none"]),
+            type=click.Choice(["auto", "debian", "snapshot", "none"]),
             default="auto",
             show_default=True,
             help="Who tells the known CVEs. 'debian': what Debian itself has fixed, from the "
             "mirror that the image's own apt configuration names. 'snapshot': the same as a mirror "
             "told it last, here or to the maker of a bundle, for a machine without internet. "
-            "'auto': the mirror, or else the snapshot. 'grype', 'trivy': that scanner, when it is "
-            "installed. 'none': nobody is asked.",
+            "'auto': the mirror, or else the snapshot. 'none': nobody is asked.",
         ),
     ):
         command = option(command)
     return command
 
 
-def _platform(context: click.Context, option: click.Parameter, text: str | None) -> Platform | None:
+def _platform(text: str) -> Platform:
     from labapp.registry.manifests import Platform
 
-    try:
-        return Platform.parse(text) if text is not None else None
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+    return Platform.parse(text)
 
 
 @command.command()
@@ -397,17 +391,14 @@ def compare(references: Sequence[str], **asked: Any) -> None:
 def _reference(text: str) -> Reference:
     """Read a reference, which has to say its registry: no default would be what everybody means."""
     from labapp.reference import DOCKER_HUB, Reference
-    from labapp.registry.server import port_in
 
     reference = Reference.parse(text)
     if reference.registry != DOCKER_HUB or text.startswith(("docker.io/", "index.docker.io/")):
         return reference
-    mine = f"localhost:{port_in(State.open()) or 'PORT'}/{text}"
-    hub = f"{DOCKER_HUB}/{reference.repository}{text[len(reference.name) :]}"
     raise InvalidReference(
-        f"inspecting '{text}': it names no registry. Write '{mine}' for the lab's own, or '{hub}' "
-        f"for Docker Hub. An image that only the engine has must be pushed first: 'docker tag "
-        f"{text} {mine}', then 'docker push {mine}'."
+        f"inspecting '{text}': it names no registry. Write 'docker.io/{text}' for Docker Hub. Push "
+        "an image that only the engine has to the lab's own; 'python3 -m labapp status' tells the "
+        "address to put in front."
     )
 
 
@@ -527,7 +518,9 @@ def report(
         write_file(csv, found.gradebook(platform), mode=0o644)
         click.echo(f"The points are in '{csv}'.")
     if chart is not None:
-        click.echo(f"The chart is in '{found.chart.save(chart)}'.")
+        from labapp.charts import classroom
+
+        click.echo(f"The chart is in '{classroom(found.cells).save(chart)}'.")
 
 
 def _print(findings: Sequence[Finding]) -> int:

@@ -14,9 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-import click
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -84,10 +82,11 @@ class Bars:
         """End the display."""
 
     def _words(self, bar: Bar) -> list[str]:
+        shown = amount if self.unit == "bytes" else "{:.0f}".format
         if bar.total is None:
-            far = amount(bar.done, self.unit) if bar.done else ""
+            far = shown(bar.done) if bar.done else ""
         elif not bar.finished:
-            far = f"{amount(bar.done, self.unit)} of {amount(bar.total, self.unit)}"
+            far = f"{shown(bar.done)} of {shown(bar.total)}"
         else:
             far = amount(bar.total) if self.unit == "bytes" and bar.total > 1 else ""
         return [text for text in (far, bar.note) if text]
@@ -102,13 +101,11 @@ class QuietFeedback:
     shown: list[Bars] = field(default_factory=list)
 
 
-Quiet = TypeVar("Quiet", QuietFeedback, None)
-
 _quiet: QuietFeedback | None = None
 
 
 @contextmanager
-def using(quiet: Quiet) -> Iterator[Quiet]:
+def using(quiet: QuietFeedback | None) -> Iterator[Any]:
     """Keep the lab's words, in all of this process, for a while; None shows them again."""
     global _quiet
     before, _quiet = _quiet, quiet
@@ -132,7 +129,7 @@ def command(argv: Sequence[str]) -> None:
     if _quiet is not None:
         _quiet.commands.append(line)
     else:
-        say(click.style(f"$ {line}", bold=True) if sys.stdout.isatty() else f"$ {line}")
+        say(f"$ {line}")
 
 
 def bars(title: str, *, unit: Unit = "bytes") -> Bars:
@@ -147,10 +144,8 @@ def bars(title: str, *, unit: Unit = "bytes") -> Bars:
     return (_TerminalBars if sys.stdout.isatty() else _PlainBars)(title, unit=unit)
 
 
-def amount(value: float, unit: Unit = "bytes") -> str:
-    """Return a number as a person reads it: ``12.3 MB`` (powers of ten), or ``4``."""
-    if unit == "steps":
-        return f"{value:.0f}"
+def amount(value: float) -> str:
+    """Return a number of bytes as a person reads it: ``12.3 MB`` (powers of ten)."""
     for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
             return f"{value / size:.1f} {name}"

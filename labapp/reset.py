@@ -17,7 +17,6 @@ from labapp.machine import own_engine
 from labapp.machine.engine import Engine
 from labapp.private import registry as private
 from labapp.private import service
-from labapp.registry.server import port_in
 from labapp.state import LABEL, State
 
 KEPT = {"id", "engine", "own_engine.json", "jupyter", "receipts.json"}
@@ -59,9 +58,8 @@ def plan(state: State, *, everything: bool = False, work: Path | None = None) ->
         if own:
             return Plan(state, None, (), tuple(files))
     else:
-        kept = {file for file in state.folder.iterdir() if file.suffix == ".lock"}
-        kept |= {state.folder / name for name in KEPT}
-        files += sorted({*state.folder.iterdir()} - kept)
+        there = sorted(state.folder.iterdir())
+        files += [file for file in there if file.suffix != ".lock" and file.name not in KEPT]
     engine = engines.start(state) if own else engines.find(state)
     return Plan(state, engine, tuple(things(engine, state)), tuple(files))
 
@@ -79,7 +77,7 @@ def carry_out(plan: Plan) -> list[str]:
     for put_back in (journal.restore_files, lambda: private.distrust(plan.engine, plan.state)):
         try:
             put_back()
-        except LabError as error:
+        except (LabError, OSError) as error:
             left.append(str(error))
     if plan.engine is None:
         own_engine.remove(plan.state)
@@ -103,7 +101,7 @@ def things(engine: Engine, state: State) -> list[str]:
     """
     api = engine.client.api
     mine = {"label": f"{LABEL}={state.lab_id}"}
-    starts = (engine_name(state), f"localhost:{port_in(state)}/")
+    starts = (engine_name(state), f"localhost:{state.read('registry').get('port')}/")
     found: list[str] = []
     with engine.doing("listing what the lab made"):
         for one in api.containers(all=True):

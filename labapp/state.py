@@ -54,7 +54,7 @@ class State:
             if not file.exists():
                 with filelock.FileLock(folder / "id.lock"):
                     if not file.exists():
-                        write_atomically(file, secrets.token_hex(4))
+                        write_file(file, secrets.token_hex(4))
             return cls(folder, file.read_text(encoding="utf-8").strip())
         except OSError as error:
             raise StateError(
@@ -95,20 +95,14 @@ class State:
         write_file(self.path(f"{name}.json"), json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     @contextlib.contextmanager
-    def lock(
-        self, name: str, *, timeout: float = 1800.0, waiting: str | None = None
-    ) -> Iterator[None]:
-        """Hold a lock that only one process of this lab can hold; StateError after the timeout.
-
-        ``waiting`` is said once, when another process holds it; the timeout is in seconds.
-        """
+    def lock(self, name: str, *, timeout: float = 1800.0) -> Iterator[None]:
+        """Hold a lock that only one process of this lab can hold; StateError after the seconds."""
         lock = filelock.FileLock(self.path(f"{name}.lock"))
         try:
             try:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
-                if waiting is not None:
-                    feedback.say(waiting)
+                feedback.say(f"Waiting for another process of this lab ('{name}').")
                 lock.acquire(timeout=timeout)
         except filelock.Timeout as error:
             raise StateError(
@@ -121,26 +115,20 @@ class State:
             lock.release()
 
 
-def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o600) -> None:
-    """Write a file: all of it, or, after a crash or an OSError, none of it."""
-    draft, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(draft, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def write_file(path: Path, content: bytes | str, *, mode: int = 0o600) -> None:
-    """Write a file atomically, and make its folder; StateError if that can't be."""
+    """Write a file, and make its folder: all of it, or, after a crash or a StateError, none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content, mode=mode)
+        draft, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(draft, "wb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(mode)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise StateError(
             f"writing '{path}': {error.strerror or error}. Free some disk space, or choose a "

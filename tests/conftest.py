@@ -6,26 +6,30 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import platformdirs
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
-from labapp.bench import Bench, prepare
 from labapp.cli import SECOND
 from labapp.feedback import QuietFeedback, using
-from labapp.journey.bases import SLIM, Base
-from labapp.machine import own_engine
-from labapp.machine.engine import Engine, find
-from labapp.reference import Reference
-from labapp.registry.client import Registry
-from labapp.registry.server import RegistryServer
 from labapp.state import State
+
+if TYPE_CHECKING:  # the process that only hands out tests needs none of it
+    from labapp.bench import Bench
+    from labapp.journey.bases import Base
+    from labapp.machine.engine import Engine
+    from labapp.reference import Reference
+    from labapp.registry.client import Registry
+    from labapp.registry.server import RegistryServer
 
 # `labapp test` names the folder; a bare pytest must not fall back on the learner's own lab.
 os.environ.setdefault("LABAPP_STATE", str(platformdirs.user_state_path("labapp-test")))
+
+# What a test writes need not outlast a power cut.
+os.fsync = lambda _: None
 
 # How fast a shared machine draws examples says nothing about the lab. The everyday loop draws few.
 hypothesis.settings.register_profile(
@@ -49,12 +53,17 @@ FOLDERS = ("notebooks", "browser", "integration", "unit")
 SHOP = ("test_app", "test_contents", "test_exercises_inside")
 """The files whose tests all need the application in its four variants: minutes of building."""
 
+DRAWN = ("test_charts", "test_class_report", "test_inspection", "test_progress")
+"""The files whose tests draw: one process alone loads matplotlib."""
+
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     """Gives each process a file at a time, as it comes."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if Path(file).parent.name == "unit" and Path(file).stem in DRAWN:
+            return "drawn"
         return "shop" if Path(file).stem in SHOP else file
 
 
@@ -80,6 +89,10 @@ def second_lab() -> None:
     Where the first one's engine is its own, so is theirs: on one engine, images of equal base and
     instructions share their cache, and who removes one disturbs who builds another.
     """
+    from labapp.machine import own_engine
+    from labapp.machine.engine import find
+    from labapp.registry.server import RegistryServer
+
     first = State.open()
     engine = find(first)
     address = RegistryServer(engine=engine, state=first).address
@@ -88,12 +101,6 @@ def second_lab() -> None:
     os.environ["LABAPP_MIRROR"] = f"http://{address}"
     os.environ["LABAPP_BASES"] = "mirror"
     os.environ["LABAPP_STATE"] = f"{first.folder}{SECOND}"
-
-
-@pytest.fixture(scope="session")
-def repository() -> Path:
-    """The checkout that is tested."""
-    return Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -118,13 +125,12 @@ def told() -> Iterator[QuietFeedback]:
 @pytest.fixture(scope="session")
 def bench(state: State, feedback: QuietFeedback) -> Iterator[Bench]:
     """Everything that `labapp start` makes ready; stopped, not removed, at the end."""
-    source = os.environ.get("LABAPP_BASES", "auto")
-    bench = prepare(state, source=source, clean=PARALLEL)
+    from labapp.bench import prepare
+
+    bench = prepare(state, source=os.environ.get("LABAPP_BASES", "auto"), clean=PARALLEL)
     yield bench
-    if not PARALLEL:
-        bench.stop()
-    elif bench.state.folder.name.endswith(SECOND):
-        # The first lab's registry and engine serve both processes; `labapp test` stops them.
+    # The first lab's registry and engine serve both processes; `labapp test` stops them.
+    if not PARALLEL or state.folder.name.endswith(SECOND):
         bench.stop()
 
 
@@ -151,4 +157,6 @@ def bases(bench: Bench) -> tuple[Base, ...]:
 @pytest.fixture(scope="session")
 def slim(bench: Bench) -> Reference:
     """The slim base image, pinned by digest."""
+    from labapp.journey.bases import SLIM
+
     return bench.base(SLIM)

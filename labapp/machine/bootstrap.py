@@ -38,7 +38,11 @@ def main(argv: Sequence[str]) -> int:
             return _command_line(venv, argv)
         if not ready:
             _make(venv, extras)
-        return _hand_over(venv, argv)
+        # Go on in the environment, in place of this process.
+        command = [str(python_of(venv)), "-m", "labapp", *argv]
+        if os.name == "nt":  # Windows has no exec.
+            return subprocess.call(command)
+        os.execv(command[0], command)
     except KeyboardInterrupt:
         say("interrupted; the next start goes on from here.")
         return 130
@@ -94,15 +98,6 @@ def _command_line(venv: Path, argv: Sequence[str]) -> int:
         (venv / STAMP).unlink(missing_ok=True)
         gone = f"running a command: the package '{error.name}' is gone from '{venv}'"
         sys.exit(f"labapp: {gone}. Run it again: everything is then installed anew.")
-
-
-def _hand_over(venv: Path, argv: Sequence[str]) -> int:
-    """Go on in the environment, in place of this process."""
-    command = [str(python_of(venv)), "-m", "labapp", *argv]
-    if os.name == "nt":  # Windows has no exec.
-        return subprocess.call(command)
-    sys.stdout.flush()
-    os.execv(command[0], command)
 
 
 def _make(venv: Path, extras: Sequence[str]) -> None:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import getpass
 import io
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -42,19 +40,7 @@ from labapp.state import LABEL, ROLE_LABEL, State
 OWNER_LABEL = "labapp.owner"
 """The process that waits for a one-shot container: ``host:pid``."""
 
-PROBE_SECONDS = 10
-"""How long an engine may take to answer the first questions."""
-
 START = "'python3 -m labapp start'"
-
-CAUSES = {
-    FileNotFoundError: "there is no such socket: the engine that makes it is not installed or not "
-    "started.",
-    ConnectionRefusedError: "no engine listens there: it ended, or was never started.",
-    socket.gaierror: "its name does not resolve.",
-    TimeoutError: f"it has not answered in {PROBE_SECONDS} s.",
-}
-"""What the innermost cause means of a place that does not answer."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +48,7 @@ class Engine:
     """A container engine that answered.
 
     Attributes:
-        host: its address, as ``DOCKER_HOST`` names it.
-        source: where it was found: ``DOCKER_HOST``, ``docker context``, ``socket`` or
-            ``the lab's own``.
+        source: what named it: ``DOCKER_HOST``, ``docker context``, ``socket``, ``the lab's own``.
         name: ``Docker`` or ``Podman``.
         platform: what its containers run on by default, ``linux/amd64``.
         store: how it keeps images: ``classic``, ``containerd`` or ``podman``.
@@ -142,27 +126,17 @@ class Engine:
             ) from error
 
 
-@dataclass(frozen=True)
-class Place:
-    """An address where an engine may answer: what named it, its TLS, and a docker context."""
-
-    host: str
-    source: str
-    tls: Any = None
-    context: str = ""
-
-
 def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     """Return the engine that this lab works with; the error tells why each place answers not."""
-    told, first, advised = ["looking for a container engine: none answers."], None, False
-    for place in places(environ, own=own_engine.host(state)):
+    told, advised = ["looking for a container engine: none answers."], False
+    for host, source in places(environ, own=own_engine.host(state)):
         try:
-            return _connect(place, state.labels)
+            return _connect(host, source, state.labels)
         except (docker.errors.DockerException, OSError, ValueError, KeyError, TypeError) as error:
             # The last three are what the SDK makes of an address or an answer that is none.
-            cause, advice = _why(place, error)
-            told.append(f"  - {place.source} '{place.host}': {cause} {advice}".rstrip())
-            first, advised = first or error, advised or bool(advice)
+            cause, advice = _why(host, source, error)
+            told.append(f"  - {source} '{host}': {cause} {advice}".rstrip())
+            advised = advised or bool(advice)
     if not advised and (reason := own_engine.can_start()):
         told.append(
             f"The lab starts none itself: {reason}\nInstall and start one: Docker Desktop or "
@@ -171,7 +145,7 @@ def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
         )
     elif not advised:
         told.append(f"{START} installs and starts one.")
-    raise EngineNotFound("\n".join(told)) from first
+    raise EngineNotFound("\n".join(told))
 
 
 def start(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
@@ -191,17 +165,20 @@ def start(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     return find(state, environ=environ)
 
 
-def places(environ: Mapping[str, str], *, own: str | None) -> Iterator[Place]:
-    """Yield the places to try, in order; ``own`` is the lab's own engine if it has one."""
+def places(environ: Mapping[str, str], *, own: str | None) -> Iterator[tuple[str, str]]:
+    """Yield the addresses to try, in order, each with what named it.
+
+    ``own`` is that of the lab's own engine if it has one. None is on another machine: there, the
+    registry would be out of this one's reach.
+    """
     if named := environ.get("DOCKER_HOST"):
-        tls = docker.utils.kwargs_from_env(environment=dict(environ)).get("tls")
-        yield Place(named, "the lab's own" if named == own else "DOCKER_HOST", tls)
+        yield named, "the lab's own" if named == own else "DOCKER_HOST"
         return
     if own is not None:
-        yield Place(own, "the lab's own")
+        yield own, "the lab's own"
         return
-    context = _context(environ)
-    yield context
+    context = _context(environ.get("DOCKER_CONTEXT") or None)
+    yield context, "docker context"
     if sys.platform == "win32":
         return
     runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
@@ -213,29 +190,22 @@ def places(environ: Mapping[str, str], *, own: str | None) -> Iterator[Place]:
         f"{environ.get('TMPDIR') or '/tmp'}/podman/podman-machine-default-api.sock",
     ):
         with contextlib.suppress(OSError):
-            if Path(path).is_socket() and f"unix://{path}" != context.host:
-                yield Place(f"unix://{path}", "socket")
+            if Path(path).is_socket() and f"unix://{path}" != context:
+                yield f"unix://{path}", "socket"
 
 
-def _context(environ: Mapping[str, str]) -> Place:
-    name = environ.get("DOCKER_CONTEXT") or None
+def _context(name: str | None) -> str:
     # The SDK raises a bare Exception for a damaged context file.
     with contextlib.suppress(Exception):
         if (context := ContextAPI.get_context(name)) and context.Host:
-            host = context.Host.removeprefix("http+")
-            return Place(host, "docker context", context.TLSConfig, context.name)
-    return Place(f"(context {name})", "docker context")
+            return str(context.Host).removeprefix("http+")
+    return f"(context {name})"
 
 
-def _connect(place: Place, labels: Mapping[str, str]) -> Engine:
+def _connect(host: str, source: str, labels: Mapping[str, str]) -> Engine:
     def client(version: str) -> docker.DockerClient:
-        made = docker.DockerClient(
-            base_url=place.host,
-            version=version,
-            timeout=PROBE_SECONDS,
-            tls=place.tls or False,
-            use_ssh_client=True,
-        )
+        # Seconds, for the first questions.
+        made = docker.DockerClient(base_url=host, version=version, timeout=10)
         made.api.trust_env = False  # No proxy belongs before an engine.
         return made
 
@@ -251,16 +221,14 @@ def _connect(place: Place, labels: Mapping[str, str]) -> Engine:
     found.api.timeout = 900  # An import of a large image says nothing for long.
     podman = any(part.get("Name") == "Podman Engine" for part in about.get("Components") or ())
     snapshots = ["driver-type", "io.containerd.snapshotter.v1"]
-    containerd = snapshots in [list(pair) for pair in info.get("DriverStatus") or ()]
-    # Keys and certificates lie in the context, where only its name leads to.
-    by_name = place.context and place.tls is not None
-    variables = {"DOCKER_CONTEXT": place.context} if by_name else {"DOCKER_HOST": place.host}
+    containerd = snapshots in (info.get("DriverStatus") or ())
+    variables = {"DOCKER_HOST": host}
     if podman:  # Its API has no BuildKit; a docker command that tries would start one of its own.
         variables["DOCKER_BUILDKIT"] = "0"
     return Engine(
         client=found,
-        host=place.host,
-        source=place.source,
+        host=host,
+        source=source,
         name="Podman" if podman else "Docker",
         version=about["Version"],
         platform=f"{about['Os']}/{about['Arch']}",
@@ -271,34 +239,23 @@ def _connect(place: Place, labels: Mapping[str, str]) -> Engine:
     )
 
 
-def _why(place: Place, error: Exception) -> tuple[str, str]:
+def _why(host: str, source: str, error: Exception) -> tuple[str, str]:
     """Return why a place does not answer; and what to do, unless only another engine helps."""
     cause: BaseException = error
     while inner := cause.__cause__ or cause.__context__:
         cause = inner
-    if place.host.startswith("(context"):
+    if host.startswith("(context"):
         return "there is no such context, or it is damaged.", "'docker context ls' lists them."
     if isinstance(cause, PermissionError):
-        return _why_no_permission(Path(place.host.removeprefix("unix://")))
-    known = [words for kind, words in CAUSES.items() if isinstance(cause, kind)]
-    words = known[0] if known else f"it does not answer as an engine: {cause}."
+        return "your account may not use it.", (
+            "Join the group that may ('ls -l' names it), mostly by 'sudo usermod -aG docker "
+            "$USER'; then log out and in again."
+        )
     advice = {
         "the lab's own": f"{START} starts it.",
         "DOCKER_HOST": f"Start that engine, or correct or unset DOCKER_HOST; then run {START}.",
     }
-    return words, advice.get(place.source, "")
-
-
-def _why_no_permission(path: Path) -> tuple[str, str]:
-    user = getpass.getuser()
-    words = f"the socket is there, but the user '{user}' may not use it."
-    try:
-        about, group = path.stat(), path.group()
-    except (OSError, KeyError):
-        return words, "Ask who set this engine up for the right to its folder."
-    if group == "root" or not about.st_mode & 0o020:
-        return words, f"It is for '{path.owner()}' alone: run the lab as that user."
-    return words, f"Run 'sudo usermod -aG {group} {user}', then log out and in again."
+    return f"no engine answers there ({cause}).", advice.get(source, "")
 
 
 def owner() -> str:
@@ -307,7 +264,7 @@ def owner() -> str:
 
 
 def remove_leftovers(engine: Engine) -> list[str]:
-    """Remove the containers that an engine, a build or a client that died left; tell each.
+    """Remove the containers that an engine, a build or a client that died left; return their names.
 
     These are one-shot ones whose client is gone, those that were made and never started, and
     stopped ones of the classic builder. Only this lab's are touched, and, but for the one-shots,
@@ -319,27 +276,25 @@ def remove_leftovers(engine: Engine) -> list[str]:
     with engine.doing("looking for what earlier work left behind"):
         for found in api.containers(all=True, filters=mine):
             with contextlib.suppress(docker.errors.NotFound):
-                why = _why_left_over(api.inspect_container(found["Id"]))
-                if why is not None:
+                if _is_left_over(api.inspect_container(found["Id"])):
                     api.remove_container(found["Id"], force=True, v=True)
-                    removed.append(f"container {found['Names'][0].lstrip('/')}: {why}")
+                    removed.append(found["Names"][0].lstrip("/"))
     return removed
 
 
-def _why_left_over(container: dict[str, Any]) -> str | None:
+def _is_left_over(container: dict[str, Any]) -> bool:
     import psutil
 
     labels = container["Config"].get("Labels") or {}
     role, status = labels.get(ROLE_LABEL), container["State"]["Status"]
     if role == "oneshot":
-        host, _, pid = labels.get(OWNER_LABEL, "").rpartition(":")
-        waits = host == platform.node() and pid.isdigit() and psutil.pid_exists(int(pid))
-        return None if waits else "its client is gone"
-    if status == "created" and role in {"run", "service"}:
-        return "it was never started"
+        host, _, pid = labels[OWNER_LABEL].rpartition(":")
+        return host != platform.node() or not psutil.pid_exists(int(pid))
+    if role in {"run", "service"}:
+        return bool(status == "created")
     # The classic builder names the image by its ID; a person names it by a reference.
     by_id = container["Config"]["Image"].startswith("sha256:")
-    return "a build that was cut off" if by_id and status in {"created", "exited", "dead"} else None
+    return by_id and status in {"created", "exited", "dead"}
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:

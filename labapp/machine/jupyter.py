@@ -58,43 +58,37 @@ def serve(
     state: State, engine: Engine, *, folder: Path, port: int | None = None, browser: bool = True
 ) -> None:
     """Serve a folder's notebooks until Ctrl-C; when JupyterLab runs already, only tell where."""
-    with state.lock("jupyter", waiting="Waiting for another start."):
-        server = find(state)
-        if server is not None:
-            feedback.say("JupyterLab is running already:")
-            _show(server, browser=browser)
-            return
-        # A polite kill and a closed terminal count as Ctrl-C. What is ignored stays so: that is
-        # how 'nohup' keeps a program.
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
-        process = _launch(state, engine, folder=folder, port=port)
-        try:
+    with contextlib.ExitStack() as ending:
+        with state.lock("jupyter"):
+            server = find(state)
+            if server is not None:
+                feedback.say("JupyterLab is running already:")
+                _show(server, browser=browser)
+                return
+            # A polite kill and a closed terminal count as Ctrl-C. What is ignored stays so: that
+            # is how 'nohup' keeps a program.
+            for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, signal.default_int_handler)
             feedback.say("Starting JupyterLab.")
+            process = _launch(state, engine, folder=folder, port=port)
+            ending.callback(_end, process.pid)
             wait_until(lambda: process.poll() is not None or find(state), seconds=90)
             server = find(state)
             if server is None:
-                log = _log(state).read_text(encoding="utf-8", errors="replace").splitlines()
-                tail = "\n  ".join(log[-8:])
                 raise LabError(
-                    f"starting JupyterLab: it did not answer. The end of '{_log(state)}':\n"
-                    f"  {tail}\nIf its port is taken, name another with --port."
+                    f"starting JupyterLab: it did not answer; the end of '{_log(state)}' says why. "
+                    "If its port is taken, name another with --port."
                 )
-        except BaseException:
-            _end(process.pid)
-            raise
-    feedback.say("JupyterLab is ready:")
-    try:
-        _show(server, browser=browser)
-        feedback.say("Ctrl-C ends it; the lab's engine and registry then run on.")
-        if status := process.wait():
-            raise LabError(
-                f"serving the notebooks: JupyterLab ended with {status}. Its log: "
-                f"'{_log(state)}'. 'python3 -m labapp start' starts it again."
-            )
-    except KeyboardInterrupt:
-        _end(process.pid)
+        with contextlib.suppress(KeyboardInterrupt):
+            feedback.say("JupyterLab is ready:")
+            _show(server, browser=browser)
+            feedback.say("Ctrl-C ends it; the lab's engine and registry then run on.")
+            if status := process.wait():
+                raise LabError(
+                    f"serving the notebooks: JupyterLab ended with {status}. Its log: "
+                    f"'{_log(state)}'. 'python3 -m labapp start' starts it again."
+                )
     feedback.say("JupyterLab has ended. 'python3 -m labapp stop' ends engine and registry.")
 
 

@@ -40,7 +40,11 @@ def can_start() -> str | None:
         return "an engine of its own runs on Linux only."
     if not is_installed() and (reason := root.why_no_packages()):
         return reason
-    return root.why_not_root() or root.why_not_privileged()
+    if reason := root.why_not_root():
+        return reason
+    if root.run_as_root(["unshare", "--mount", "--net", "true"]).returncode == 0:
+        return None
+    return "root may not mount or make networks here: a container without '--privileged'."
 
 
 def is_installed() -> bool:
@@ -49,12 +53,10 @@ def is_installed() -> bool:
 
 
 def install() -> None:
-    """Install the distribution's engine, and what the lab needs to build base images."""
+    """Install the distribution's engine."""
     feedback.say("No container engine answers: installing the distribution's docker.io.")
     # 'mount' and 'procps' bring umount and kill, which the smallest systems lack.
-    needed = ["docker.io", "iproute2", "mmdebstrap", "mount", "procps"]
-    if "ubuntu" in root.distribution():  # The keys of Debian's archive come extra there.
-        needed.append("debian-archive-keyring")
+    needed = ["docker.io", "iproute2", "mount", "procps"]
     # Not every distribution has these, or has them in a package of their own.
     welcome = ["docker-cli", "docker-buildx", "iptables", "ca-certificates"]
     # An engine or a command line from elsewhere is left as it is.
@@ -77,7 +79,7 @@ def host(state: State) -> str | None:
 
 def start(state: State) -> None:
     """Start the engine, or find it running; where it doesn't start, the end of its log is told."""
-    with state.lock("engine", waiting="Waiting for another start."):
+    with state.lock("engine"):
         if _answers(socket(state)) and _processes(state, "dockerd"):
             return
         _clear(state)
@@ -93,7 +95,7 @@ def stop(state: State) -> None:
     """Stop the engine, if there is one, with its containers and its bridge; its data stay."""
     if not state.read(RECORD):
         return
-    with state.lock("engine", waiting="Waiting for another start."):
+    with state.lock("engine"):
         if _processes(state, "dockerd"):
             feedback.say("Stopping the lab's own engine.")
         _clear(state)

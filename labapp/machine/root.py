@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Collection, Sequence
@@ -20,33 +18,11 @@ def why_not_root() -> str | None:
     return None if able else "that needs root, or a sudo that asks no password."
 
 
-def why_not_privileged() -> str | None:
-    """Return why root can't mount or make networks here, or None when it can.
-
-    Source: capabilities(7); ``CapEff`` in proc_pid_status(5).
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    held = int(status.partition("CapEff:")[2].split()[0], 16)
-    needed = 1 << 12 | 1 << 21  # CAP_NET_ADMIN, CAP_SYS_ADMIN
-    if os.geteuid() != 0 or held & needed == needed:
-        return None
-    return "root may not mount or make networks here: a container without '--privileged'."
-
-
 def why_no_packages() -> str | None:
     """Return why packages can't be installed here, or None when they can."""
-    if shutil.which("apt-get") is None or not distribution() & {"debian", "ubuntu"}:
+    if shutil.which("apt-get") is None:
         return "it installs packages on Debian and Ubuntu only."
     return why_not_root()
-
-
-def distribution() -> set[str]:
-    """Return the names of this Linux distribution and of those it derives from."""
-    try:
-        found = platform.freedesktop_os_release()
-    except OSError:
-        return set()
-    return {found["ID"], *found.get("ID_LIKE", "").split()}
 
 
 def search_path() -> str:
@@ -95,18 +71,14 @@ def install_packages(needed: Sequence[str], *, welcome: Sequence[str] = ()) -> N
     if not _missing(needed):
         return
     # An index that can't be reached is no failure here: the installation tells what it misses.
-    _apt(["update"], title="Reading the package indexes (apt-get update)")
+    _apt_get("update")
     names = subprocess.run(["apt-cache", "pkgnames"], capture_output=True, text=True).stdout
     wanted = _missing([*needed, *sorted({*welcome} & {*names.split()})])
-    command = ["install", "--yes", "--no-install-recommends", *wanted]
-    feedback.command(as_root(["apt-get", *command]))
-    status, log = _apt(command, title=f"Installing {', '.join(wanted)}")
-    if status != 0:
-        tail = "\n  ".join(log[-8:])
+    if status := _apt_get("install", "--yes", "--no-install-recommends", *wanted):
         raise EngineError(
-            f"installing the packages '{' '.join(wanted)}': apt-get ended with {status}:\n"
-            f"  {tail}\n"
-            f"Try 'apt-get install {' '.join(wanted)}' yourself, then start the lab again."
+            f"installing the packages '{' '.join(wanted)}': apt-get ended with {status}; its last "
+            f"lines are above. Try 'apt-get install {' '.join(wanted)}' yourself, then start the "
+            "lab again."
         )
 
 
@@ -116,29 +88,10 @@ def _missing(names: Sequence[str]) -> list[str]:
     return [name for name in names if f"{name} installed" not in listing]
 
 
-def _apt(arguments: Sequence[str], *, title: str) -> tuple[int, list[str]]:
-    """Run apt-get as root; return its exit code and the lines that it printed.
-
-    Source: apt's README.progress-reporting (``kind:item:percent:words`` lines).
-    """
-    options = ["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Status-Fd=1"]
-    command = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "apt-get", *options, *arguments]
-    process = subprocess.Popen(
-        as_root(command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    log = []
-    with process, feedback.bars(title, unit="steps") as bars:
-        bars.update("packages", 0, None)
-        for line in process.stdout or ():
-            if status := re.match(r"(dl|pm)status:[^:]*:([\d.]+):(.*)", line):
-                # Fetching counts as the first half of the way, unpacking as the second.
-                done = float(status[2]) / 2 + (50 if status[1] == "pm" else 0)
-                bars.update("packages", done, 100, status[3].strip()[:40])
-            else:
-                log.append(line.rstrip())
-    return process.returncode, log
+def _apt_get(*arguments: str) -> int:
+    """Run apt-get as root, whose output the user sees; return its exit code."""
+    feedback.command(as_root(["apt-get", *arguments]))
+    # Another program that installs just now, such as the system's own updates, is waited for.
+    command = ["apt-get", "--option=DPkg::Lock::Timeout=300", *arguments]
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive"]
+    return subprocess.run(as_root([*quiet, *command]), stdin=subprocess.DEVNULL).returncode

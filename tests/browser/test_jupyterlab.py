@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from desk import empty
@@ -16,6 +14,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from labapp.bench import Bench
 from labapp.machine import root
+from labapp.state import REPOSITORY
 
 CHAPTER = "00_start_here"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -34,19 +33,14 @@ def browser_path() -> str:
 
 
 @pytest.fixture(scope="module")
-def address(
-    bench: Bench, repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def address(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address that `start --no-browser` prints; it serves a copy of the notebooks."""
     empty(bench)
     folder = tmp_path_factory.mktemp("served") / "notebooks"
-    notebooks = repository / "notebooks"
+    notebooks = REPOSITORY / "notebooks"
     shutil.copytree(notebooks, folder, ignore=shutil.ignore_patterns("work"))
     command = [sys.executable, "-m", "labapp", "start", "--no-browser", "--notebooks", str(folder)]
-    lab = {"LABAPP_STATE": str(bench.state.folder), "DOCKER_HOST": bench.engine.host}
-    with subprocess.Popen(
-        command, cwd=repository, env=os.environ | lab, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         try:
             lines = (re.search(r"http://\S+token=\w+", line) for line in process.stdout or ())
             yield next(filter(None, lines))[0]

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import requests
 
-from labapp import feedback
 from labapp.errors import LabError
+from labapp.feedback import QuietFeedback
 from labapp.machine import jupyter
 from labapp.machine.engine import Engine
 from labapp.machine.ports import free_port
@@ -36,12 +36,11 @@ jupyter.serve(state, engine.find(state), folder=Path(sys.argv[1]), browser=False
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[State]:
+def own(tmp_path: Path, told: QuietFeedback) -> Iterator[State]:
     """A lab whose JupyterLab is ended whatever happens."""
     state = State.open(tmp_path / "state")
-    with feedback.using(feedback.QuietFeedback()):
-        yield state
-        jupyter.stop(state)
+    yield state
+    jupyter.stop(state)
 
 
 @contextlib.contextmanager
@@ -69,37 +68,9 @@ def address(process: subprocess.Popen[str]) -> str:
     raise AssertionError(said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_ctrl_c_and_a_second_start_tells_where(
-    own: State, engine: Engine, number: signal.Signals
+def test_a_second_start_tells_where_it_is_and_a_stop_ends_it_when_its_starter_was_killed(
+    own: State, engine: Engine
 ) -> None:
-    with serving(own, engine) as first:
-        url = address(first)
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[0-9a-f]{48}", url)
-        assert requests.get(url, timeout=10).status_code == 200
-        overrides = url.replace(
-            "/lab?", "/lab/api/settings/@jupyterlab/notebook-extension:tracker?"
-        )
-        found = requests.get(overrides, timeout=10).json()
-        assert found["schema"]["properties"]["windowingMode"]["default"] == "defer"
-        # The token is asked for, and stands in no command line that others could read.
-        bare = url.partition("?")[0]
-        assert "/login" in requests.get(bare, timeout=10).url
-        server = jupyter.find(own)
-        assert server is not None
-        token = url.partition("token=")[2]
-        assert token not in " ".join(psutil.Process(server.pid).cmdline())
-        with serving(own, engine) as second:
-            assert address(second) == url
-            assert second.wait(timeout=30) == 0
-        assert first.poll() is None
-        first.send_signal(number)
-        assert first.wait(timeout=30) == 0
-    assert not psutil.pid_exists(server.pid)
-    assert jupyter.find(own) is None
-
-
-def test_it_is_found_and_ended_after_its_starter_was_killed(own: State, engine: Engine) -> None:
     # What a crash left is not believed.
     content = f'{{"url": "http://127.0.0.1:{free_port()}/", "token": "x", "pid": {os.getpid()}}}'
     own.path("jupyter", "jpserver-1.json").write_text(content)
@@ -107,30 +78,48 @@ def test_it_is_found_and_ended_after_its_starter_was_killed(own: State, engine: 
     assert jupyter.find(own) is None
     with serving(own, engine) as first:
         url = address(first)
-        first.kill()
-        first.wait()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[0-9a-f]{48}", url)
+        assert requests.get(url, timeout=10).status_code == 200
+        bare, _, token = url.partition("?token=")
+        settings = f"{bare}/api/settings/@jupyterlab/notebook-extension:tracker?token={token}"
+        found = requests.get(settings, timeout=10).json()
+        assert found["schema"]["properties"]["windowingMode"]["default"] == "defer"
+        # The token is asked for, and stands in no command line that others could read.
+        assert "/login" in requests.get(bare, timeout=10).url
         server = jupyter.find(own)
         assert server is not None and server.url == url
+        assert token not in " ".join(psutil.Process(server.pid).cmdline())
+        with serving(own, engine) as second:
+            assert (address(second), second.wait(timeout=30)) == (url, 0)
+        first.kill()
+        first.wait()
+    assert jupyter.find(own) == server
     jupyter.stop(own)
     assert jupyter.find(own) is None
     assert not psutil.pid_exists(server.pid)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_ctrl_c(own: State, engine: Engine, number: signal.Signals) -> None:
+    with serving(own, engine) as first:
+        address(first)
+        first.send_signal(number)
+        assert first.wait(timeout=30) == 0
+    assert jupyter.find(own) is None
+
+
 def test_a_port_that_is_taken_is_told(own: State, engine: Engine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(LabError, match=f"(?s){port}.*--port"):
+        with pytest.raises(LabError, match=r"jupyter\.log.*--port"):
             jupyter.serve(own, engine, folder=own.folder, port=port, browser=False)
     assert jupyter.find(own) is None
 
 
-def test_cells_and_terminals_reach_the_same_engine_and_lab(
+def test_terminals_ask_no_proxy_for_the_registry(
     own: State, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "inside.example")
     found = jupyter.environment(own, engine)
-    assert found["DOCKER_HOST"] == engine.host
-    assert found["LABAPP_STATE"] == str(own.folder)
-    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert found["NO_PROXY"] == "inside.example,localhost,127.0.0.1"

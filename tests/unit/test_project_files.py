@@ -115,13 +115,6 @@ def test_pyproject_and_conda_ask_for_the_same_packages() -> None:
     assert conda["channels"] == ["conda-forge", "nodefaults"]
 
 
-def test_ci_runs_the_readmes_test_command() -> None:
-    script, readme = (ROOT / name for name in (".ci/run", "README.md"))
-    assert script.read_text(encoding="utf-8").rstrip().endswith("exec python3 -m labapp test")
-    assert "python3 -m labapp test" in readme.read_text(encoding="utf-8")
-    assert script.stat().st_mode & 0o111
-
-
 def test_the_vendored_file_is_the_one_that_its_readme_names() -> None:
     readme = (DIAGRAMS.parent / "README.md").read_text(encoding="utf-8")
     digest = hashlib.sha256(gzip.decompress(DIAGRAMS.read_bytes())).hexdigest()
