@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from labapp import feedback
-from labapp.errors import InvalidReference, LabError, NotInRegistry
+from labapp.errors import InvalidReference, LabError
 from labapp.state import REPOSITORY, State, write_file
 
 if TYPE_CHECKING:
@@ -420,19 +420,10 @@ def _inspect(reference: Reference, *, cves: str, platform: Platform | None, **_:
     from labapp.inside import inspection
     from labapp.registry.client import Registry
 
-    registry = Registry(reference.registry)
-    if platform is not None:
-        # A plain image is for one platform, and no registry refuses it to others.
-        offered = registry.image(reference, platform=platform).config.platform
-        if offered and not platform.can_run(offered):
-            raise NotInRegistry(
-                f"inspecting '{reference}': it is an image for {offered} alone, not for "
-                f"{platform}. Leave --platform out."
-            )
     cache, source = State.open().path(inspection.CACHE), None if cves == "none" else cves
     with contextlib.redirect_stdout(sys.stderr):
         return inspection.inspect(
-            registry, reference, cache=cache, source=source, platform=platform
+            Registry(reference.registry), reference, cache=cache, source=source, platform=platform
         )
 
 

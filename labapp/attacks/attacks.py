@@ -294,11 +294,11 @@ def place_mirror(bench: Bench, forged: Forged | None = None) -> str:
         raise AttackError(f"{doing}: one runs already. Undo the attacks first.")
     network, upstream = _registry_inside(bench)
     data = {"repository": forged.repository, "after": forged.manifest.digest} if forged else {}
-    environment = {"UPSTREAM": upstream, "REPOSITORY": "", "INSTEAD": ""}
     Journal(bench.state).note(Change("transit", "container", name, data))
     if forged is not None:
-        environment |= {"REPOSITORY": forged.repository, "INSTEAD": forged.manifest.digest}
         forged.upload(bench.registry, forged.manifest.digest)
+    environment = {"UPSTREAM": upstream, "REPOSITORY": data.get("repository", "")}
+    environment["INSTEAD"] = data.get("after", "")
     program = Path(middleman.__file__).read_text(encoding="utf-8")
     with bench.engine.doing(doing, AttackError):
         container = bench.engine.client.containers.run(

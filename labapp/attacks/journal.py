@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import docker.errors
-
 from labapp import feedback
 from labapp.bench import Bench
 from labapp.errors import AttackError, ImageError, LabError, NotInRegistry, RegistryError
@@ -140,12 +138,8 @@ def container_name(bench: Bench, role: str) -> str:
 
 def own_container(bench: Bench, name: str) -> Container | None:
     """Return the container of a name, in which this lab's id is, if there is one."""
-    with (
-        bench.engine.doing(f"looking for the container '{name}'", AttackError),
-        contextlib.suppress(docker.errors.NotFound),
-    ):
-        return bench.engine.client.containers.get(name)
-    return None
+    with bench.engine.doing(f"looking for the container '{name}'", AttackError):
+        return bench.engine.container(name)
 
 
 def undo(bench: Bench) -> None:

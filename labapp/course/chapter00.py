@@ -9,6 +9,7 @@ import requests
 from labapp.bench import Bench
 from labapp.course import checks
 from labapp.course.exercises import NotYet, Verdict, Wrong, correct
+from labapp.machine.ports import ask
 
 
 def check_00_tag(bench: Bench, answer: object) -> Verdict:
@@ -68,9 +69,7 @@ def _published_port(container: dict[str, Any]) -> str | None:
 
 
 def _answers(port: str) -> bool:
-    with requests.Session() as session:
-        session.trust_env = False
-        try:
-            return session.get(f"http://127.0.0.1:{port}/", timeout=5).ok
-        except requests.RequestException:
-            return False
+    try:
+        return ask(f"http://127.0.0.1:{port}/", seconds=5).ok
+    except requests.RequestException:
+        return False

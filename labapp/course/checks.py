@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -23,7 +24,7 @@ from labapp.errors import (
     RegistryUnreachable,
 )
 from labapp.feedback import QuietFeedback
-from labapp.inside.archive import stream_of, walk
+from labapp.inside.archive import walk
 from labapp.inside.inspection import CACHE
 from labapp.journey import run
 from labapp.journey.bases import SLIM
@@ -173,7 +174,7 @@ def entries(layer: bytes) -> Iterator[tuple[str, bytes]]:
 
     A layer that is no archive, such as a builder's note on how it built, has none.
     """
-    stream = stream_of(iter([layer]))
+    stream = io.BytesIO(layer)
     with contextlib.suppress(DamagedContent):
         for entry in walk(stream, doing="looking into a layer"):
             yield entry.path, stream.read(entry.stored)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labapp.errors import VulnerabilityError
+from labapp.errors import NotInRegistry, VulnerabilityError
 from labapp.feedback import amount
 from labapp.inside.packages import KINDS
 from labapp.reference import Reference
@@ -199,6 +199,12 @@ def inspect(
     returned, and ``unknown`` says why. The platform is for an index.
     """
     held = registry.image(reference, platform=platform)
+    # A plain image is for one platform, and no registry refuses it to others.
+    if platform is not None and not platform.can_run(held.config.platform):
+        raise NotInRegistry(
+            f"inspecting '{reference}': it is an image for {held.config.platform} alone, not for "
+            f"{platform}. Leave --platform out."
+        )
     from labapp.inside import image
 
     contents = image.read(registry, held, folder=cache / "layers")

@@ -15,7 +15,7 @@ from labapp import feedback
 from labapp.errors import RunError
 from labapp.journey.transfer import pull, with_tag
 from labapp.machine.engine import OWNER_LABEL, Engine, owner
-from labapp.machine.ports import wait_until
+from labapp.machine.ports import ask, wait_until
 from labapp.reference import Reference
 from labapp.state import ROLE_LABEL
 
@@ -43,7 +43,7 @@ class Running:
         if self.url is None:
             raise RunError(f"{doing}: it publishes no port. Give it one, below 'ports'.")
         try:
-            answer = _ask(self.url + path, seconds=10)
+            answer = ask(self.url + path, seconds=10)
         except requests.RequestException as error:
             raise RunError(
                 f"{doing}: nothing answers at '{self.url}'. 'docker logs {self.name}' may say why."
@@ -216,7 +216,7 @@ def wait_until_ready(
             )
         if port and (url := published_url(container, port)):
             with contextlib.suppress(requests.RequestException):
-                return _ask(url + (path or "/"), seconds=2).ok or path is None
+                return ask(url + (path or "/"), seconds=2).ok or path is None
         return False
 
     seconds = 0.5 if port is None else seconds
@@ -246,13 +246,6 @@ def discard(container: Container) -> None:
 def _log_end(container: Container) -> str:
     lines = container.logs(tail=15).decode("utf-8", "replace").rstrip()
     return lines or "(it printed nothing)"
-
-
-def _ask(url: str, *, seconds: float) -> requests.Response:
-    with requests.Session() as session:
-        # A proxy that is set for the internet does not lead to this machine.
-        session.trust_env = False
-        return session.get(url, timeout=seconds)
 
 
 def _have(engine: Engine, reference: Reference) -> None:

@@ -31,6 +31,7 @@ import docker.utils
 import requests
 import urllib3
 from docker.context import ContextAPI
+from docker.models.containers import Container
 from docker.models.images import Image
 
 from labapp.errors import EngineError, EngineLost, EngineNotFound, LabError
@@ -101,6 +102,12 @@ class Engine:
         """Return an image that the engine holds, by any of its names; None when it has none."""
         with contextlib.suppress(docker.errors.NotFound):  # Podman's answer is no ImageNotFound.
             return self.client.images.get(reference)
+        return None
+
+    def container(self, name: str) -> Container | None:
+        """Return a container by its name, running or not; None when there is none."""
+        with contextlib.suppress(docker.errors.NotFound):
+            return self.client.containers.get(name)
         return None
 
     @contextlib.contextmanager

@@ -13,12 +13,10 @@ import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import requests
-
 from labapp import feedback
 from labapp.errors import LabError
 from labapp.machine.engine import Engine
-from labapp.machine.ports import wait_until
+from labapp.machine.ports import ask, wait_until
 from labapp.state import REPOSITORY, State
 
 OVERRIDES = {
@@ -45,11 +43,10 @@ def find(state: State) -> Server | None:
     three seconds to import, and believes a file whose process is by now another one.
     """
     for file in _log(state).parent.glob("jpserver-*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError), requests.Session() as session:
-            session.trust_env = False  # It is on this machine: no proxy, and no password file.
+        with contextlib.suppress(OSError, ValueError, KeyError):
             found = json.loads(file.read_text(encoding="utf-8"))
-            session.headers["Authorization"] = f"token {found['token']}"
-            if session.get(f"{found['url']}api/status", timeout=20).ok:
+            headers = {"Authorization": f"token {found['token']}"}
+            if ask(f"{found['url']}api/status", seconds=20, headers=headers).ok:
                 return Server(f"{found['url']}lab?token={found['token']}", found["pid"])
     return None
 

@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 
 import requests
 
-from labapp.machine.ports import LOOPBACK
+from labapp.machine.ports import LOOPBACK, ask
 from labapp.private.accounts import ANONYMOUS, Accounts
 from labapp.state import State
 
@@ -189,9 +189,8 @@ _running: dict[Path, _Service] = {}
 def find(state: State) -> str | None:
     """Return the address that gives tokens, if this lab's service answers there."""
     realm: str = state.read(_PLACE).get("realm", "")
-    with contextlib.suppress(requests.RequestException), requests.Session() as session:
-        session.trust_env = False  # an address of this machine: no proxy
-        answer = session.get(urljoin(realm, "/alive"), timeout=5)
+    with contextlib.suppress(requests.RequestException):
+        answer = ask(urljoin(realm, "/alive"), seconds=5)
         return realm if answer.json() == {"lab": state.lab_id} else None
     return None
 

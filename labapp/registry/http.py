@@ -92,7 +92,7 @@ def printable(text: str) -> str:
 
 def url_of(address: str, *, secure: bool | None = None) -> str:
     """Return the URL of a registry as references name it; HTTPS but on this machine, as docker."""
-    host = (urlsplit(f"//{address}").hostname or "").lower()
+    host = urlsplit(f"//{address}").hostname or ""
     scheme = "https" if (not is_loopback(host) if secure is None else secure) else "http"
     if address == "docker.io":  # that host serves web pages; this one speaks for it
         return f"{scheme}://registry-1.docker.io"
@@ -110,7 +110,7 @@ def is_loopback(host: str) -> bool:
 
 def is_local(url: str) -> bool:
     """Tell if a URL leads to this machine itself, by a loopback name or its own address."""
-    host = (urlsplit(url).hostname or "").lower()
+    host = urlsplit(url).hostname or ""
     if is_loopback(host):
         return True
     import psutil
@@ -124,7 +124,7 @@ def origin(url: str) -> tuple[str, str, int | None]:
     This machine is the same by all its names.
     """
     parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
+    host = parts.hostname or ""
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, "localhost" if is_loopback(host) else host, port
 

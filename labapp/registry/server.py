@@ -78,7 +78,7 @@ class RegistryServer:
     def is_running(self) -> bool:
         """Tell whether the registry's container runs."""
         with self._engine.doing(f"looking for the registry '{self.name}'"):
-            container = self._container()
+            container = self._engine.container(self.name)
         return container is not None and container.status == "running"
 
     def registry(self) -> Registry:
@@ -114,7 +114,7 @@ class RegistryServer:
     def stop(self) -> None:
         """Stop the registry and keep its content, and its log until the next start."""
         with self._engine.doing(f"stopping the registry '{self.name}'"):
-            container = self._container()
+            container = self._engine.container(self.name)
             if container is not None and container.status != "exited":
                 feedback.command(["docker", "stop", self.name])
                 container.stop(timeout=5)
@@ -130,7 +130,7 @@ class RegistryServer:
     def logs(self, *, since: datetime | None = None) -> bytes:
         """Return what the registry's container has logged, from a moment on."""
         with self._engine.doing(f"reading the log of '{self.name}'"):
-            container = self._container()
+            container = self._engine.container(self.name)
             return container.logs(since=since and since.timestamp()) if container else b""
 
     def storage(self, argv: Sequence[str], *, folder: str | None = None) -> str:
@@ -175,11 +175,6 @@ class RegistryServer:
             )
         return str(found)
 
-    def _container(self) -> Container | None:
-        with contextlib.suppress(docker.errors.NotFound):
-            return self._engine.client.containers.get(self.name)
-        return None
-
     def _id_of(self, image: str) -> str:
         held = self._engine.image(image)
         if held is None:
@@ -190,7 +185,7 @@ class RegistryServer:
         return str(held.id)
 
     def _is_good(self, labels: Mapping[str, str], port: int) -> bool:
-        container = self._container()
+        container = self._engine.container(self.name)
         if container is None or container.status != "running":
             return False
         return labels.items() <= container.labels.items() and self._answers(port)
