@@ -26,7 +26,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 SECOND = "-chapters"
-"""How the name of the folder of the tests' second lab ends, in which the chapters run."""
+"""How the name of the folder of the tests' second lab ends."""
 
 BASES = click.option(
     "--bases",
@@ -207,7 +207,7 @@ def test(pytest_args: tuple[str, ...]) -> int:
     bench = None if units else prepare(state, clean=True)
     command = [sys.executable, "-m", "pytest"]
     if not any(argument.startswith("tests/") for argument in pytest_args):
-        # Chapters wait for builds most of the time: they run beside the rest, in a second lab.
+        # Tests wait for builds most of the time: two processes share them, each with a lab.
         command += ["-n", "2"]
     if reason := own_engine.can_start():
         feedback.say(f"Left out: the tests that make an engine or a root. Why: {reason}")

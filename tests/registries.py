@@ -125,3 +125,10 @@ def put_image(
         "layers": [{"mediaType": OCI_LAYER, "digest": layer, "size": size}],
     }
     return registry.put_manifest(repository, tag, canonical_json(manifest), OCI_MANIFEST)
+
+
+def stored_at(digest: str) -> str:
+    """Where a registry's container keeps the bytes of a blob or a manifest."""
+    from labapp.registry.server import CONTENT  # and with it the SDK, which unit tests do without
+
+    return f"{CONTENT}/blobs/sha256/{digest[7:9]}/{digest[7:]}/data"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from registries import Reply, Seen, serving
+from registries import Reply, Seen, serving, stored_at
 
 from labapp import bundle as bundles
 from labapp.bench import Bench
@@ -28,7 +28,7 @@ from labapp.machine.engine import Engine
 from labapp.machine.ports import wait_until
 from labapp.registry.client import Registry
 from labapp.registry.manifests import OCI_INDEX
-from labapp.registry.server import CONTENT, RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import REPOSITORY, State
 
 
@@ -92,8 +92,7 @@ def test_a_mirror_gives_all_of_it_byte_for_byte(
     layer = copies.image(small.reference).manifest.layers[0]
 
     def spoil(*command: str, digest: str = layer.digest) -> None:
-        value = digest.removeprefix("sha256:")
-        lab.server.storage([*command, f"{CONTENT}/blobs/sha256/{value[:2]}/{value}/data"])
+        lab.server.storage([*command, stored_at(digest)])
 
     def is_mended() -> bool:
         again = lab.prepare("mirror")
@@ -276,8 +275,7 @@ def test_a_bundle_is_all_that_an_offline_machine_needs(
 
     # A second time, over a layer that was damaged meanwhile.
     layer = server.registry().image(bases[SLIM].reference).manifest.layers[0]
-    value = layer.digest.removeprefix("sha256:")
-    server.storage(["truncate", "-s", "5", f"{CONTENT}/blobs/sha256/{value[:2]}/{value}/data"])
+    server.storage(["truncate", "-s", "5", stored_at(layer.digest)])
     assert bundles.load(state, bundle, wheel_folder=application / "wheels") == loaded
     assert server.registry().blob_size("base/python", layer.digest) == layer.size
     bundle.unlink()  # half a gigabyte, which pytest would keep

@@ -30,26 +30,16 @@ pytestmark = pytest.mark.own_engine
 Serving = Callable[[Engine, State], RegistryServer]
 
 
-@pytest.fixture
-def own(another: Callable[[], State]) -> State:
-    return another()
+def lab(tmp_path_factory: pytest.TempPathFactory, told: feedback.QuietFeedback) -> Iterator[State]:
+    """A lab of its own, whose engine is removed with all its data."""
+    state = State.open(tmp_path_factory.mktemp("lab"))
+    yield state
+    own_engine.remove(state)
+    assert leftovers(state) == []
 
 
-@pytest.fixture
-def another(
-    tmp_path_factory: pytest.TempPathFactory, told: feedback.QuietFeedback
-) -> Iterator[Callable[[], State]]:
-    """Make a lab of its own, whose engine is removed with all its data."""
-    made: list[State] = []
-
-    def make() -> State:
-        made.append(State.open(tmp_path_factory.mktemp("lab")))
-        return made[-1]
-
-    yield make
-    for state in made:
-        own_engine.remove(state)
-        assert leftovers(state) == []
+own = pytest.fixture(lab)
+other = pytest.fixture(lab)
 
 
 def start(state: State) -> Engine:
@@ -160,9 +150,8 @@ def test_an_engine_that_was_killed_is_mended_by_start_and_cleared_by_stop(
 
 
 def test_two_labs_on_one_machine_do_not_disturb_each_other(
-    own: State, another: Callable[[], State], serving: Serving
+    own: State, other: State, serving: Serving
 ) -> None:
-    other = another()
     one, two = start(own), start(other)
     served = serving(one, own)
     serving(two, other)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from registries import stored_at
 
 from labapp.errors import EngineNotFound, PullError, PushError
 from labapp.journey.build import build
@@ -29,7 +30,7 @@ from labapp.private.registry import PrivateRegistry
 from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.log import listening
-from labapp.registry.server import CONTENT, RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import State
 
 pytestmark = pytest.mark.own_engine
@@ -143,8 +144,7 @@ def test_the_journey(
     layer = str(pushed.layers["digest"].iloc[-1])
     kept = b"".join(newer.client.images.get(name).save(named=True))
     remove(newer, name)
-    value = layer.partition(":")[2]
-    path = f"{CONTENT}/blobs/sha256/{value[:2]}/{value}/data"
+    path = stored_at(layer)
     server.storage(["sh", "-c", f"printf labapp | dd of={path} bs=1 seek=50 conv=notrunc"])
     with pytest.raises(PullError, match=layer):
         pull(newer, server, name)

@@ -1,3 +1,5 @@
+"""Charts: what they say is true and can be read; saved, shown, and refused for nothing."""
+
 from __future__ import annotations
 
 import base64

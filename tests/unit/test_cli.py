@@ -50,7 +50,7 @@ def test_each_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtur
         (["start"], 1, "none.sock"),
         (["run", "77"], 1, "'77'"),
         (["reset", "--yes"], 1, "none.sock"),
-        (["bundle", "load", "/nosuch/file.tar"], 2, "does not exist"),
+        (["bundle", "load", "/nosuch/file.zip"], 2, "does not exist"),
         (["test", "tests/integration"], 1, "none.sock"),
         (["inspect"], 2, "Missing argument 'REFERENCE'"),
         (["inspect", "Shop/web"], 1, "'Shop/web'"),

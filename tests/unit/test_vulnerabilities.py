@@ -460,6 +460,6 @@ def test_auto_takes_what_was_last_read_when_the_mirror_is_down(
     "content", ["", "[]", '{"suites": []}', '{"suites": {"": [0]}}', '{"suites": {"": "abcd"}}']
 )
 def test_a_snapshot_that_cannot_be_read(content: str) -> None:
-    with pytest.raises(VulnerabilityError, match=r"'a\.tar/s'"):
-        mirrors.parse_snapshot(gzip.compress(content.encode()), "a.tar/s")
+    with pytest.raises(VulnerabilityError, match=r"'a\.zip/s'"):
+        mirrors.parse_snapshot(gzip.compress(content.encode()), "a.zip/s")
     assert mirrors.parse_snapshot(gzip.compress(b'{"files": {}}'), "of an earlier lab") == {}
