@@ -96,7 +96,7 @@ def check_04_patch(bench: Bench, answer: object) -> Verdict:
         names = sorted(set(report.rows.loc[report.rows["state"] == "missing", "package"]))
         raise Wrong(
             f"'team/python:patched' still lacks {report.missing} fixes, for example in "
-            f"{', '.join(names[:4])}."
+            f"{', '.join(names[:4])}. A base is as fresh as the day on which it was made."
         )
     try:
         said = checks.run_once(bench, held.pinned, ["python3", "-c", "print(6 * 7)"])

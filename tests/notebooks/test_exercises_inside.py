@@ -136,12 +136,12 @@ STATES: States = {
         (copied("base/python:3.13-slim", SMALL), "Wrong", "run"),
     ],
     "04-patch": [
-        copied("base/python:3.13-slim", PATCHED),
+        on_top("", UPGRADE, PATCHED),  # the base alone may lack what came out since it was made
         on_top("python:old", UPGRADE, PATCHED),
         (nothing, "NotYet", PATCHED),
         (copied("kept/python:old", PATCHED), "Wrong", "fixes"),
         (on_top("python:old", "RUN rm -rf /var/lib/dpkg/status", PATCHED), "Wrong", "list"),
-        (on_top("", "RUN rm /usr/bin/python3*", PATCHED), "Wrong", "run"),
+        (on_top("", f"{UPGRADE}\nRUN rm /usr/bin/python3*", PATCHED), "Wrong", "run"),
     ],
     "05-two": [
         copied("kept/web:multistage", TWO),
