@@ -16,6 +16,7 @@ from labapp.machine import engine as engines
 from labapp.machine import own_engine
 from labapp.machine.engine import Engine, remove_leftovers
 from labapp.reference import Reference
+from labapp.registry import podman
 from labapp.registry.client import Registry
 from labapp.registry.server import RegistryServer
 from labapp.state import REPOSITORY, State
@@ -94,6 +95,7 @@ def prepare(state: State, *, source: str = "auto", clean: bool = False) -> Bench
             feedback.say(f"Removed what earlier work left behind: {', '.join(left)}")
         server = RegistryServer(engine=engine, state=state)
         bases = base_images.prepare(engine, server, state, source=source)
+        podman.allow_http(engine, state, server)
         wheels.fetch(REPOSITORY / "dockerfiles" / "app" / "wheels", platform=engine.platform)
     work = REPOSITORY / "notebooks" / "work"
     return Bench(state, engine, server, server.registry(), bases, work)

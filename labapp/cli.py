@@ -188,8 +188,16 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
 
 
 @command.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="NAME...",
+    help="Run the chapters on other engines instead, each made of Debian's packages (as root on "
+    "Debian or Ubuntu): docker-20.10, docker-26, docker-28, podman-4, podman-5, ... or 'all'.",
+)
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[PYTEST_ARGS]...")
-def test(pytest_args: tuple[str, ...]) -> int:
+def test(pytest_args: tuple[str, ...], engines: tuple[str, ...]) -> int:
     """Set up a lab apart, and run the test suite.
 
     That lab's state folder ends in '-test', or is named in LABAPP_STATE_TEST: a running lab is not
@@ -201,6 +209,9 @@ def test(pytest_args: tuple[str, ...]) -> int:
 
     state = State.open(tests_folder())
     os.environ["LABAPP_STATE"] = str(state.folder)
+    if engines:
+        command = [sys.executable, "tests/engines.py", *engines, *pytest_args]
+        return subprocess.run(command, cwd=REPOSITORY).returncode
     if root.why_no_packages() is None:
         os.environ.setdefault("LABAPP_BASES", "debian")
     units = any(argument.startswith("tests/unit") for argument in pytest_args)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from labapp.errors import BaseError, EngineNotFound, LabError
+from labapp.errors import BaseError, EngineNotFound, LabError, RegistryError
 from labapp.journey import bases
 from labapp.machine import engine as engines
 from labapp.machine.engine import Engine
+from labapp.registry import podman
 from labapp.registry.server import RegistryServer
 from labapp.state import State
 
@@ -51,6 +52,8 @@ def examine_lab(state: State) -> list[Finding]:
     server = RegistryServer(engine=engine, state=state)
     found = [Finding("engine", True, engine.describe()), _tried("registry", _registry, server)]
     if found[-1].ok:
+        if engine.name == "Podman":
+            found.append(_tried("plain HTTP", _plain_http, engine, state, server.address))
         known = {base.name: base for base in bases.recorded(server, state)}
         for name in bases.NAMES:
             found.append(_tried(f"base {name}", _base, server, known.get(name)))
@@ -86,6 +89,12 @@ def _tried(subject: str, look: Callable[..., str], *arguments: object) -> Findin
 def _registry(server: RegistryServer) -> str:
     server.registry().ping()
     return f"answers at {server.address}"
+
+
+def _plain_http(engine: Engine, state: State, address: str) -> str:
+    if podman.takes_http(engine, address):
+        return f"Podman takes it from {address}, by '{podman.written(state) or 'its settings'}'"
+    raise RegistryError(podman.advice(engine, state, address))
 
 
 def _base(server: RegistryServer, base: bases.Base | None) -> str:

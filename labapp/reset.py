@@ -17,6 +17,7 @@ from labapp.machine import own_engine
 from labapp.machine.engine import Engine
 from labapp.private import registry as private
 from labapp.private import service
+from labapp.registry import podman
 from labapp.state import LABEL, State
 
 KEPT = {"id", "engine", "own_engine.json", "jupyter", "receipts.json"}
@@ -40,6 +41,8 @@ class Plan:
         """Return the plan for a person to read, a line a thing."""
         found = [*self.things]
         found += [f"the engine's trust in '{file}'" for file in private.trusted(self.state)]
+        if file := podman.written(self.state):
+            found.append(f"Podman's setting '{file}'")
         if self.engine is None:
             found.append("the lab's own engine, with every image, container and volume in it")
         return found + [f"'{file}'" for file in self.files]
@@ -74,7 +77,11 @@ def carry_out(plan: Plan) -> list[str]:
     # Of what attacks changed, only files can be elsewhere than in what is removed here; and trust
     # is taken back by means of the registry's image.
     journal = Journal(plan.state)
-    for put_back in (journal.restore_files, lambda: private.distrust(plan.engine, plan.state)):
+    for put_back in (
+        journal.restore_files,
+        lambda: private.distrust(plan.engine, plan.state),
+        lambda: podman.forget(plan.engine, plan.state),
+    ):
         try:
             put_back()
         except (LabError, OSError) as error:

@@ -1,8 +1,8 @@
 """Builds: a Dockerfile and a folder become an image.
 
 ``docker build`` does the work, whichever builder it has, and what it prints is read as steps. It
-prints in two ways: the classic builder as ``Step 1/3 : FROM …``, and BuildKit, with
-``BUILDKIT_PROGRESS=plain``, as ``#5 [1/3] FROM …``.
+prints in three ways: the classic builder as ``Step 1/3 : FROM …``, Podman as ``[1/2] STEP 1/3: FROM
+…``, and BuildKit, with ``BUILDKIT_PROGRESS=plain``, as ``#5 [1/3] FROM …``.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SENT = re.compile(r"(?:transferring context:|build context to Docker daemon) +([\d.]+)([kMG]?)B")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _WRAPPINGS = re.compile(
-    r"(?:ERROR: |Error response from daemon: |failed to build: |failed to solve: )+"
+    r"(?:ERROR: |Error response from daemon: |failed to build: |failed to solve: |"
+    r'(?:error )?building at STEP ".*?": (?:error )?(?:while running runtime: )?)+'
 )
 _PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)")
 
-_CLASSIC_STEP = re.compile(r"Step (\d+)/\d+ : (.*)")
+_CLASSIC_STEP = re.compile(r"(?:\[\d+/\d+\] )?(?:Step|STEP) (\d+)/\d+ ?: (.*)")
+_CLASSIC_CACHED = re.compile(r" ?--->? Using cache")
 _CLASSIC_NOISE = re.compile(
-    r"^ ---> .*|Removing intermediate container [0-9a-f]+$|^Successfully (built|tagged) [\w./:-]+$"
+    r"^ ?--->? .*|Removing intermediate container [0-9a-f]+$|^COMMIT( [\w./:-]+)?$|^[0-9a-f]{64}$|"
+    r"^Successfully (built|tagged) [\w./:-]+$"
 )
 
 _VERTEX = re.compile(r"#(\d+) (.*)")
@@ -152,7 +155,7 @@ def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> 
     try:
         process = subprocess.Popen(
             argv,
-            env=engine.environment() | _settings(engine),
+            env=engine.environment() | settings(engine),
             stdout=subprocess.PIPE,
             # BuildKit's progress goes there; of the classic builder, a line or two of complaint.
             stderr=subprocess.PIPE if classic else subprocess.STDOUT,
@@ -187,7 +190,7 @@ def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> 
     raise _failure(doing, told, text, cause, context=argv[-1])
 
 
-def _settings(engine: Engine) -> dict[str, str]:
+def settings(engine: Engine) -> dict[str, str]:
     """Return the variables that make ``docker build`` use this engine's builder, and no other."""
     if engine.builder == "classic":
         return {"DOCKER_BUILDKIT": "0"}
@@ -217,25 +220,32 @@ class _Steps:
 
 
 class _ClassicSteps(_Steps):
-    """Reads the classic builder; the step that labels add is not shown, since nobody wrote it."""
+    """Reads the classic builder, and Podman; a step that nobody wrote, for labels, is not shown.
 
-    _began = 0.0
+    Podman counts the steps of each stage, and shows neither what is before the first one nor the
+    stages that nothing needs.
+    """
+
+    _began, _number, _next = 0.0, 0, 0
 
     def read(self, line: str) -> None:
         step = _CLASSIC_STEP.match(line)
-        last = self.running or self.failed
+        keyword = step[2].partition(" ")[0].upper() if step else ""
         # A program may print "Step 9/9 : " too.
-        if step and int(step[1]) == (last.number if last else 0) + 1:
+        if step and int(step[1]) in (self._number + 1, 1 if keyword == "FROM" else 0):
             self.end()
-            number = int(step[1])
-            if number <= len(self.written):
-                froms = [each.keyword for each in self.written[:number]].count("FROM")
+            self._number = int(step[1])
+            left = enumerate(self.written[self._next :], start=self._next)
+            at = next((at for at, each in left if each.keyword == keyword), None)
+            if at is not None:
+                self._next, self.line = at + 1, self.written[at].line
+                froms = [each.keyword for each in self.written[: at + 1]].count("FROM")
                 stage = self.stages[froms - 1] if froms else None
-                self.running = Step(number, step[2].strip(), stage=stage)
+                self.running = Step(len(self.steps) + 1, step[2].strip(), stage=stage)
                 self._began = time.monotonic()
         elif self.running is None:
             self.sent = _sent(line) or self.sent
-        elif line.startswith(" ---> Using cache"):
+        elif _CLASSIC_CACHED.match(line):
             self.running = replace(self.running, cached=True)
         # What a program printed last may have no line end.
         elif line := _CLASSIC_NOISE.sub("", line):

@@ -12,6 +12,7 @@ import re
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,7 @@ from labapp.errors import (
 from labapp.feedback import amount
 from labapp.machine.engine import Engine
 from labapp.reference import DEFAULT_TAG, Reference
+from labapp.registry import log
 from labapp.registry.client import BlobDamage, Registry
 from labapp.registry.http import Credentials, is_loopback, same_address
 from labapp.registry.manifests import Index, Manifest, Platform
@@ -84,8 +86,8 @@ doubt the bytes, so they are read the next time."""
 class Transfer:
     """What a push or a pull did.
 
-    ``layers`` has a row a layer, lowest first: ``digest``, ``bytes`` (compressed), ``outcome``; for
-    a registry that is not on this machine, only what the engine tells.
+    ``layers`` has a row a layer, lowest first: ``digest``, ``bytes`` (compressed), ``outcome``, as
+    the lab's registry tells; for a registry that is not the lab's, only what the engine tells.
     """
 
     reference: Reference
@@ -236,7 +238,7 @@ class _Way:
         self.reference = with_tag(reference)
         self.doing = f"{verb}ing '{self.reference}'"
         self.failure = PushError if verb == "push" else PullError
-        self.began = time.monotonic()
+        self.began, self.since = time.monotonic(), datetime.now(UTC)
         address = self.reference.registry
         is_own = server is not None and same_address(server.address, address)
         self.own = server if is_own else None
@@ -338,30 +340,26 @@ class _Way:
         import pandas as pd  # A second that quick commands need not pay.
 
         rows: list[tuple[str, int | None, str]] = [(k, None, o) for k, o in outcomes.items()]
+        moved = ""
         if self.registry is not None:
             try:
                 digest, manifest = self.read(digest or self.reference.identifier)
             except RegistryError as error:
                 raise self.error(str(error)) from error
-            held = self.engine.image(str(self.reference)) if self.verb == "push" else None
-            if held is not None:
-                # The classic store names layers that it pushes by diff IDs, which no manifest has.
-                diff_ids = held.attrs["RootFS"].get("Layers") or ()
-                for layer, diff_id in zip(manifest.layers, diff_ids, strict=False):
-                    if outcome := outcomes.get(_short(diff_id)):
-                        outcomes[_short(layer.digest)] = outcome
+        if self.own is not None:
+            found = log.moved(self.own, self.since)
             otherwise = THERE if self.verb == "push" else HERE
             rows = [
-                (layer.digest, layer.size, outcomes.get(_short(layer.digest), otherwise))
+                (layer.digest, layer.size, found.get(layer.digest, otherwise))
                 for layer in manifest.layers
             ]
         table = pd.DataFrame(rows, columns=["digest", "bytes", "outcome"])
         done = Transfer(self.reference, digest, table, time.monotonic() - self.began)
-        if self.registry is not None:
-            moved = f"{amount(done.moved_bytes)} {SENT if self.verb == 'push' else FETCHED}"
+        if self.own is not None:
+            moved = f", {amount(done.moved_bytes)} {SENT if self.verb == 'push' else FETCHED}"
+        if digest:
             feedback.say(
-                f"{self.verb.title()}ed {done.reference} in {done.seconds:.1f} s, {moved}: "
-                f"{done.digest}"
+                f"{self.verb.title()}ed {done.reference} in {done.seconds:.1f} s{moved}: {digest}"
             )
         return done
 
@@ -391,8 +389,3 @@ class _Way:
         found = (advice for words, advice in _ADVICE.items() if re.search(words, cause))
         otherwise = "Is the name right, does the registry run, and has it room?"
         return self.error(f"{cause}. {next(found, otherwise)}")
-
-
-def _short(digest: str) -> str:
-    """Return a digest as engines call layers in their streams."""
-    return digest.partition(":")[2][:12]

@@ -54,6 +54,7 @@ class Engine:
         platform: what its containers run on by default, ``linux/amd64``.
         store: how it keeps images: ``classic``, ``containerd`` or ``podman``.
         data_root: the folder of its images and volumes, on the machine it runs on.
+        rootless: whether it runs as an ordinary user.
         variables: the environment variables by which the docker command line reaches it.
         labels: what everything that this lab makes on the engine carries.
     """
@@ -66,6 +67,7 @@ class Engine:
     platform: str
     store: str
     data_root: str
+    rootless: bool = False
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     labels: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -241,6 +243,7 @@ def _connect(host: str, source: str, labels: Mapping[str, str]) -> Engine:
         platform=f"{about['Os']}/{about['Arch']}",
         store="podman" if podman else "containerd" if containerd else "classic",
         data_root=info.get("DockerRootDir") or "",
+        rootless=any("rootless" in str(each) for each in info.get("SecurityOptions") or ()),
         variables=variables,
         labels=labels,
     )

@@ -98,10 +98,8 @@ class PrivateRegistry:
 
     def trust(self) -> None:
         """Make the engine trust the authority, for this registry alone, or raise RegistryError."""
-        with self._engine.doing("asking the engine about itself"):
-            options = self._engine.client.info().get("SecurityOptions") or ()
         place = SYSTEM
-        if any("rootless" in str(option) for option in options):
+        if self._engine.rootless:
             program = "containers" if self._engine.name == "Podman" else "docker"
             place = str(Path.home() / ".config" / program / "certs.d")
         file = f"{place}/{self.address}/ca.crt"
@@ -160,7 +158,7 @@ class PrivateRegistry:
             RegistryUnreachable: registry or token service do not run.
         """
         name = self._mine(reference, "pushing")
-        return transfer.push(self._engine, None, name, login=self._login())
+        return transfer.push(self._engine, self.server, name, login=self._login())
 
     def pull(self, reference: str) -> Transfer:
         """Fetch an image, as the account that is logged in: ``docker pull``.
@@ -168,7 +166,7 @@ class PrivateRegistry:
         It fails as :meth:`push` does, with PullError in place of PushError.
         """
         name = self._mine(reference, "pulling")
-        return transfer.pull(self._engine, None, name, login=self._login())
+        return transfer.pull(self._engine, self.server, name, login=self._login())
 
     def decisions(self) -> pd.DataFrame:
         """Return what the token service was asked, and what it granted, oldest first.

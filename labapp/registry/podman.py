@@ -1,0 +1,108 @@
+"""What Podman alone needs: to be told that the lab's registry speaks plain HTTP.
+
+Docker takes HTTP from every registry on this machine. Podman asks for HTTPS, unless a file of its
+settings names the registry; and a service of its own that runs reads them at a signal only.
+
+Source: containers-registries.conf(5), containers-registries.conf.d(5), podman-system-service(1).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from labapp import feedback
+from labapp.errors import LabError
+from labapp.machine import root
+from labapp.machine.engine import Engine
+from labapp.machine.ports import wait_until
+from labapp.registry.server import STORAGE, RegistryServer
+from labapp.state import State, write_file
+
+SYSTEM = Path("/etc/containers")
+FOLDER = "registries.conf.d"
+RECORD = "podman"
+"""What the state folder keeps: the file that was written."""
+
+
+def takes_http(engine: Engine, address: str) -> bool:
+    """Tell whether the engine takes plain HTTP from a registry; only Podman has to be asked."""
+    if engine.name != "Podman":
+        return True
+    api = engine.client.api
+    with engine.doing("asking Podman which registries it knows"):
+        answer = api.get(f"{api.base_url}/v4.0.0/libpod/info", timeout=api.timeout)
+        answer.raise_for_status()
+    known = (answer.json().get("registries") or {}).get(address)
+    return isinstance(known, dict) and bool(known.get("Insecure"))
+
+
+def allow_http(engine: Engine, state: State, server: RegistryServer) -> None:
+    """Have Podman take plain HTTP from the lab's registry; where the lab can't, say what to do."""
+    address = server.address
+    if takes_http(engine, address):
+        return
+    file = _file(engine, state)
+    text = f'[[registry]]\nlocation = "{address}"\ninsecure = true\n'
+    feedback.say(f"Podman is told in '{file}' that {address} speaks plain HTTP.")
+    state.write(RECORD, {"file": str(file)})
+    try:
+        _write(server, file, text)
+        _reload()
+        wait_until(lambda: takes_http(engine, address), seconds=5, every=0.5)
+    except LabError as error:
+        feedback.say(str(error))
+    if not takes_http(engine, address):
+        feedback.say(advice(engine, state, address))
+
+
+def advice(engine: Engine, state: State, address: str) -> str:
+    """Return what a person has to do where the lab can't."""
+    return (
+        f"Podman does not take plain HTTP from '{address}', so it can't pull from there or push. "
+        f"Write these three lines into '{_file(engine, state)}' on the machine where Podman runs "
+        "(on macOS and Windows after 'podman machine ssh'), and start its service anew:\n"
+        f'[[registry]]\nlocation = "{address}"\ninsecure = true'
+    )
+
+
+def written(state: State) -> str:
+    """Return the file that the lab wrote for Podman, or an empty text."""
+    return str(state.read(RECORD).get("file", ""))
+
+
+def forget(engine: Engine | None, state: State) -> None:
+    """Remove the file again; without an engine there is none to be told."""
+    if engine is not None and (name := written(state)):
+        _write(RegistryServer(engine=engine, state=state), Path(name), "")
+        _reload()
+        state.write(RECORD, {})
+
+
+def _file(engine: Engine, state: State) -> Path:
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    folder = home / "containers" if engine.rootless else SYSTEM
+    return folder / FOLDER / f"labapp-{state.lab_id}.conf"
+
+
+def _write(server: RegistryServer, file: Path, text: str) -> None:
+    """Write a file on the engine's machine; an empty one is removed."""
+    if not file.is_relative_to(SYSTEM):
+        if sys.platform == "linux":  # elsewhere, an ordinary user's Podman has a machine of its own
+            write_file(file, text, mode=0o644) if text else file.unlink(missing_ok=True)
+        return
+    script = f"cd {STORAGE} && mkdir -p {FOLDER} && rm -f {FOLDER}/{file.name}"
+    script += f' && printf %s "$1" > {FOLDER}/{file.name}' if text else ""
+    argv = ["sh", "-c", script, "sh", text]
+    server.storage(argv, folder=str(SYSTEM))
+
+
+def _reload() -> None:
+    """Have the services of Podman that run here read their settings again."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or [""]
+        if Path(line[0]).name == "podman" and {"system", "service"} <= {*line[1:]}:
+            root.run_as_root(["kill", "-HUP", str(process.pid)])
