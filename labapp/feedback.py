@@ -42,7 +42,7 @@ class Bars:
         self.title = title[:1].upper() + title[1:]
         self.unit = unit
         self.bars: dict[str, Bar] = {}
-        self.failed = False
+        self.ended = self.failed = False
         self._began = time.monotonic()
         self._drawn = 0.0
         self._lock = threading.RLock()
@@ -53,7 +53,7 @@ class Bars:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._lock:
-            self.failed = error is not None
+            self.ended, self.failed = True, error is not None
             for key, bar in [] if self.failed else list(self.bars.items()):
                 if not bar.finished:
                     self.finish(key, bar.note)
@@ -214,7 +214,7 @@ class _NotebookBars(Bars):
         state, words = "running", "…"
         if self.failed:
             state, words = "failed", "stopped by an error"
-        elif self.bars and all(bar.finished for bar in self.bars.values()):
+        elif self.ended:
             state, words = "done", f"{time.monotonic() - self._began:.1f} s"
         rows = "".join(self._row(key, bar) for key, bar in self.bars.items())
         return (

@@ -8,23 +8,31 @@ untouched, and solved. At the end there is a table of what each chapter came to.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from registries import stored_at
 
 from labapp import bundle, feedback
-from labapp.bench import prepare
+from labapp.bench import Bench, prepare
+from labapp.errors import LabError
 from labapp.journey import build, transfer
 from labapp.journey.bases import SLIM
+from labapp.machine import own_engine
 from labapp.machine.ports import wait_until
 from labapp.state import State
 
@@ -34,34 +42,34 @@ ABOUT = {"DockerRootDir", "DriverStatus", "SecurityOptions", "ServerVersion"}
 CHAPTERS = tuple(f"0{number}" for number in range(9))
 LEARNER = "learner"
 
+ALWAYS = "iptables ca-certificates iproute2 procps uidmap slirp4netns"
 PACKAGES = {
-    "bookworm": "docker.io podman netavark aardvark-dns uidmap slirp4netns rootlesskit",
-    "trixie": "docker.io docker-cli docker-buildx podman netavark aardvark-dns nftables uidmap "
-    "slirp4netns rootlesskit passt",
-    "sid": "docker.io docker-cli docker-buildx",
+    "docker": "docker.io docker-cli docker-buildx rootlesskit",
+    "podman": "podman crun netavark aardvark-dns nftables passt docker-cli",
 }
-"""What each release of Debian has of engines."""
-
-ALWAYS = "iptables ca-certificates iproute2 procps"
+OLD_PACKAGES = {"docker": "docker.io", "podman": "podman crun netavark aardvark-dns docker.io"}
+"""What Debian 12 has of them."""
 
 # The root must be a mount point and the root of its mount namespace: else no engine in it unpacks
 # an image, and no ordinary user gets a namespace of users. A tap device is for rootless ones.
+# All that the engine starts is in a namespace of processes, and ends with it.
 ENTER = """
-mount --bind "$1" "$1"; for each in proc sys dev; do mount --rbind /$each "$1/$each"; done
-cd "$1"; shift; mkdir -p old; pivot_root . old; cd /
+mount --bind "$1" "$1"; for each in sys dev; do mount --rbind /$each "$1/$each"; done
+cd "$1"; shift; mount -t proc proc proc; mkdir -p old; pivot_root . old; cd /
 [ -e /run/tun ] || mknod -m 666 /run/tun c 10 200
 [ ! -e /dev/net/tun ] || mount --bind /run/tun /dev/net/tun
-umount --lazy /old; exec "$@"
+umount --lazy /old; "$@" & wait $!
 """
 
-RUNC = """#!/bin/sh
+# A machine in a machine may not set the limits that Podman asks for.
+CRUN = """#!/bin/sh
 for word; do
   case $before in
-    -b | --bundle) sed -i 's/"rlimits":\\[[^]]*\\],//' "$word/config.json" ;;
+    -b | --bundle) sed -i 's/,"rlimits":\\[[^]]*\\]//' "$word/config.json" ;;
   esac
   before=$word
 done
-exec runc "$@"
+exec crun "$@"
 """
 
 
@@ -95,54 +103,57 @@ KINDS = {
 """By the name that ``--engine`` takes. 1.44 is the oldest API that Docker 29 serves."""
 
 
-def root(suite: str, folder: Path) -> Path:
-    """Return the folder with a release of Debian and its engines; it is made once."""
-    made = folder / suite
+def root(kind: Kind, folder: Path) -> Path:
+    """Return the folder with a release of Debian and an engine; it is made once."""
+    suite, made = kind.suite, folder / f"{kind.suite}-{kind.program}"
     if not (made / "etc/hosts").exists():
         shutil.rmtree(made, ignore_errors=True)
-        feedback.say(f"Making a root of Debian '{suite}' with its engines.")
-        packages = f"{ALWAYS} {PACKAGES[suite]}".split()
+        feedback.say(f"Making a root of Debian '{suite}' with {kind.program}.")
+        engine = (OLD_PACKAGES if suite == "bookworm" else PACKAGES)[kind.program]
+        packages = f"{ALWAYS} {engine}".split()
         # The signed date of what is not released yet may have passed.
         old = 'Acquire::Check-Valid-Until "false"'
         command = ["mmdebstrap", "--variant=minbase", f"--aptopt={old}"]
         command += [f"--include={','.join(packages)}", suite, str(made)]
         subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         subprocess.run(["chroot", made, "useradd", "--create-home", LEARNER], check=True)
+        runtime = made / "usr/local/bin/labapp-crun"
+        runtime.write_text(CRUN)
+        runtime.chmod(0o755)
+        (made / "etc/containers").mkdir(exist_ok=True)
+        (made / "etc/containers/containers.conf").write_text(
+            '[engine]\nruntime = "lab"\n[engine.runtimes]\nlab = ["/usr/local/bin/labapp-crun"]\n'
+        )
         for name in ("resolv.conf", "hosts"):
             shutil.copy(f"/etc/{name}", made / "etc")
     return made
 
 
 @contextlib.contextmanager
-def network(name: str, number: int) -> Iterator[list[str]]:
+def network(name: str, folder: Path) -> Iterator[list[str]]:
     """Make a network namespace with a way out; give the command that enters it."""
-    space, link, block = f"labapp-{name}", f"lab-e{number}", f"10.127.{number}"
-    rules = [
-        f"POSTROUTING --table nat --source {block}.0/30 --jump MASQUERADE",
-        f"FORWARD --source {block}.0/30 --jump ACCEPT",
-        f"FORWARD --destination {block}.0/30 --jump ACCEPT",
-    ]
-    up = f"""
-        ip netns add {space}
-        ip link add {link} type veth peer name eth0 netns {space}
-        ip address add {block}.1/30 dev {link}
-        ip link set {link} up
-        ip -n {space} address add {block}.2/30 dev eth0
-        ip -n {space} link set eth0 up
-        ip -n {space} link set lo up
-        ip -n {space} route add default via {block}.1
-        echo 1 > /proc/sys/net/ipv4/ip_forward
-    """
-    mark = f"--match comment --comment {space}"
-    down = [f"iptables --wait --delete {rule} {mark}" for rule in rules]
-    down += [f"ip link delete {link}", f"ip netns delete {space}"]
-    subprocess.run(["sh", "-c", "; ".join(down)], capture_output=True)
+    id = hashlib.sha256(f"{folder}/{name}".encode()).hexdigest()[:8]
+    space, link, outside = f"labapp-{id}", f"labv{id}", own_engine.choose(id)
+    gone = f"ip link delete {link}; ip netns delete {space}"
+    subprocess.run(["sh", "-c", gone], capture_output=True)
+    outside.down()
+    outside.up()
     try:
-        up += "\n".join(f"iptables --wait --append {rule} {mark}" for rule in rules)
-        subprocess.run(["sh", "-ec", up], check=True)
+        inside = f"""
+            ip netns add {space}
+            ip link add {link} type veth peer name eth0 netns {space}
+            ip link set {link} master {outside.bridge} up
+            ip -n {space} address add {outside.block[2]}/24 dev eth0
+            ip -n {space} link set eth0 up
+            ip -n {space} link set lo up
+            ip -n {space} route add default via {outside.block[1]}
+            echo 1 > /proc/sys/net/ipv4/ip_forward
+        """
+        subprocess.run(["sh", "-ec", inside], check=True)
         yield ["nsenter", f"--net=/run/netns/{space}"]
     finally:
-        subprocess.run(["sh", "-c", "; ".join(down)], capture_output=True)
+        subprocess.run(["sh", "-c", gone], capture_output=True)
+        outside.down()
 
 
 def program(kind: Kind, place: str) -> list[str]:
@@ -167,20 +178,33 @@ def program(kind: Kind, place: str) -> list[str]:
     return [*user, "rootlesskit", *kit, "sh", "-c", inside, "dockerd", *command]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where programs run beside an engine: in its network, with the variables to reach it."""
+
+    enter: Sequence[str]
+    variables: Mapping[str, str]
+
+    def python(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run Python there: ``python("-m", "labapp", "doctor")``."""
+        command = [*self.enter, sys.executable, *words]
+        return subprocess.run(command, env=self.variables, cwd=REPOSITORY, text=True, **options)
+
+
 @contextlib.contextmanager
-def running(name: str, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Run an engine; give the command that enters its network, and the variables to reach it."""
+def running(name: str, folder: Path) -> Iterator[Place]:
+    """Run an engine whose root is in a folder, with nothing in it."""
     kind, inside = KINDS[name], f"/srv/{name}"
-    base = root(kind.suite, folder)
+    base = root(kind, folder)
     place = base / inside[1:]
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     (place / "daemon.json").write_text(json.dumps(kind.settings))
-    _write_runtime(base)
     if kind.rootless:
         subprocess.run(["chroot", base, "chown", "-R", LEARNER, inside], check=True)
-    with network(name, list(KINDS).index(name)) as enter, (place / "log").open("wb") as log:
-        command = [*enter, "unshare", "--mount", "sh", "-ec", ENTER, "enter", str(base)]
+    with network(name, folder) as enter, (place / "log").open("wb") as log:
+        command = [*enter, "unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        command += ["sh", "-ec", ENTER, "enter", str(base)]
         process = subprocess.Popen(
             [*command, *program(kind, inside)],
             env={**os.environ, **kind.variables},
@@ -193,7 +217,7 @@ def running(name: str, folder: Path) -> Iterator[tuple[list[str], dict[str, str]
             wait_until(lambda: process.poll() is not None or socket.is_socket(), seconds=60)
             if not socket.is_socket():
                 raise SystemExit(f"{name} does not run:\n{(place / 'log').read_text()[-2000:]}")
-            yield _beside(base, enter), _variables(kind, base, place)
+            yield Place(_beside(base, enter), _variables(kind, base, place))
         finally:
             # With a rootless engine's kit, its engine ends as well.
             subprocess.run(["pkill", "-TERM", "-g", str(process.pid)])
@@ -201,17 +225,6 @@ def running(name: str, folder: Path) -> Iterator[tuple[list[str], dict[str, str]
                 process.wait(timeout=30)
             subprocess.run(["pkill", "-KILL", "-g", str(process.pid)])
             process.wait()
-
-
-def _write_runtime(base: Path) -> None:
-    """Have Podman ask for no limits: a machine in a machine may not set those that it asks for."""
-    wrapper = base / "usr/local/bin/labapp-runc"
-    wrapper.write_text(RUNC)
-    wrapper.chmod(0o755)
-    (base / "etc/containers").mkdir(exist_ok=True)
-    (base / "etc/containers/containers.conf").write_text(
-        '[engine]\nruntime = "lab"\n[engine.runtimes]\nlab = ["/usr/local/bin/labapp-runc"]\n'
-    )
 
 
 def _beside(base: Path, enter: Sequence[str]) -> list[str]:
@@ -236,24 +249,29 @@ def _variables(kind: Kind, base: Path, place: Path) -> dict[str, str]:
     }
     if kind.rootless:
         variables["XDG_CONFIG_HOME"] = str(base / "home" / LEARNER / ".config")
-    return {**os.environ, **variables}
+    # A test that runs this is none of the tests that run there.
+    mine = {key: text for key, text in os.environ.items() if not key.startswith("PYTEST_")}
+    return mine | variables
 
 
 def course(name: str, folder: Path, saved: Path, chapters: Sequence[str]) -> dict[str, str]:
     """Run chapters on an engine; return what came of each, by its number."""
-    with running(name, folder) as (beside, variables):
-        lab = [*beside, sys.executable, "-m"]
+    with running(name, folder) as place:
         began = time.monotonic()
-        for words in (["labapp", "bundle", "load", str(saved)], ["labapp", "doctor"]):
-            subprocess.run([*lab, *words], env=variables, cwd=REPOSITORY)
-        report = folder / f"{name}.xml"
-        which = " or ".join(f"{number}_" for number in chapters)
-        tests = ["tests/notebooks/test_chapters.py", "-k", f"every_check and ({which})"]
-        options = ["-q", "--tb=short", "--color=no", f"--junitxml={report}"]
+        place.python("-m", "labapp", "bundle", "load", str(saved))
+        place.python("-m", "labapp", "doctor")
         print(f"\n{name}: ready after {time.monotonic() - began:.0f} s", flush=True)
-        subprocess.run([*lab, "pytest", *tests, *options], env=variables, cwd=REPOSITORY)
-        subprocess.run([*lab, "labapp", "reset", "--yes"], env=variables, cwd=REPOSITORY)
+        report = folder / f"{name}.xml"
+        place.python("-m", "pytest", *course_tests(chapters), f"--junitxml={report}")
+        place.python("-m", "labapp", "reset", "--yes")
     return dict(_outcomes(report))
+
+
+def course_tests(chapters: Sequence[str]) -> list[str]:
+    """Return pytest's arguments for chapters, each untouched and solved."""
+    which = " or ".join(f"{number}_" for number in chapters)
+    options = ["-q", "--tb=short", "--color=no"]
+    return ["tests/notebooks/test_chapters.py", "-k", f"every_check and ({which})", *options]
 
 
 def _outcomes(report: Path) -> Iterator[tuple[str, str]]:
@@ -267,54 +285,91 @@ def _outcomes(report: Path) -> Iterator[tuple[str, str]]:
 
 def record(name: str, folder: Path, saved: Path) -> None:
     """Write down what an engine says, for the unit tests: builds, pushes and pulls as they came."""
-    with running(name, folder) as (beside, variables):
-        lab = [*beside, sys.executable]
-        load = [*lab, "-m", "labapp", "bundle", "load", str(saved)]
-        subprocess.run(load, env=variables, cwd=REPOSITORY, check=True)
-        subprocess.run([*lab, __file__, "--here", name], env=variables, cwd=REPOSITORY, check=True)
+    with running(name, folder) as place:
+        place.python("-m", "labapp", "bundle", "load", str(saved), check=True)
+        place.python(__file__, "--here", name, check=True)
 
 
 def record_here(name: str) -> None:
     """Record the engine that answers here."""
     bench, target = prepare(State.open()), RECORDED / name
-    engine, api = bench.engine, bench.engine.client.api
-    target.mkdir(exist_ok=True)
-    about = {key: value for key, value in api.info().items() if key in ABOUT}
-    version = api.version(api_version=False)
-    (target / "about.json").write_text(json.dumps({"version": version, "info": about}, indent=1))
-    context = target / "context"
-    context.mkdir()
-    tag = f"{bench.registry.address}/test/shop:1"
-    settings = build.settings(engine)
-    for pattern in sorted((RECORDED / "docker-20.10").glob("*.Dockerfile")):
-        text = re.sub(r"localhost:\d+/base/python@\S+", str(bench.base(SLIM)), pattern.read_text())
-        file = target / pattern.name
-        file.write_text(text)
+    api = bench.engine.client.api
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    about = {"version": api.version(api_version=False), "info": api.info()}
+    about["info"] = {key: about["info"].get(key) for key in ABOUT}
+    (target / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as made:
+        context = Path(made)
         for each in ("a.txt", "one"):
             (context / each).write_text(each * 50_000)
-        command = ["docker", "build", "-t", tag, "-f", str(file), "--label=labapp.lab=0123abcd"]
-        ran = subprocess.run(
-            [*command, str(context)], env=engine.environment() | settings, capture_output=True
-        )
-        classic = engine.builder == "classic"
-        file.with_suffix(".txt").write_bytes(ran.stdout if classic else ran.stdout + ran.stderr)
-        if classic:
-            file.with_suffix(".err").write_bytes(ran.stderr)
-    shutil.rmtree(context)
-    place, _, number = tag.rpartition(":")
-    for label, act, again in (
-        ("push", api.push, False),
-        ("push-again", api.push, False),
-        ("pull", api.pull, True),
-        ("pull-again", api.pull, False),
-    ):
-        if again:
-            transfer.remove(engine, tag)
-        events = [json.dumps(event) for event in act(place, tag=number, stream=True, decode=True)]
-        (target / f"{label}.jsonl").write_text("\n".join(events) + "\n")
-    image = bench.registry.image(tag).manifest
-    told = {"digest": image.digest, "layers": [layer.digest for layer in image.layers]}
-    (target / "image.json").write_text(json.dumps(told))
+        _record_builds(bench, target, context)
+        _record_transfers(bench, target, context)
+
+
+def _record_builds(bench: Bench, target: Path, context: Path) -> None:
+    """Record what ``docker build`` prints; the classic builder's two streams are kept apart."""
+    engine, address = bench.engine, bench.registry.address
+    command = ["docker", "build", "-t", f"{address}/test/shop:1", "--label=labapp.lab=0123abcd"]
+    command += ["--build-arg", f"BASE={bench.base(SLIM)}"]
+    command += ["--build-arg", f"NONE={address}/none/such:1"]
+    together = None if engine.builder == "classic" else subprocess.STDOUT
+    for file in sorted(RECORDED.glob("*.Dockerfile")):
+        for label in (file.stem, f"{file.stem}-again")[: 2 if file.stem == "build" else 1]:
+            ran = subprocess.run(
+                [*command, "-f", str(file), str(context)],
+                env=engine.environment() | build.settings(engine),
+                stdout=subprocess.PIPE,
+                stderr=together or subprocess.PIPE,
+            )
+            (target / f"{label}.txt").write_bytes(ran.stdout)
+            if together is None:
+                (target / f"{label}.err").write_bytes(ran.stderr)
+
+
+def _record_transfers(bench: Bench, target: Path, context: Path) -> None:
+    """Record what the engine answers to pushes and pulls of an image of two small layers."""
+    engine, registry = bench.engine, bench.registry
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY a.txt /\nCOPY one /\n")
+    names = {key: f"{registry.address}/test-{key}/{target.name}" for key in ("here", "elsewhere")}
+    names["no-registry"] = "localhost:9/x/y"
+    build.build(engine, context, tag=f"{names['here']}:1")
+    for name in list(names.values())[1:]:
+        transfer.tag(engine, f"{names['here']}:1", f"{name}:1")
+
+    def forget() -> None:
+        for name in names.values():
+            with contextlib.suppress(LabError):
+                transfer.remove(engine, f"{name}:1")
+
+    def ask(label: str, path: str, **params: str) -> None:
+        api = engine.client.api
+        headers = {"X-Registry-Auth": base64.b64encode(b"{}").decode()}
+        url = f"{api.base_url}/v{api.api_version}/images/{path}"
+        with api.post(url, params=params, headers=headers, timeout=api.timeout) as answer:
+            status = json.dumps({"http_status": answer.status_code})
+            (target / f"{label}.jsonl").write_text(f"{status}\n{answer.text.strip()}\n")
+
+    def pull(label: str) -> None:
+        ask(label, "create", fromImage=names["here"], tag="1")
+
+    ask("push", f"{names['here']}/push", tag="1")
+    ask("push-again", f"{names['here']}/push", tag="1")
+    ask("push-elsewhere", f"{names['elsewhere']}/push", tag="1")
+    ask("push-no-registry", f"{names['no-registry']}/push", tag="1")
+    ask("push-no-image", f"{names['here']}/push", tag="nope")
+    layers = [layer.digest for layer in registry.image(f"{names['here']}:1").manifest.layers]
+    (target / "layers.json").write_text(json.dumps(layers) + "\n")
+    pull("pull-again")
+    for name in names.values():
+        engine.client.images.remove(f"{name}:1")
+    pull("pull-from-the-build-cache")
+    forget()
+    pull("pull")
+    forget()
+    flip = f"printf labapp | dd of={stored_at(layers[1])} bs=1 seek=50 conv=notrunc"
+    bench.server.storage(["sh", "-c", flip])
+    pull("pull-altered")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

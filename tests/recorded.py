@@ -1,20 +1,32 @@
-"""Engines that say again what real ones once said: recorded under ``unit/engines``, by engine."""
+"""Engines that say again what real ones once said, under ``unit/engines``, a folder an engine.
+
+``python tests/engines.py NAME --record`` writes such a folder. The next engine is a folder, and a
+row in the tables of the tests.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+from registries import Reply, Seen, serving, told
+
+from labapp.machine import engine as engines
 from labapp.machine.engine import Engine
+from labapp.state import State
 
-ENGINES = Path(__file__).parent / "unit" / "engines"
-CLASSIC, OVERLAY, CONTAINERD = "docker-20.10", "docker-26.1", "docker-26.1-containerd"
+RECORDED = Path(__file__).parent / "unit" / "engines"
+ENGINES = sorted(folder.name for folder in RECORDED.iterdir() if folder.is_dir())
+CLASSIC = [name for name in ENGINES if (RECORDED / name / "build.err").exists()]
+"""Those whose ``docker build`` is not BuildKit."""
 
 _DOCKER = """#!/bin/sh
+if [ "$1" = buildx ]; then echo "$BUILDX"; exit; fi
 echo "$@" > "$SEEN/arguments"
 env > "$SEEN/environment"
 cat "$RECORD.txt"
@@ -23,27 +35,35 @@ exit "$STATUS"
 """
 
 
-def recorded_engine(name: str, *, variables: dict[str, str] | None = None, **client: Any) -> Engine:
-    """Return an engine with a stand-in for its client; what is not given fails where it is used."""
-    engine = Engine(
-        client=SimpleNamespace(ping=lambda: True, **client),  # type: ignore[arg-type]
-        host="unix:///nowhere",
-        source="test",
-        name="Docker",
-        version=name.removeprefix("docker-"),
-        platform="linux/amd64",
-        store="containerd" if name == CONTAINERD else "classic",
-        data_root="",
-        variables=variables or {},
-        labels={"labapp.lab": "0123abcd"},
-    )
-    # Otherwise the command line of this machine would be asked.
-    engine.__dict__["builder"] = "classic" if name == CLASSIC else "buildx 0.13"
-    return engine
+@contextlib.contextmanager
+def engine_that_said(name: str, folder: Path, transfer: str = "") -> Iterator[Engine]:
+    """Yield an engine that answers as that one did; to a push or pull with a recording of one."""
+    about = json.loads((RECORDED / name / "about.json").read_text())
+
+    def answer(seen: Seen) -> Reply:
+        if transfer and re.search(r"/push\?|/create\?", seen.path):
+            first, _, rest = (RECORDED / name / f"{transfer}.jsonl").read_bytes().partition(b"\n")
+            kind = {"Content-Type": "application/json"}
+            status = json.loads(first)["http_status"]
+            # What the SDK reads as a stream comes in chunks.
+            return Reply(status, rest, kind, chunks=[rest] if status == 200 else None)
+        if seen.path.endswith("_ping"):
+            return Reply(body=b"OK")
+        found = re.search(r"/(version|info)", seen.path)
+        return told(about[found[1]]) if found else told({"message": "no such"}, 404)
+
+    with serving(answer) as served:
+        where = {"DOCKER_HOST": f"tcp://{served.address}"}
+        engine = engines.find(State.open(folder / "state"), environ=where)
+        with contextlib.closing(engine.client):
+            yield engine
 
 
-def building_engine(name: str, label: str, folder: Path, *, status: int = 0) -> Engine:
-    """Return an engine whose ``docker`` prints what was recorded for a build.
+@contextlib.contextmanager
+def engine_that_built(
+    name: str, build: Path | str, folder: Path, status: int = 0
+) -> Iterator[Engine]:
+    """Yield an engine whose ``docker`` prints what was recorded for a build.
 
     ``folder`` gets that program, and beside it the arguments and the environment that it saw.
     """
@@ -52,23 +72,17 @@ def building_engine(name: str, label: str, folder: Path, *, status: int = 0) -> 
     program.chmod(0o755)
     variables = {
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "RECORD": str(ENGINES / name / label),
+        "BUILDX": "" if name in CLASSIC else "github.com/docker/buildx 0.13.1",
+        "RECORD": str(RECORDED / name / build),
         "SEEN": str(folder),
         "STATUS": str(status),
     }
-    return recorded_engine(name, variables=variables)
-
-
-def transferring_engine(name: str, label: str) -> Engine:
-    """Return an engine that answers a push or a pull with a recorded stream."""
-
-    def events(*_: object, **__: object) -> Iterator[dict[str, Any]]:
-        for line in (ENGINES / name / f"{label}.jsonl").read_text().splitlines():
-            yield json.loads(line)
-
-    return recorded_engine(name, api=SimpleNamespace(push=events, pull=events))
+    with engine_that_said(name, folder) as engine:
+        # The lab's own id is another one in each test; that of the recorded builds is this one.
+        labels = {"labapp.lab": "0123abcd"}
+        yield replace(engine, variables=engine.variables | variables, labels=labels)
 
 
 def layers(name: str) -> list[str]:
     """Return the digests of the layers of the image that was pushed and pulled, lowest first."""
-    return list(json.loads((ENGINES / name / "image.json").read_text())["layers"])
+    return list(json.loads((RECORDED / name / "layers.json").read_text()))

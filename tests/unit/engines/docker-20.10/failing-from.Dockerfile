@@ -1,2 +1,0 @@
-# base
-FROM localhost:26162/none/such:1

@@ -1,2 +1,0 @@
-ARG A
-FROM ${A}
