@@ -45,9 +45,12 @@ LEARNER = "learner"
 ALWAYS = "iptables ca-certificates iproute2 procps uidmap slirp4netns"
 PACKAGES = {
     "docker": "docker.io docker-cli docker-buildx rootlesskit",
-    "podman": "podman crun netavark aardvark-dns nftables passt docker-cli",
+    "podman": "podman runc netavark aardvark-dns nftables passt python3 docker-cli",
 }
-OLD_PACKAGES = {"docker": "docker.io", "podman": "podman crun netavark aardvark-dns docker.io"}
+OLD_PACKAGES = {
+    "docker": "docker.io",
+    "podman": "podman runc netavark aardvark-dns python3 docker.io",
+}
 """What Debian 12 has of them."""
 
 # The root must be a mount point and the root of its mount namespace: else no engine in it unpacks
@@ -62,14 +65,31 @@ umount --lazy /old; "$@" & wait $!
 """
 
 # A machine in a machine may not set the limits that Podman asks for.
-CRUN = """#!/bin/sh
+RUNC = """#!/bin/sh
 for word; do
   case $before in
     -b | --bundle) sed -i 's/,"rlimits":\\[[^]]*\\]//' "$word/config.json" ;;
   esac
   before=$word
 done
-exec crun "$@"
+exec runc "$@"
+"""
+
+
+# Podman's service ends when nobody asks it, and starts when somebody does, as by systemd's socket.
+ON_DEMAND = """
+import os, select, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen(64)
+while select.select([listener], [], []):
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        continue
+    os.dup2(listener.fileno(), 3)
+    os.set_inheritable(3, True)
+    os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+    os.execvp("podman", sys.argv[2:])
 """
 
 
@@ -117,12 +137,12 @@ def root(kind: Kind, folder: Path) -> Path:
         command += [f"--include={','.join(packages)}", suite, str(made)]
         subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         subprocess.run(["chroot", made, "useradd", "--create-home", LEARNER], check=True)
-        runtime = made / "usr/local/bin/labapp-crun"
-        runtime.write_text(CRUN)
+        runtime = made / "usr/local/bin/labapp-runc"
+        runtime.write_text(RUNC)
         runtime.chmod(0o755)
         (made / "etc/containers").mkdir(exist_ok=True)
         (made / "etc/containers/containers.conf").write_text(
-            '[engine]\nruntime = "lab"\n[engine.runtimes]\nlab = ["/usr/local/bin/labapp-crun"]\n'
+            '[engine]\nruntime = "lab"\n[engine.runtimes]\nlab = ["/usr/local/bin/labapp-runc"]\n'
         )
         for name in ("resolv.conf", "hosts"):
             shutil.copy(f"/etc/{name}", made / "etc")
@@ -158,13 +178,17 @@ def network(name: str, folder: Path) -> Iterator[list[str]]:
 
 def program(kind: Kind, place: str) -> list[str]:
     """Return the engine's command line; its socket and all that it keeps are in ``place``."""
-    socket, data = f"unix://{place}/engine.sock", f"{place}/data"
+    socket, data = f"{place}/engine.sock", f"{place}/data"
     if kind.program == "podman":
         options = ["--cgroup-manager=cgroupfs", f"--root={data}", f"--runroot={place}/run"]
-        command = ["podman", *options, "system", "service", "--time=0", socket]
+        command = ["python3", "-c", ON_DEMAND, socket, "podman", *options, "system", "service"]
     else:
         command = ["dockerd", f"--config-file={place}/daemon.json", f"--data-root={data}"]
-        command += [f"--exec-root={place}/run", f"--pidfile={place}/docker.pid", f"--host={socket}"]
+        command += [
+            f"--exec-root={place}/run",
+            f"--pidfile={place}/docker.pid",
+            f"--host=unix://{socket}",
+        ]
     if not kind.rootless:
         return command
     user = [f"HOME=/home/{LEARNER}", f"XDG_RUNTIME_DIR={place}", "PATH=/usr/sbin:/usr/bin"]
@@ -225,6 +249,7 @@ def running(name: str, folder: Path) -> Iterator[Place]:
                 process.wait(timeout=30)
             subprocess.run(["pkill", "-KILL", "-g", str(process.pid)])
             process.wait()
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _beside(base: Path, enter: Sequence[str]) -> list[str]:
@@ -301,7 +326,7 @@ def record_here(name: str) -> None:
     (target / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     with tempfile.TemporaryDirectory() as made:
         context = Path(made)
-        for each in ("a.txt", "one"):
+        for each in ("a.txt", "one", "c.txt", "two"):
             (context / each).write_text(each * 50_000)
         _record_builds(bench, target, context)
         _record_transfers(bench, target, context)
@@ -330,7 +355,7 @@ def _record_builds(bench: Bench, target: Path, context: Path) -> None:
 def _record_transfers(bench: Bench, target: Path, context: Path) -> None:
     """Record what the engine answers to pushes and pulls of an image of two small layers."""
     engine, registry = bench.engine, bench.registry
-    (context / "Dockerfile").write_text("FROM scratch\nCOPY a.txt /\nCOPY one /\n")
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY c.txt /\nCOPY two /\n")
     names = {key: f"{registry.address}/test-{key}/{target.name}" for key in ("here", "elsewhere")}
     names["no-registry"] = "localhost:9/x/y"
     build.build(engine, context, tag=f"{names['here']}:1")
@@ -347,8 +372,8 @@ def _record_transfers(bench: Bench, target: Path, context: Path) -> None:
         headers = {"X-Registry-Auth": base64.b64encode(b"{}").decode()}
         url = f"{api.base_url}/v{api.api_version}/images/{path}"
         with api.post(url, params=params, headers=headers, timeout=api.timeout) as answer:
-            status = json.dumps({"http_status": answer.status_code})
-            (target / f"{label}.jsonl").write_text(f"{status}\n{answer.text.strip()}\n")
+            lines = [json.dumps({"http_status": answer.status_code}), *answer.text.splitlines()]
+            (target / f"{label}.jsonl").write_text("\n".join(lines) + "\n")
 
     def pull(label: str) -> None:
         ask(label, "create", fromImage=names["here"], tag="1")

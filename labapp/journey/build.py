@@ -38,9 +38,9 @@ _WRAPPINGS = re.compile(
 _PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)")
 
 _CLASSIC_STEP = re.compile(r"(?:\[\d+/\d+\] )?(?:Step|STEP) (\d+)/\d+ ?: (.*)")
-_CLASSIC_CACHED = re.compile(r" ?--->? Using cache")
+_CLASSIC_CACHED = re.compile(r" ?-{2,3}> Using cache")
 _CLASSIC_NOISE = re.compile(
-    r"^ ?--->? .*|Removing intermediate container [0-9a-f]+$|^COMMIT( [\w./:-]+)?$|^[0-9a-f]{64}$|"
+    r"^ ?-{2,3}> .*|Removing intermediate container [0-9a-f]+$|^COMMIT( [\w./:-]+)?$|^[0-9a-f]{64}$|"
     r"^Successfully (built|tagged) [\w./:-]+$"
 )
 
@@ -312,7 +312,7 @@ def _sent(line: str) -> int:
 
 def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -> BuildError:
     """Return the error of a failed build, which quotes the Dockerfile and the log."""
-    cause = _WRAPPINGS.sub("", cause, count=1).rstrip(".")
+    cause = _WRAPPINGS.sub("", cause, count=1).partition(" &imagebuilder.Step{")[0].rstrip(".")
     line, log = told.line, told.failed.log[-_LOG_LINES:] if told.failed else ()
     if unread := _PARSE_LINE.search(cause):
         line = int(unread[1])

@@ -1,7 +1,8 @@
 """What Podman alone needs: to be told that the lab's registry speaks plain HTTP.
 
 Docker takes HTTP from every registry on this machine. Podman asks for HTTPS, unless a file of its
-settings names the registry; and a service of its own that runs reads them at a signal only.
+settings names the registry. Its service reads them when it starts: one that a socket starts ends
+when nobody asks it for five seconds, and is new for the next question.
 
 Source: containers-registries.conf(5), containers-registries.conf.d(5), podman-system-service(1).
 """
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from labapp import feedback
 from labapp.errors import LabError
-from labapp.machine import root
 from labapp.machine.engine import Engine
 from labapp.machine.ports import wait_until
 from labapp.registry.server import STORAGE, RegistryServer
@@ -43,18 +43,24 @@ def allow_http(engine: Engine, state: State, server: RegistryServer) -> None:
     address = server.address
     if takes_http(engine, address):
         return
+
+    def is_told() -> bool:
+        taken = takes_http(engine, address)
+        engine.client.close()  # a connection that is kept open keeps the service
+        return taken
+
     file = _file(engine, state)
     text = f'[[registry]]\nlocation = "{address}"\ninsecure = true\n'
     feedback.say(f"Podman is told in '{file}' that {address} speaks plain HTTP.")
     state.write(RECORD, {"file": str(file)})
     try:
         _write(server, file, text)
-        _reload()
-        wait_until(lambda: takes_http(engine, address), seconds=5, every=0.5)
+        # Not by its signal to reload: Podman 5 forgets thereby where its volumes are.
+        if wait_until(is_told, seconds=20, every=7):
+            return
     except LabError as error:
         feedback.say(str(error))
-    if not takes_http(engine, address):
-        feedback.say(advice(engine, state, address))
+    feedback.say(advice(engine, state, address))
 
 
 def advice(engine: Engine, state: State, address: str) -> str:
@@ -62,7 +68,8 @@ def advice(engine: Engine, state: State, address: str) -> str:
     return (
         f"Podman does not take plain HTTP from '{address}', so it can't pull from there or push. "
         f"Write these three lines into '{_file(engine, state)}' on the machine where Podman runs "
-        "(on macOS and Windows after 'podman machine ssh'), and start its service anew:\n"
+        "(on macOS and Windows after 'podman machine ssh'), and restart its service, such as by "
+        f"'systemctl {'--user ' if engine.rootless else ''}restart podman':\n"
         f'[[registry]]\nlocation = "{address}"\ninsecure = true'
     )
 
@@ -76,7 +83,6 @@ def forget(engine: Engine | None, state: State) -> None:
     """Remove the file again; without an engine there is none to be told."""
     if engine is not None and (name := written(state)):
         _write(RegistryServer(engine=engine, state=state), Path(name), "")
-        _reload()
         state.write(RECORD, {})
 
 
@@ -96,13 +102,3 @@ def _write(server: RegistryServer, file: Path, text: str) -> None:
     script += f' && printf %s "$1" > {FOLDER}/{file.name}' if text else ""
     argv = ["sh", "-c", script, "sh", text]
     server.storage(argv, folder=str(SYSTEM))
-
-
-def _reload() -> None:
-    """Have the services of Podman that run here read their settings again."""
-    import psutil
-
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or [""]
-        if Path(line[0]).name == "podman" and {"system", "service"} <= {*line[1:]}:
-            root.run_as_root(["kill", "-HUP", str(process.pid)])

@@ -65,19 +65,22 @@ def test_steps(engine: str, label: str, tmp_path: Path, told: QuietFeedback) -> 
 
 # The line, the first of the log, and facts: the cause, the quoted line, where to look.
 FAILURES = {
-    "failing-run": (3, "first word", ["code: 3", "4 |     printf aside"]),
+    "failing-run": (3, "first word", ["3", "4 |     printf aside"]),
     "failing-copy": (3, None, ["nope.txt", "3 | COPY a.txt nope.txt", ".dockerignore"]),
     "failing-from": (2, None, ["none/such:1", "2 | FROM"]),
-    "failing-syntax": (3, None, ["unknown instruction: COPPY", "3 | COPPY"]),
+    "failing-syntax": (3, None, ["nknown instruction: ", "3 | COPPY"]),
     "failing-argument": (2, None, ["${A}", "2 | FROM"]),
     "failing-empty": (None, None, ["no instructions"]),
 }
+PODMAN = {label: (None, None, ["no FROM"]) for label in ("failing-argument", "failing-empty")}
+"""What it can't tell of."""
 
 
 @pytest.mark.parametrize("label", FAILURES)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_failures(engine: str, label: str, tmp_path: Path) -> None:
-    line, printed, facts = FAILURES[label]
+    known = FAILURES | PODMAN if engine.startswith("podman") else FAILURES
+    line, printed, facts = known[label]
     with pytest.raises(BuildError) as caught:
         built(engine, label, tmp_path, status=1)
     message = str(caught.value)
@@ -87,7 +90,8 @@ def test_failures(engine: str, label: str, tmp_path: Path) -> None:
         assert fact in message
     counts_from_one = engine not in CLASSIC and label == "failing-empty"
     assert caught.value.line == (1 if counts_from_one else line)
-    assert (caught.value.log[:1] == (printed,)) if printed else not caught.value.log
+    if printed or not engine.startswith("podman"):  # else the log has its own words
+        assert caught.value.log[:1] == ((printed,) if printed else ())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
