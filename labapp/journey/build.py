@@ -40,8 +40,8 @@ _PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)")
 _CLASSIC_STEP = re.compile(r"(?:\[\d+/\d+\] )?(?:Step|STEP) (\d+)/\d+ ?: (.*)")
 _CLASSIC_CACHED = re.compile(r" ?-{2,3}> Using cache")
 _CLASSIC_NOISE = re.compile(
-    r"^ ?-{2,3}> .*|Removing intermediate container [0-9a-f]+$|^COMMIT( [\w./:-]+)?$|^[0-9a-f]{64}$|"
-    r"^Successfully (built|tagged) [\w./:-]+$"
+    r"^ ?-{2,3}> .*|Removing intermediate container [0-9a-f]+$|"
+    r"^COMMIT( [\w./:-]+)?$|^[0-9a-f]{64}$|^Successfully (built|tagged) [\w./:-]+$"
 )
 
 _VERTEX = re.compile(r"#(\d+) (.*)")

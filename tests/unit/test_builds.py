@@ -72,7 +72,7 @@ FAILURES = {
     "failing-argument": (2, None, ["${A}", "2 | FROM"]),
     "failing-empty": (None, None, ["no instructions"]),
 }
-PODMAN = {label: (None, None, ["no FROM"]) for label in ("failing-argument", "failing-empty")}
+PODMAN = {label: (None, None, ["no "]) for label in ("failing-argument", "failing-empty")}
 """What it can't tell of."""
 
 
@@ -90,8 +90,10 @@ def test_failures(engine: str, label: str, tmp_path: Path) -> None:
         assert fact in message
     counts_from_one = engine not in CLASSIC and label == "failing-empty"
     assert caught.value.line == (1 if counts_from_one else line)
-    if printed or not engine.startswith("podman"):  # else the log has its own words
-        assert caught.value.log[:1] == ((printed,) if printed else ())
+    if printed:
+        assert printed in caught.value.log[0]
+    elif not engine.startswith("podman"):  # whose own words are in the log
+        assert not caught.value.log
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -162,7 +164,7 @@ OUTCOMES = {
     "pull": "fetched",
     "pull-again": "already here",
 }
-"""What came of both layers, by what the engine says; Podman says nothing of layers at a push."""
+"""What came of both layers, by what the engine says, if it says something of them."""
 
 
 @pytest.mark.parametrize("label", OUTCOMES)
@@ -171,7 +173,11 @@ def test_outcomes(label: str, name: str, tmp_path: Path, told: QuietFeedback) ->
     act = push if label.startswith("push") else pull
     with engine_that_said(name, tmp_path, label) as engine:
         done = act(engine, None, NAME)
-    print(done.layers, done.digest)
+    podman = name.startswith("podman")
+    silent = act is push if podman else label == "pull-again"
+    # At a pull, Podman counts the config among them, as the last.
+    assert list(done.layers["outcome"])[:2] == ([] if silent else [OUTCOMES[label]] * 2)
+    assert done.digest.startswith("sha256:") or (podman and act is pull)
     [bars] = told.shown
     assert all(bar.finished for bar in bars.bars.values())
 
