@@ -28,6 +28,26 @@ def built(engine: str, label: str, folder: Path, *, status: int = 0) -> Build:
         return build(docker, RECORDED, tag=TAG, dockerfile=file)
 
 
+STORES = {
+    "docker-20.10": "classic",
+    "docker-26": "containerd",
+    "docker-26-classic": "classic",
+    "docker-28": "containerd",
+    "docker-28-classic": "classic",
+    "podman-4": "podman",
+    "podman-5": "podman",
+}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_an_engine_is(name: str, tmp_path: Path) -> None:
+    with engine_that_said(name, tmp_path) as engine:
+        assert engine.store == STORES[name]
+        assert engine.name.lower() == name.partition("-")[0]
+        assert engine.version.startswith(name.split("-")[1])
+        assert (engine.platform, engine.rootless) == ("linux/amd64", False)
+
+
 STEPS = {
     "classic": "ARG FROM/first ARG/first RUN/first COPY/first FROM COPY COPY",
     # What is before the first FROM is not told.
