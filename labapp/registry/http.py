@@ -51,6 +51,16 @@ _FULL = re.compile(rb'no space left|"Err":\s*(?:28|112|122)\b', re.IGNORECASE)
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
+RATE_LIMIT = re.compile("too ?many ?requests|pull rate limit", re.IGNORECASE)
+"""What registries and engines say where a network has asked for too much."""
+
+FEWER = (
+    "log in with 'docker login', or take the images from elsewhere: the lab's base images from a "
+    "mirror (LABAPP_MIRROR) or a bundle ('labapp bundle load')"
+)
+"""What to do then, besides waiting."""
+
+
 class FieldError(ValueError):
     """A document is not JSON, or a field of it is missing or of the wrong type."""
 
@@ -289,9 +299,10 @@ class Connection(requests.Session):
         if status == 507 or (status >= 500 and _FULL.search(answer.body)):
             cause = "the disk under the registry is full. Make room there, then try again"
         elif status == 429:
+            seconds = answer.headers.get("Retry-After", "")
+            wait = f"Wait {seconds} s" if seconds.isdecimal() else "Wait some hours"
             cause = (
-                f"'{address}' has had too many requests from this network. Wait, log in with "
-                f"'docker login {address}', or use a mirror or a bundle"
+                f"'{address}' has had too many requests from this network ({said}). {wait}, {FEWER}"
             )
         elif status >= 500:
             local = "'python3 -m labapp doctor' seeks the cause"

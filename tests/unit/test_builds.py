@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,6 +17,7 @@ from recorded import (
     OVERLAY,
     building_engine,
     layers,
+    recorded_engine,
     transferring_engine,
 )
 
@@ -27,6 +31,32 @@ TAG = "localhost:1/test/shop:1"
 
 
 pytestmark = pytest.mark.usefixtures("told")
+
+
+TOO_MANY = (
+    "toomanyrequests: You have reached your pull rate limit. You may increase the limit by "
+    "authenticating and upgrading: https://www.docker.com/increase-rate-limit",
+    "failed to copy: httpReadSeeker: failed open: unexpected status code "
+    "https://registry.example/v2/x/manifests/1: 429 Too Many Requests",
+)
+"""What engines say of a registry that counts."""
+
+
+@pytest.mark.parametrize("said", TOO_MANY)
+def test_too_many_requests(said: str, tmp_path: Path) -> None:
+    """Told as such, with what helps: neither the Dockerfile nor the name is wrong."""
+    tries: dict[type[Exception], Callable[[], object]] = {}
+    events = SimpleNamespace(pull=lambda *_, **__: (each for each in [{"error": said}]))
+    tries[PullError] = lambda: pull(recorded_engine(OVERLAY, api=events), None, "python:3.13")
+    (tmp_path / "it.Dockerfile").write_text("FROM python:3.13\n")
+    (tmp_path / "it.txt").write_text(f"ERROR: failed to solve: python:3.13: {said}\n")
+    tries[BuildError] = lambda: built(OVERLAY, str(tmp_path / "it"), tmp_path, status=1)
+    for failure, act in tries.items():
+        with pytest.raises(
+            failure, match=f"(?s){re.escape(said[-20:])}.*Wait.*LABAPP_MIRROR"
+        ) as caught:
+            act()
+        assert "Mend the Dockerfile" not in str(caught.value)
 
 
 def built(engine: str, label: str, folder: Path, *, status: int = 0) -> Build:
@@ -93,7 +123,7 @@ def test_failures(engine: str, label: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "wanted"), [(CLASSIC, "DOCKER_BUILDKIT=0"), (OVERLAY, "BUILDX_BUILDER=default")]
+    ("engine", "wanted"), [(CLASSIC, "DOCKER_BUILDKIT=0"), (OVERLAY, "DOCKER_BUILDKIT=1")]
 )
 def test_docker_is_told_which_builder_and_which_labels(
     engine: str, wanted: str, tmp_path: Path, told: QuietFeedback
