@@ -44,7 +44,7 @@ def examine(state: State) -> list[Finding]:
             found.append(disk("engine's disk", Path(engine.data_root)))
         found += [_builder(engine), _docker(engine)]
         if aside := [name for name in engines.SET_ASIDE if os.environ.get(name)]:
-            told = "the lab goes by what the engine says, and empties them for its terminals."
+            told = "the lab agrees on that with the engine; its cells and terminals have it empty."
             found.append(Finding("variables", True, f"{', '.join(aside)}: {told}"))
     return found
 

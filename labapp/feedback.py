@@ -129,9 +129,9 @@ def program() -> str:
     return "podman" if shutil.which("podman") and not shutil.which("docker") else "docker"
 
 
-def command(argv: Sequence[str]) -> None:
-    """Print the command line that does what the lab is about to do."""
-    line = shlex.join([program() if argv[0] == "docker" else argv[0], *argv[1:]])
+def command(argv: Sequence[str], *, reads: str = "") -> None:
+    """Print the command line that does what the lab is about to do; ``reads`` is what it reads."""
+    line = reads + shlex.join([program() if argv[0] == "docker" else argv[0], *argv[1:]])
     if _quiet is not None:
         _quiet.commands.append(line)
     else:

@@ -33,7 +33,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SENT = re.compile(r"(?:transferring context:|build context to Docker daemon) +([\d.]+)([kMG]?)B")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _WRAPPINGS = re.compile(
-    r"(?:ERROR: |Error response from daemon: |failed to build: |failed to solve: |"
+    r"(?:(?i:error): |Error response from daemon: |failed to build: |failed to solve: |"
     r'(?:error )?building at STEP ".*?": (?:error )?(?:while running runtime: )?)+'
 )
 _PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)")
@@ -315,8 +315,10 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
     line, log = told.line, told.failed.log[-_LOG_LINES:] if told.failed else ()
     if unread := _PARSE_LINE.search(cause):
         line = int(unread[1])
-    elif line is None and told.failed and told.failed.number <= len(told.written):
-        line = told.written[told.failed.number - 1].line
+    elif line is None and told.failed:  # BuildKit of old names no line.
+        said = told.failed.instruction.split()
+        same = (w for w in told.written if [w.keyword, *(word.text for word in w.words)] == said)
+        line = next((each.line for each in same), None)
     parts = [f"{doing}: {f'line {line}: ' if line else ''}{cause}."]
     keyword, heredoc = "", False
     for guilty in told.written:

@@ -21,6 +21,7 @@ from recorded import (
     transferring_engine,
 )
 
+from labapp import feedback
 from labapp.errors import BuildError, PullError, PushError
 from labapp.feedback import QuietFeedback
 from labapp.journey.build import Build, build
@@ -57,6 +58,23 @@ def test_too_many_requests(said: str, tmp_path: Path) -> None:
         ) as caught:
             act()
         assert "Mend the Dockerfile" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "name"), [((), "docker"), (("docker", "podman"), "docker"), (("podman",), "podman")]
+)
+def test_the_command_line_that_is_there_is_told(
+    there: tuple[str, ...],
+    name: str,
+    tmp_path: Path,
+    told: QuietFeedback,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for each in there:
+        (tmp_path / each).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    feedback.command(["docker", "push", "x"])
+    assert told.commands == [f"{name} push x"]
 
 
 def built(engine: str, label: str, folder: Path, *, status: int = 0) -> Build:
