@@ -77,9 +77,8 @@ def _builder(engine: Engine) -> Finding:
     """Tell what the lab builds with, and if ``docker build`` takes another builder elsewhere."""
     told = f"{engine.builder}, the engine's own"
     if engine.builder != "classic":
-        set_now = subprocess.run(["docker", "buildx", "inspect"], capture_output=True, text=True)
-        other = re.match(r"Name: +(\S+)\nDriver: +(?!docker$)(\S+)$", set_now.stdout, re.MULTILINE)
-        if other:
+        now = subprocess.run(["docker", "buildx", "inspect"], capture_output=True, text=True).stdout
+        if other := re.match(r"Name: +(\S+)\nDriver: +(?!docker$)(\S+)$", now, re.MULTILINE):
             told += (
                 f". In other terminals 'docker build' takes '{other[1]}' ({other[2]}), which does "
                 "not reach the lab's registry and gives the engine no image. Set it back with "
@@ -94,11 +93,11 @@ def _docker(engine: Engine) -> Finding:
     try:
         answer = subprocess.run(command, env=engine.environment(), capture_output=True, text=True)
     except OSError:
-        package = "'docker-cli', or Docker Desktop."
+        package = "'docker-cli', or Docker Desktop"
         if feedback.program() == "podman":
-            package = "'podman-docker'. The lab itself runs, and prints, 'podman' meanwhile."
+            package = "'podman-docker'; all else the lab does with 'podman'"
         needed = "cells that start with '!docker' need this command: install your system's package"
-        return Finding("docker", False, f"{needed} {package}")
+        return Finding("docker", False, f"{needed} {package}.")
     return Finding("docker", answer.returncode == 0, (answer.stdout or answer.stderr).strip())
 
 

@@ -278,10 +278,8 @@ def _why(host: str, source: str, error: Exception) -> tuple[str, str]:
         return f"docker's settings can't be used: {error}.", "Mend that file, or move it away."
     said = " ".join(str(getattr(error, "explanation", None) or cause).split())
     if host.startswith("ssh:") or "to an HTTPS server" in said:
-        return "the lab speaks neither SSH nor TLS to an engine.", (
-            "Run it on that engine's own machine: from this one, the lab's registry would be out "
-            "of reach."
-        )
+        far = "Run it on the engine's own machine: the registry is out of reach from elsewhere."
+        return "the lab speaks neither SSH nor TLS to an engine.", far
     if isinstance(error, (json.JSONDecodeError, *_NOT_ITS_SHAPE)):
         said = "what answers is none"
     advice = {

@@ -52,13 +52,11 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202
 
 
 RATE_LIMIT = re.compile("too ?many ?requests|pull rate limit", re.IGNORECASE)
-"""What registries and engines say where a network has asked for too much."""
-
 FEWER = (
-    "log in with 'docker login', or take the images from elsewhere: the lab's base images from a "
-    "mirror (LABAPP_MIRROR) or a bundle ('labapp bundle load')"
+    "log in with 'docker login' in a terminal, or take the lab's base images from a mirror "
+    "(LABAPP_MIRROR) or a bundle ('labapp bundle load')"
 )
-"""What to do then, besides waiting."""
+"""What registries and engines say of a network that asks too often; what helps, but waiting."""
 
 
 class FieldError(ValueError):
