@@ -79,10 +79,13 @@ def _builder(engine: Engine) -> Finding:
     if engine.builder != "classic":
         now = subprocess.run(["docker", "buildx", "inspect"], capture_output=True, text=True).stdout
         if other := re.match(r"Name: +(\S+)\nDriver: +(?!docker$)(\S+)$", now, re.MULTILINE):
+            # 'docker build' goes by the variable alone.
+            way, back = "docker buildx build", "docker buildx use default"
+            if os.environ.get("BUILDX_BUILDER"):
+                way, back = "docker build", "unset BUILDX_BUILDER"
             told += (
-                f". In other terminals 'docker build' takes '{other[1]}' ({other[2]}), which does "
-                "not reach the lab's registry and gives the engine no image. Set it back with "
-                "'docker buildx use default' and 'unset BUILDX_BUILDER'."
+                f". In other terminals '{way}' takes '{other[1]}' ({other[2]}), which does not "
+                f"reach the lab's registry and gives the engine no image; '{back}' sets it back."
             )
     return Finding("builder", True, told)
 

@@ -19,7 +19,7 @@ from labapp import feedback
 from labapp.errors import BuildError, EngineLost
 from labapp.feedback import Bars
 from labapp.journey.dockerfile import instructions
-from labapp.machine.engine import Engine
+from labapp.machine.engine import START, Engine
 from labapp.reference import Reference
 from labapp.registry.http import FEWER, RATE_LIMIT
 
@@ -331,6 +331,8 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
         parts += ["Its log ends:", *(f"      {each}" for each in log)]
     if RATE_LIMIT.search(cause):
         parts += [f"This network asks too often. Wait some hours, {FEWER}."]
+    elif "connection refused" in cause:
+        parts += [f"Does that registry run? {START} starts the lab's own."]
     elif "requires BuildKit" in cause or (unread and heredoc):
         parts += ["This engine has the classic builder only; write the line without that."]
     elif keyword in {"COPY", "ADD"} and not unread:

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 from registries import stored_at
 
-from labapp import doctor
 from labapp.errors import EngineNotFound, PullError, PushError
 from labapp.journey.build import build
 from labapp.journey.transfer import pull, push, remove, tag
@@ -154,32 +153,6 @@ def test_the_journey(
     manifest = registry.image(name).manifest
     assert not registry.damaged_blobs(pushed.reference.repository, manifest, contents=True)
     remove(newer, name)
-
-
-def test_what_leads_the_docker_command_elsewhere(
-    newer: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lab, and what a learner runs beside it, build on the engine all the same."""
-    monkeypatch.setenv("DOCKER_HOST", newer.host)
-    monkeypatch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
-    subprocess.run(["docker", "buildx", "create", "--use", "--name", "mine"], check=True)
-    builder = {found.subject: found.text for found in doctor.examine(State.open(tmp_path))}[
-        "builder"
-    ]
-    assert "'mine' (docker-container)" in builder
-    monkeypatch.setenv("DOCKER_API_VERSION", "1.24")
-    monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/riscv64")
-    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
-    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
-    names = [f"localhost:1/test/{uuid.uuid4().hex[:8]}:1" for _ in range(2)]
-    build(newer, tmp_path, tag=names[0])
-    command = ["docker", "build", "--tag", names[1], str(tmp_path)]
-    subprocess.run(command, env=newer.environment(), check=True)
-    for name in names:
-        found = newer.image(name)
-        assert found is not None
-        assert newer.platform == f"{found.attrs['Os']}/{found.attrs['Architecture']}"
-        remove(newer, name)
 
 
 def test_accounts_and_a_certificate(

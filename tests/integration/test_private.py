@@ -109,7 +109,7 @@ def test_one_account_pushes_another_pulls(
 
 
 def test_the_docker_command_does_the_same(
-    private: PrivateRegistry, engine: Engine, image: str, tmp_path: Path
+    feedback: QuietFeedback, private: PrivateRegistry, engine: Engine, image: str, tmp_path: Path
 ) -> None:
     mine = tmp_path / "the user's own"
     environment = {**engine.environment(), "DOCKER_CONFIG": str(mine)}
@@ -121,6 +121,10 @@ def test_the_docker_command_does_the_same(
 
     login = ("login", "--username", "ann", "--password-stdin", private.address)
     assert docker(tmp_path, *login, text="wrong")
+    # The line that is told can be run as it is, also in a cell.
+    private.log_in("ann", SECRET)
+    told = {**engine.environment(), "PASSWORD": SECRET}
+    subprocess.run(feedback.commands[-1], shell=True, env=told, check=True)
     assert docker(tmp_path, *login, text=SECRET) == docker(tmp_path, "push", image) == ""
     # What the lab writes is read by docker, and the user's own configuration stays as it was.
     private.log_in("bob", "bob")
