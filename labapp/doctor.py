@@ -79,13 +79,12 @@ def _builder(engine: Engine) -> Finding:
     if engine.builder != "classic":
         now = subprocess.run(["docker", "buildx", "inspect"], capture_output=True, text=True).stdout
         if other := re.match(r"Name: +(\S+)\nDriver: +(?!docker$)(\S+)$", now, re.MULTILINE):
-            # 'docker build' goes by the variable alone.
-            way, back = "docker buildx build", "docker buildx use default"
-            if os.environ.get("BUILDX_BUILDER"):
-                way, back = "docker build", "unset BUILDX_BUILDER"
+            # 'docker build' goes by the variable alone, not by 'docker buildx use'.
+            way = "docker build" if os.environ.get("BUILDX_BUILDER") else "docker buildx build"
             told += (
                 f". In other terminals '{way}' takes '{other[1]}' ({other[2]}), which does not "
-                f"reach the lab's registry and gives the engine no image; '{back}' sets it back."
+                "reach the lab's registry and gives the engine no image; 'unset BUILDX_BUILDER' "
+                "and 'docker buildx use default' set that back."
             )
     return Finding("builder", True, told)
 

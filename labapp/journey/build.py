@@ -317,8 +317,8 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
         line = int(unread[1])
     elif line is None and told.failed:  # BuildKit of old names no line.
         said = told.failed.instruction.split()
-        same = (w for w in told.written if [w.keyword, *(word.text for word in w.words)] == said)
-        line = next((each.line for each in same), None)
+        same = [w for w in told.written if [w.keyword, *(word.text for word in w.words)] == said]
+        line = same[0].line if same else None
     parts = [f"{doing}: {f'line {line}: ' if line else ''}{cause}."]
     keyword, heredoc = "", False
     for guilty in told.written:
@@ -330,7 +330,7 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
     if log:
         parts += ["Its log ends:", *(f"      {each}" for each in log)]
     if RATE_LIMIT.search(cause):
-        parts += [f"This network asks too often. Wait some hours, {FEWER}."]
+        parts += [f"{FEWER}."]
     elif "connection refused" in cause:
         parts += [f"Does that registry run? {START} starts the lab's own."]
     elif "requires BuildKit" in cause or (unread and heredoc):

@@ -62,7 +62,7 @@ _ALTERED = re.compile(
 )
 
 _ADVICE = {
-    RATE_LIMIT.pattern: f"This network asks too often. Wait some hours, {FEWER}.",
+    RATE_LIMIT.pattern: f"{FEWER}.",
     r"no such host|connection refused": "Is the registry's name right, and its port? "
     "The lab's own registry is started by 'python3 -m labapp start'.",
     r"certificate|IP SANs|not valid for any names": "Does the engine trust the authority that "

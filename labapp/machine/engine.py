@@ -46,14 +46,11 @@ OWNER_LABEL = "labapp.owner"
 
 START = "'python3 -m labapp start'"
 
-FIRST_SECONDS = 10
-"""How long an engine may take to say that it is there."""
-
 SET_ASIDE = ("DOCKER_API_VERSION", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY")
 """Variables that would lead the docker command another way than the lab, and so are emptied."""
 
+# What the SDK makes of JSON that is something else than it should be.
 _NOT_ITS_SHAPE = (KeyError, TypeError, AttributeError)
-"""What the SDK makes of JSON that is something else than it should be."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,8 @@ def _context(name: str | None) -> str:
 
 def _connect(host: str, source: str, labels: Mapping[str, str]) -> Engine:
     def client(version: str) -> docker.DockerClient:
-        made = docker.DockerClient(base_url=host, version=version, timeout=FIRST_SECONDS)
+        # Seconds, for the first questions.
+        made = docker.DockerClient(base_url=host, version=version, timeout=10)
         made.api.trust_env = False  # No proxy belongs before an engine.
         return made
 

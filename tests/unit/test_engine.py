@@ -204,7 +204,8 @@ def test_what_answers_is_no_engine(state: State, status: int, body: str, cause: 
 
 
 def test_an_engine_that_is_out_of_reach(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "FIRST_SECONDS", 0.2)
+    real = docker.DockerClient
+    monkeypatch.setattr(docker, "DockerClient", lambda **its: real(**{**its, "timeout": 0.2}))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         for host, cause in ((f"tcp://{address}", "timed out"), ("ssh://me@there", "own machine")):
@@ -237,18 +238,13 @@ def test_settings_of_docker_that_are_damaged(
     ],
 )
 def test_the_way_to_a_socket(
-    state: State,
-    tmp_path: Path,
-    group: str,
-    joined: bool,
-    advice: str,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, group: str, joined: bool, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "engine.sock"
+    file, state = tmp_path / "engine.sock", State.open(tmp_path / "state")
+    denied = Mock(side_effect=PermissionError("denied"))
     with socket_at(file) as host, monkeypatch.context() as patch:
         file.chmod(0o660)
         mine = [file.stat().st_gid] if joined else []
-        denied = Mock(side_effect=PermissionError("denied"))
         patch.setattr(docker.DockerClient, "version", denied)
         patch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=group))
         patch.setattr(os, "getgrouplist", lambda *_: mine)

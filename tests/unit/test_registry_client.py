@@ -89,7 +89,7 @@ FULL_DISK = {"Enclosed": {"Op": "mkdir", "Err": 28}}
         (Reply(403, b"", {"Server": "AirTunes/760.20.1"}), RegistryError, "AirPlay"),
         (error(405, "UNSUPPORTED", "The operation is unsupported."), RegistryError, "unsupported"),
         (error(429, "TOOMANYREQUESTS", HUB), RegistryError, f"{HUB}.*LABAPP_MIRROR"),
-        (Reply(429, headers={"Retry-After": "60"}), RegistryError, "Wait 60 s.*docker login"),
+        (Reply(429, headers={"Retry-After": "60"}), RegistryError, "60 s.*docker login"),
         (error(500, "UNKNOWN", "unknown error"), RegistryError, "unknown error"),
         (Reply(502, b"bad gateway"), RegistryError, "502"),
         (Reply(507), RegistryError, "disk"),
