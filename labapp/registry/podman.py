@@ -9,14 +9,13 @@ Source: containers-registries.conf(5), containers-registries.conf.d(5), podman-s
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 
 from labapp import feedback
 from labapp.errors import LabError
 from labapp.machine import root
-from labapp.machine.engine import START, Engine
+from labapp.machine.engine import Engine
 from labapp.machine.ports import wait_until
 from labapp.registry.server import STORAGE, RegistryServer
 from labapp.state import State, write_file
@@ -64,7 +63,7 @@ def advice(engine: Engine, state: State, address: str) -> str:
         f"Podman does not take plain HTTP from '{address}', so it can't pull from there or push. "
         f"Write these three lines into '{_file(engine, state)}' on the machine where Podman runs "
         "(on macOS and Windows after 'podman machine ssh'), and start its service anew:\n"
-        f'[[registry]]\nlocation = "{address}"\ninsecure = true\nThen run {START} again.'
+        f'[[registry]]\nlocation = "{address}"\ninsecure = true'
     )
 
 
@@ -106,7 +105,4 @@ def _reload() -> None:
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or [""]
         if Path(line[0]).name == "podman" and {"system", "service"} <= {*line[1:]}:
-            try:
-                process.send_signal(signal.SIGHUP)
-            except psutil.AccessDenied:
-                root.run_as_root(["kill", "-HUP", str(process.pid)])
+            root.run_as_root(["kill", "-HUP", str(process.pid)])
