@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from labapp import feedback
 from labapp.errors import BaseError, EngineNotFound, LabError, RegistryError
 from labapp.journey import bases
 from labapp.machine import engine as engines
@@ -39,7 +42,10 @@ def examine(state: State) -> list[Finding]:
         engine = engines.find(state)
         if Path(engine.data_root).exists():
             found.append(disk("engine's disk", Path(engine.data_root)))
-        found += [Finding("builder", True, engine.builder), _docker(engine)]
+        found += [_builder(engine), _docker(engine)]
+        if aside := [name for name in engines.SET_ASIDE if os.environ.get(name)]:
+            told = "the lab agrees on that with the engine; its cells and terminals have it empty."
+            found.append(Finding("variables", True, f"{', '.join(aside)}: {told}"))
     return found
 
 
@@ -67,14 +73,33 @@ def disk(subject: str, folder: Path) -> Finding:
     return Finding(subject, not advice, f"{free:.1f} GB free at '{folder}'{advice}")
 
 
+def _builder(engine: Engine) -> Finding:
+    """Tell what the lab builds with, and if ``docker build`` takes another builder elsewhere."""
+    told = f"{engine.builder}, the engine's own"
+    if engine.builder != "classic":
+        now = subprocess.run(["docker", "buildx", "inspect"], capture_output=True, text=True).stdout
+        if other := re.match(r"Name: +(\S+)\nDriver: +(?!docker$)(\S+)$", now, re.MULTILINE):
+            # 'docker build' goes by the variable alone, not by 'docker buildx use'.
+            way = "docker build" if os.environ.get("BUILDX_BUILDER") else "docker buildx build"
+            told += (
+                f". In other terminals '{way}' takes '{other[1]}' ({other[2]}), which does not "
+                "reach the lab's registry and gives the engine no image; 'unset BUILDX_BUILDER' "
+                "and 'docker buildx use default' set that back."
+            )
+    return Finding("builder", True, told)
+
+
 def _docker(engine: Engine) -> Finding:
     """Look for the command line, which the chapters show beside each step."""
     command = ["docker", "version", "--format", "{{.Client.Version}}"]
     try:
         answer = subprocess.run(command, env=engine.environment(), capture_output=True, text=True)
-    except FileNotFoundError:
-        needed = "cells that start with '!docker' need this command: install your system's package "
-        return Finding("docker", False, f"{needed}'docker-cli', or Docker Desktop.")
+    except OSError:
+        package = "'docker-cli', or Docker Desktop"
+        if feedback.program() == "podman":
+            package = "'podman-docker'; all else the lab does with 'podman'"
+        needed = "cells that start with '!docker' need this command: install your system's package"
+        return Finding("docker", False, f"{needed} {package}.")
     return Finding("docker", answer.returncode == 0, (answer.stdout or answer.stderr).strip())
 
 

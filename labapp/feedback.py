@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import shlex
+import shutil
 import sys
 import threading
 import time
@@ -123,9 +124,14 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def command(argv: Sequence[str]) -> None:
-    """Print the command line that does what the lab is about to do."""
-    line = shlex.join(argv)
+def program() -> str:
+    """Return the command line's name: ``docker``, or ``podman`` where only that is installed."""
+    return "podman" if shutil.which("podman") and not shutil.which("docker") else "docker"
+
+
+def command(argv: Sequence[str], *, reads: str = "") -> None:
+    """Print the command line that does what the lab is about to do; ``reads`` is what it reads."""
+    line = reads + shlex.join([program() if argv[0] == "docker" else argv[0], *argv[1:]])
     if _quiet is not None:
         _quiet.commands.append(line)
     else:

@@ -402,7 +402,8 @@ def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False
     import pandas as pd
 
     reference = transfer.with_tag(reference)
-    words = ["docker", "run", "--rm", "--network", "none", *(HARDENED.split() if hardened else ())]
+    words = [feedback.program(), "run", "--rm", "--network", "none"]
+    words += HARDENED.split() if hardened else ()
     feedback.command([*words, str(reference)])
     words += [f"--label={name}={value}" for name, value in bench.engine.labels.items()]
     words += ["--entrypoint", "python3", str(reference), "-c", _PROBE, json.dumps(TOOLS)]

@@ -265,8 +265,8 @@ class Shelf:
             was_there = self._engine.image(str(public)) is not None
         try:
             transfer.pull(self._engine, None, public)
-        except PullError:
-            raise why from None
+        except PullError as error:
+            raise BaseError(f"{why}\n    The engine, asked for the same: {error}") from why
         transfer.tag(self._engine, public, name)
         if not was_there:
             transfer.remove(self._engine, public)

@@ -19,8 +19,9 @@ from labapp import feedback
 from labapp.errors import BuildError, EngineLost
 from labapp.feedback import Bars
 from labapp.journey.dockerfile import instructions
-from labapp.machine.engine import Engine
+from labapp.machine.engine import START, Engine
 from labapp.reference import Reference
+from labapp.registry.http import FEWER, RATE_LIMIT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SENT = re.compile(r"(?:transferring context:|build context to Docker daemon) +([\d.]+)([kMG]?)B")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _WRAPPINGS = re.compile(
-    r"(?:ERROR: |Error response from daemon: |failed to build: |failed to solve: |"
+    r"(?:(?i:error): |Error response from daemon: |failed to build: |failed to solve: |"
     r'(?:error )?building at STEP ".*?": (?:error )?(?:while running runtime: )?)+'
 )
 _PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)")
@@ -125,7 +126,7 @@ def build(
             f"building '{tag}': reading the Dockerfile '{_shown(file)}': {error.strerror}. "
             "Name the right file, or write one."
         ) from error
-    argv = ["docker", "build", "-t", tag]
+    argv = [feedback.program(), "build", "-t", tag]
     if file != context / "Dockerfile":
         argv += ["-f", _shown(file)]
     for name, value in (args or {}).items():
@@ -164,7 +165,7 @@ def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> 
         )
     except OSError as error:
         raise BuildError(
-            f"{doing}: starting 'docker': {error.strerror}. Is docker's command line installed, "
+            f"{doing}: starting '{argv[0]}': {error.strerror}. Is docker's command line installed, "
             "and in PATH?"
         ) from error
     with process:
@@ -191,13 +192,11 @@ def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> 
 
 
 def settings(engine: Engine) -> dict[str, str]:
-    """Return the variables that make ``docker build`` use this engine's builder, and no other."""
+    """Return the variables that make ``docker build`` tell its steps, and push no attestation."""
     if engine.builder == "classic":
         return {"DOCKER_BUILDKIT": "0"}
     return {
         "DOCKER_BUILDKIT": "1",
-        # One that 'docker buildx create' made runs in a container, where "localhost" is another.
-        "BUILDX_BUILDER": "default",
         "BUILDKIT_PROGRESS": "plain",
         # An attestation would make the tag name an index.
         "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
@@ -316,8 +315,10 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
     line, log = told.line, told.failed.log[-_LOG_LINES:] if told.failed else ()
     if unread := _PARSE_LINE.search(cause):
         line = int(unread[1])
-    elif line is None and told.failed and told.failed.number <= len(told.written):
-        line = told.written[told.failed.number - 1].line
+    elif line is None and told.failed:  # BuildKit of old names no line.
+        said = told.failed.instruction.split()
+        same = [w for w in told.written if [w.keyword, *(word.text for word in w.words)] == said]
+        line = same[0].line if same else None
     parts = [f"{doing}: {f'line {line}: ' if line else ''}{cause}."]
     keyword, heredoc = "", False
     for guilty in told.written:
@@ -328,7 +329,11 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
             parts += [f"  {number:>3} | {each}".rstrip() for number, each in numbered]
     if log:
         parts += ["Its log ends:", *(f"      {each}" for each in log)]
-    if "requires BuildKit" in cause or (unread and heredoc):
+    if RATE_LIMIT.search(cause):
+        parts += [f"{FEWER}."]
+    elif "connection refused" in cause:
+        parts += [f"Does that registry run? {START} starts the lab's own."]
+    elif "requires BuildKit" in cause or (unread and heredoc):
         parts += ["This engine has the classic builder only; write the line without that."]
     elif keyword in {"COPY", "ADD"} and not unread:
         parts += [f"Paths count from '{context}'. Does .dockerignore leave the file out?"]

@@ -33,7 +33,7 @@ from labapp.machine.engine import Engine
 from labapp.reference import DEFAULT_TAG, Reference
 from labapp.registry import log
 from labapp.registry.client import BlobDamage, Registry
-from labapp.registry.http import Credentials, is_loopback, same_address
+from labapp.registry.http import FEWER, RATE_LIMIT, Credentials, is_loopback, same_address
 from labapp.registry.manifests import Index, Manifest, Platform
 from labapp.registry.server import CONTENT, RegistryServer
 
@@ -62,6 +62,7 @@ _ALTERED = re.compile(
 )
 
 _ADVICE = {
+    RATE_LIMIT.pattern: f"{FEWER}.",
     r"no such host|connection refused": "Is the registry's name right, and its port? "
     "The lab's own registry is started by 'python3 -m labapp start'.",
     r"certificate|IP SANs|not valid for any names": "Does the engine trust the authority that "
@@ -307,7 +308,8 @@ class _Way:
                     tag=self.reference.identifier,
                     stream=True,
                     decode=True,
-                    auth_config=self.login.auth_config if self.login else None,
+                    # The lab's own asks for none: docker's settings need not even be right.
+                    auth_config=self.login.auth_config if self.login else {} if self.own else None,
                 )
             except docker.errors.APIError as error:
                 raise self._refused(error.explanation or error) from error
@@ -386,6 +388,6 @@ class _Way:
                 f"the registry '{self.reference.registry}' stopped on the way ({cause}). {_START} "
                 f"Then {self.verb} again."
             )
-        found = (advice for words, advice in _ADVICE.items() if re.search(words, cause))
+        found = (advice for words, advice in _ADVICE.items() if re.search(words, cause, re.I))
         otherwise = "Is the name right, does the registry run, and has it room?"
         return self.error(f"{cause}. {next(found, otherwise)}")

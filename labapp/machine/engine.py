@@ -13,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
 import tarfile
@@ -33,6 +35,7 @@ import urllib3
 from docker.context import ContextAPI
 from docker.models.containers import Container
 from docker.models.images import Image
+from docker.utils.config import find_config_file
 
 from labapp.errors import EngineError, EngineLost, EngineNotFound, LabError
 from labapp.machine import own_engine
@@ -42,6 +45,12 @@ OWNER_LABEL = "labapp.owner"
 """The process that waits for a one-shot container: ``host:pid``."""
 
 START = "'python3 -m labapp start'"
+
+SET_ASIDE = ("DOCKER_API_VERSION", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY")
+"""Variables that would lead the docker command another way than the lab, and so are emptied."""
+
+# What the SDK makes of JSON that is something else than it should be.
+_NOT_ITS_SHAPE = (KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -141,8 +150,7 @@ def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     for host, source in places(environ, own=own_engine.host(state)):
         try:
             return _connect(host, source, state.labels)
-        except (docker.errors.DockerException, OSError, ValueError, KeyError, TypeError) as error:
-            # The last three are what the SDK makes of an address or an answer that is none.
+        except (docker.errors.DockerException, OSError, ValueError, *_NOT_ITS_SHAPE) as error:
             cause, advice = _why(host, source, error)
             told.append(f"  - {source} '{host}': {cause} {advice}".rstrip())
             advised = advised or bool(advice)
@@ -220,7 +228,11 @@ def _connect(host: str, source: str, labels: Mapping[str, str]) -> Engine:
 
     # A version that is given keeps the constructor from asking before proxies are ruled out.
     known = docker.constants.DEFAULT_DOCKER_API_VERSION
-    with contextlib.closing(client(known)) as probe:
+    try:
+        probe = client(known)
+    except (docker.errors.InvalidConfigFile, *_NOT_ITS_SHAPE) as error:
+        raise docker.errors.InvalidConfigFile(f"'{find_config_file()!s}': {error}") from error
+    with contextlib.closing(probe):
         about = probe.version(api_version=False)
     # The newest that both know; never one that the engine serves no more.
     newest, oldest = about["ApiVersion"], about.get("MinAPIVersion") or known
@@ -231,9 +243,11 @@ def _connect(host: str, source: str, labels: Mapping[str, str]) -> Engine:
     podman = any(part.get("Name") == "Podman Engine" for part in about.get("Components") or ())
     snapshots = ["driver-type", "io.containerd.snapshotter.v1"]
     containerd = snapshots in (info.get("DriverStatus") or ())
-    variables = {"DOCKER_HOST": host}
+    variables = {"DOCKER_HOST": host, **dict.fromkeys(SET_ASIDE, "")}
     if podman:  # Its API has no BuildKit; a docker command that tries would start one of its own.
-        variables["DOCKER_BUILDKIT"] = "0"
+        variables |= {"DOCKER_BUILDKIT": "0", "CONTAINER_HOST": host}
+    else:  # One that 'docker buildx create' made is a container, where "localhost" is another.
+        variables["BUILDX_BUILDER"] = "default"
     return Engine(
         client=found,
         host=host,
@@ -257,15 +271,36 @@ def _why(host: str, source: str, error: Exception) -> tuple[str, str]:
     if host.startswith("(context"):
         return "there is no such context, or it is damaged.", "'docker context ls' lists them."
     if isinstance(cause, PermissionError):
-        return "your account may not use it.", (
-            "Join the group that may ('ls -l' names it), mostly by 'sudo usermod -aG docker "
-            "$USER'; then log out and in again."
-        )
+        return "your account may not use it.", _way_in(host.removeprefix("unix://"))
+    if isinstance(error, docker.errors.InvalidConfigFile):
+        return f"docker's settings can't be used: {error}.", "Mend that file, or move it away."
+    said = " ".join(str(getattr(error, "explanation", None) or cause).split())
+    if host.startswith("ssh:") or "to an HTTPS server" in said:
+        far = "Run it on the engine's own machine: the registry is out of reach from elsewhere."
+        return "the lab speaks neither SSH nor TLS to an engine.", far
+    if isinstance(error, (json.JSONDecodeError, *_NOT_ITS_SHAPE)):
+        said = "what answers is none"
     advice = {
         "the lab's own": f"{START} starts it.",
         "DOCKER_HOST": f"Start that engine, or correct or unset DOCKER_HOST; then run {START}.",
     }
-    return f"no engine answers there ({cause}).", advice.get(source, "")
+    return f"no engine answers there ({said}).", advice.get(source, "")
+
+
+def _way_in(path: str) -> str:
+    """Return how an account comes to use a socket: by the group that it belongs to."""
+    with contextlib.suppress(ImportError, OSError, KeyError):
+        import grp  # Windows has neither.
+        import pwd
+
+        about, me = Path(path).stat(), pwd.getpwuid(os.geteuid())
+        group = grp.getgrgid(about.st_gid).gr_name
+        news = f"Log out and in again, or run 'newgrp {group}' and the lab from there."
+        if about.st_gid in {*os.getgrouplist(me.pw_name, me.pw_gid)} - {*os.getgroups()}:
+            return f"You are in its group '{group}', but this session does not know yet. {news}"
+        if group != "root" and about.st_mode & stat.S_IWGRP:
+            return f"Join its group: 'sudo usermod -aG {group} {me.pw_name}'. {news}"
+    return f"'ls -l {path}' tells who may."
 
 
 def owner() -> str:

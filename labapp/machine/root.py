@@ -52,7 +52,7 @@ def run_as_root(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
             text=True,
             errors="replace",
         )
-    except FileNotFoundError as error:
+    except OSError as error:
         return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: {error.strerror}")
 
 

@@ -126,7 +126,8 @@ class PrivateRegistry:
             RegistryError: there is no such account, or its password is another.
         """
         login = self._login().command("login", "--username", name)
-        feedback.command([*login, "--password-stdin", self.address])
+        # Without something to read it would wait for ever in a cell, which can't be typed into.
+        feedback.command([*login, "--password-stdin", self.address], reads='echo "$PASSWORD" | ')
         if not self.accounts.verify(name, password):
             raise RegistryError(
                 f"logging in as '{name}' at '{self.address}': there is no such account, or its "

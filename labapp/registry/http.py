@@ -51,6 +51,14 @@ _FULL = re.compile(rb'no space left|"Err":\s*(?:28|112|122)\b', re.IGNORECASE)
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
+RATE_LIMIT = re.compile("too ?many ?requests|pull rate limit", re.IGNORECASE)
+FEWER = (
+    "Wait, log in with 'docker login' in a terminal, or take the lab's base images from a mirror "
+    "(LABAPP_MIRROR) or a bundle ('labapp bundle load')"
+)
+"""What registries and engines say of a network that asks too often; what helps, but waiting."""
+
+
 class FieldError(ValueError):
     """A document is not JSON, or a field of it is missing or of the wrong type."""
 
@@ -289,10 +297,9 @@ class Connection(requests.Session):
         if status == 507 or (status >= 500 and _FULL.search(answer.body)):
             cause = "the disk under the registry is full. Make room there, then try again"
         elif status == 429:
-            cause = (
-                f"'{address}' has had too many requests from this network. Wait, log in with "
-                f"'docker login {address}', or use a mirror or a bundle"
-            )
+            after = answer.headers.get("Retry-After", "")
+            said += f"; again in {after} s" if after.isdecimal() else ""
+            cause = f"'{address}' has had too many requests from this network ({said}). {FEWER}"
         elif status >= 500:
             local = "'python3 -m labapp doctor' seeks the cause"
             cause = f"the server failed ({said}). {local if is_local(self.url) else 'Try later'}"

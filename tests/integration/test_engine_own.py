@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from registries import put_image
 
 from labapp import feedback
 from labapp.errors import EngineError, EngineLost, EngineNotFound
@@ -124,10 +125,12 @@ def test_two_starts_at_once_start_one_engine_which_is_found_again_and_leaves_not
 
 
 def test_an_engine_that_was_killed_is_mended_by_start_and_cleared_by_stop(
-    own: State, serving: Serving
+    own: State, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(own)
-    address = serving(engine, own).address
+    served = serving(engine, own)
+    address = served.address
+    put_image(served.registry(), "test/kept")
     kill(own)
     with pytest.raises(EngineLost, match="listing things"), engine.doing("listing things"):
         engine.client.containers.list()
@@ -143,6 +146,14 @@ def test_an_engine_that_was_killed_is_mended_by_start_and_cleared_by_stop(
     assert engine.client.containers.list() == []
     # The container that ran has ended, and its port is free for the next.
     assert serving(engine, own).address == address
+    # Another store begins without images and containers; what is in the registry is kept.
+    settings = own_engine.settings
+    other = {"storage-driver": "vfs"}
+    monkeypatch.setattr(own_engine, "settings", lambda *known: settings(*known) | other)
+    own_engine.stop(own)
+    engine = start(own)
+    assert engine.image(served.image) is engine.container(served.name) is None
+    assert serving(engine, own).registry().repositories() == ["test/kept"]
     engine.client.networks.create("labtest-net")
     kill(own)
     own_engine.stop(own)

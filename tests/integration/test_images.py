@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -16,12 +17,14 @@ import elsewhere
 import pytest
 from registries import stored_at
 
+from labapp import doctor
 from labapp.bench import Bench
 from labapp.errors import BuildError, ImageError, PullError, PushError, RunError
 from labapp.feedback import QuietFeedback
 from labapp.journey.build import build
 from labapp.journey.run import remove_running, run, run_once
 from labapp.journey.transfer import pull, push, remove, tag
+from labapp.machine import engine as engines
 from labapp.machine.engine import OWNER_LABEL, Engine, owner, remove_leftovers
 from labapp.machine.ports import free_port, wait_until
 from labapp.reference import Reference
@@ -70,6 +73,37 @@ def fresh(engine: Engine) -> Iterator[str]:
     name = f"labapp/test-{uuid.uuid4().hex[:8]}:1"
     yield name
     remove(engine, name)
+
+
+def test_what_leads_the_docker_command_elsewhere(
+    bench: Bench, fresh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lab, and a learner beside it, work on the engine all the same."""
+    plugins = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker")) / "cli-plugins"
+    settings = {"credsStore": "of-an-engine-that-went", "cliPluginsExtraDirs": [str(plugins)]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("DOCKER_HOST", bench.engine.host)
+    engine = engines.find(bench.state)
+    if engine.builder.startswith("buildx"):
+        subprocess.run(["docker", "buildx", "create", "--use", "--name", "mine"], check=True)
+        for command in ("'docker buildx build'", "'docker build'"):
+            found = {finding.subject: finding.text for finding in doctor.examine(bench.state)}
+            assert f"{command} takes 'mine' (docker-container)" in found["builder"]
+            monkeypatch.setenv("BUILDX_BUILDER", "mine")
+    monkeypatch.setenv("DOCKER_API_VERSION", "1.99")
+    monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/riscv64")
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    mine = f"{bench.server.address}/{fresh}"
+    build(engine, tmp_path, tag=mine)
+    assert push(engine, bench.server, mine).digest
+    command = ["docker", "build", "--tag", fresh, str(tmp_path)]
+    subprocess.run(command, env=engine.environment(), check=True)
+    for name in (fresh, mine):
+        attrs = engine.client.images.get(name).attrs
+        assert f"{attrs['Os']}/{attrs['Architecture']}" == engine.platform
+    remove(engine, mine)
 
 
 def test_build_and_cache(

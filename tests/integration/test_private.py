@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_one_account_pushes_another_pulls(
 
 
 def test_the_docker_command_does_the_same(
-    private: PrivateRegistry, engine: Engine, image: str, tmp_path: Path
+    feedback: QuietFeedback, private: PrivateRegistry, engine: Engine, image: str, tmp_path: Path
 ) -> None:
     mine = tmp_path / "the user's own"
     environment = {**engine.environment(), "DOCKER_CONFIG": str(mine)}
@@ -121,12 +122,20 @@ def test_the_docker_command_does_the_same(
 
     login = ("login", "--username", "ann", "--password-stdin", private.address)
     assert docker(tmp_path, *login, text="wrong")
+    # The line that is told can be run as it is, also in a cell.
+    private.log_in("ann", SECRET)
+    told = {**engine.environment(), "PASSWORD": SECRET}
+    subprocess.run(feedback.commands[-1], shell=True, env=told, check=True)
     assert docker(tmp_path, *login, text=SECRET) == docker(tmp_path, "push", image) == ""
     # What the lab writes is read by docker, and the user's own configuration stays as it was.
     private.log_in("bob", "bob")
     config = at(private).folder / "private" / "docker-config"
     assert docker(config, "pull", image) == ""
-    assert "denied" in docker(config, "push", image)
+    # The containerd store sends nothing where the tag is that already, and needs no right to.
+    other = f"{image}.1"
+    assert docker(config, "tag", image, other) == ""
+    assert re.search("denied|insufficient_scope", docker(config, "push", other))
+    transfer.remove(engine, other)
     assert not mine.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import CLASSIC, ENGINES, RECORDED, engine_that_built, engine_that_said, layers
 
+from labapp import feedback
 from labapp.errors import BuildError, PullError, PushError
 from labapp.feedback import QuietFeedback
 from labapp.journey.build import Build, build
@@ -19,6 +21,40 @@ TAG = "localhost:1/test/shop:1"
 
 
 pytestmark = pytest.mark.usefixtures("told")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "toomanyrequests: You have reached your pull rate limit. You may increase the limit by "
+        "authenticating and upgrading: https://www.docker.com/increase-rate-limit",
+        "unexpected status from GET request to https://x/v2/x/manifests/1: 429 Too Many Requests",
+    ],
+)
+def test_too_many_requests(said: str, tmp_path: Path) -> None:
+    """Told as such, with what helps: neither the Dockerfile nor the name is wrong."""
+    (tmp_path / "it.jsonl").write_text(f'{{"http_status": 200}}\n{json.dumps({"error": said})}\n')
+    (tmp_path / "it.Dockerfile").write_text("FROM python:3.13\n")
+    (tmp_path / "it.txt").write_text(f"ERROR: failed to solve: python:3.13: {said}\n")
+    with (
+        engine_that_said("docker-26", tmp_path, str(tmp_path / "it")) as engine,
+        pytest.raises(PullError) as pulling,
+    ):
+        pull(engine, None, "python:3.13")
+    with pytest.raises(BuildError) as building:
+        built("docker-26", str(tmp_path / "it"), tmp_path, status=1)
+    for text in (str(pulling.value), str(building.value)):
+        assert said in text and "LABAPP_MIRROR" in text and "Mend the Dockerfile" not in text
+
+
+def test_the_command_line_that_is_there_is_told(
+    tmp_path: Path, told: QuietFeedback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for there in ("nothing", "podman", "docker"):
+        (tmp_path / there).touch(mode=0o755)
+        feedback.command(["docker", "push", "x"])
+    assert told.commands == ["docker push x", "podman push x", "docker push x"]
 
 
 def built(engine: str, label: str, folder: Path, *, status: int = 0) -> Build:
@@ -134,7 +170,7 @@ def test_docker_is_told_which_builder_and_which_labels(
     ran = shown + (" --force-rm" if engine in CLASSIC else "")
     ran += f" --label=labapp.lab=0123abcd {tmp_path}"
     assert (tmp_path / "arguments").read_text().strip() == ran
-    wanted = "DOCKER_BUILDKIT=0" if engine in CLASSIC else "BUILDX_BUILDER=default"
+    wanted = "DOCKER_BUILDKIT=0" if engine in CLASSIC else "DOCKER_BUILDKIT=1"
     assert wanted in (tmp_path / "environment").read_text().splitlines()
 
 

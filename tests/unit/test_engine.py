@@ -20,6 +20,7 @@ import psutil
 import pytest
 from registries import Reply, Seen, serving
 
+from labapp import doctor
 from labapp.errors import EngineLost, EngineNotFound, PushError
 from labapp.machine import engine as engines
 from labapp.machine import own_engine, root
@@ -32,6 +33,8 @@ VERSIONS = {
     "28.5": {"Version": "28.5.2", "ApiVersion": "1.51", "MinAPIVersion": "1.24"},
     "29.0": {"Version": "29.0.1", "ApiVersion": "1.52", "MinAPIVersion": "1.44"},
     "29.4": {"Version": "29.4.0", "ApiVersion": "1.54", "MinAPIVersion": "1.40"},
+    "old": {"Version": "1.12.6", "ApiVersion": "1.24", "MinAPIVersion": "1.12"},
+    "next": {"Version": "35.0.0", "ApiVersion": "1.99", "MinAPIVersion": "1.44"},
     "later": {"Version": "40.0.0", "ApiVersion": "1.110", "MinAPIVersion": "1.100"},
     "podman": {
         "Version": "5.4.2",
@@ -104,6 +107,8 @@ def nothing_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("28.5", {"DriverStatus": None}, "Docker", "classic"),
         ("29.0", CONTAINERD, "Docker", "containerd"),
         ("29.4", CONTAINERD, "Docker", "containerd"),
+        ("old", CLASSIC, "Docker", "classic"),
+        ("next", CONTAINERD, "Docker", "containerd"),
         ("later", CONTAINERD, "Docker", "containerd"),
         ("podman", CLASSIC, "Podman", "podman"),
     ],
@@ -125,9 +130,11 @@ def test_what_is_read_from_an_engine(
     oldest, newest = (number(str(about[each])) for each in ("MinAPIVersion", "ApiVersion"))
     assert oldest <= number(found.client.api.api_version) <= newest
     assert (found.name, found.store, found.labels) == (name, store, state.labels)
-    # Else a build in a terminal starts a BuildKit of its own, which keeps the image to itself.
-    podman = {"DOCKER_BUILDKIT": "0"} if name == "Podman" else {}
-    assert found.variables == {"DOCKER_HOST": host, **podman}
+    # Else a build in a terminal takes a BuildKit in a container, which keeps the image to itself.
+    own = {"DOCKER_BUILDKIT": "0", "CONTAINER_HOST": host}
+    own = own if name == "Podman" else {"BUILDX_BUILDER": "default"}
+    set_aside = dict.fromkeys(engines.SET_ASIDE, "")
+    assert found.variables == {"DOCKER_HOST": host, **set_aside, **own}
     if name == "Podman":
         assert found.builder == "classic"
     for fact in (name, about["Version"], "linux/arm64", store, host, "DOCKER_HOST"):
@@ -165,7 +172,7 @@ def test_why_an_engine_does_not_answer(state: State, tmp_path: Path, host: str, 
     [
         (ConnectionRefusedError("refused"), "reason x", True),
         # Another engine would be no help, and neither would another start.
-        (PermissionError("denied"), "usermod", False),
+        (PermissionError("denied"), "ls -l /theirs", False),
     ],
 )
 def test_an_engine_is_offered_only_where_none_is_there(
@@ -177,6 +184,78 @@ def test_an_engine_is_offered_only_where_none_is_there(
     with pytest.raises(EngineNotFound, match=f"(?s)unix:///theirs.*{helps}") as caught:
         engines.start(state, environ={})
     assert ("install" in str(caught.value).lower()) is offered
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "cause"),
+    [
+        *((200, body, "is none") for body in ("{}", "[]", "null", "<html>", "")),
+        (200, json.dumps({**VERSIONS["28.5"], "ApiVersion": 1.41}), "is none"),
+        (200, json.dumps({**VERSIONS["28.5"], "ApiVersion": "new"}), "'new'"),
+        (403, '{"message": "no, by rule 7"}', "no, by rule 7"),
+        (400, "Client sent an HTTP request to an HTTPS server.", "neither SSH nor TLS"),
+    ],
+)
+def test_what_answers_is_no_engine(state: State, status: int, body: str, cause: str) -> None:
+    with serving(Reply(status, body.encode())) as served:
+        host = f"tcp://{served.address}"
+        with pytest.raises(EngineNotFound, match=f"'{host}'.*{cause}"):
+            engines.find(state, environ={"DOCKER_HOST": host})
+
+
+def test_an_engine_that_is_out_of_reach(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = docker.DockerClient
+    monkeypatch.setattr(docker, "DockerClient", lambda **its: real(**{**its, "timeout": 0.2}))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        for host, cause in ((f"tcp://{address}", "timed out"), ("ssh://me@there", "own machine")):
+            with pytest.raises(EngineNotFound, match=f"'{host}'.*{cause}"):
+                engines.find(state, environ={"DOCKER_HOST": host})
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("{broken", ""), ("[]", "list"), ('{"proxies": null}', "None"), ('{"auths": 1}', "int")],
+)
+def test_settings_of_docker_that_are_damaged(
+    state: State, tmp_path: Path, content: str, told: str
+) -> None:
+    """As with the docker command, what is not even JSON counts as no settings."""
+    file = tmp_path / "home" / ".docker" / "config.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    expected = pytest.raises(EngineNotFound, match=f"'{file}'.*{told}.*Mend that file")
+    with listening() as host, expected if told else contextlib.nullcontext():
+        engines.find(state, environ={"DOCKER_HOST": host})
+
+
+@pytest.mark.parametrize(
+    ("group", "joined", "advice"),
+    [
+        ("docker", True, "newgrp docker"),
+        ("docker", False, "usermod -aG docker"),
+        ("root", False, "ls -l"),  # nobody is to join that one
+    ],
+)
+def test_the_way_to_a_socket(
+    tmp_path: Path, group: str, joined: bool, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, state = tmp_path / "engine.sock", State.open(tmp_path / "state")
+    denied = Mock(side_effect=PermissionError("denied"))
+    with socket_at(file) as host, monkeypatch.context() as patch:
+        file.chmod(0o660)
+        mine = [file.stat().st_gid] if joined else []
+        patch.setattr(docker.DockerClient, "version", denied)
+        patch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=group))
+        patch.setattr(os, "getgrouplist", lambda *_: mine)
+        patch.setattr(os, "getgroups", list)
+        patch.setenv("DOCKER_HOST", host)
+        [found] = doctor.examine_lab(state)
+        with pytest.raises(EngineNotFound) as caught:
+            engines.start(state)
+    for text in (found.text, str(caught.value)):
+        assert re.search(rf"'{host}': your account may not use it\. .*{advice}", text)
+        assert ("usermod" in text) == (advice[:7] == "usermod") and "Install" not in text
 
 
 def test_the_docker_context_is_honoured(state: State, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_who_knows_nothing_of_the_first_question_is_no_registry() -> None:
         Registry(other.address).ping()
 
 
+HUB = "You have reached your unauthenticated pull rate limit"
 FULL_DISK = {"Enclosed": {"Op": "mkdir", "Err": 28}}
 
 
@@ -87,7 +88,8 @@ FULL_DISK = {"Enclosed": {"Op": "mkdir", "Err": 28}}
         (Reply(404, b"<h1>", {"Content-Type": "text/html"}), RegistryError, "AirPlay"),
         (Reply(403, b"", {"Server": "AirTunes/760.20.1"}), RegistryError, "AirPlay"),
         (error(405, "UNSUPPORTED", "The operation is unsupported."), RegistryError, "unsupported"),
-        (error(429, "TOOMANYREQUESTS"), RegistryError, "too many requests"),
+        (error(429, "TOOMANYREQUESTS", HUB), RegistryError, f"{HUB}.*LABAPP_MIRROR"),
+        (Reply(429, headers={"Retry-After": "60"}), RegistryError, "60 s.*docker login"),
         (error(500, "UNKNOWN", "unknown error"), RegistryError, "unknown error"),
         (Reply(502, b"bad gateway"), RegistryError, "502"),
         (Reply(507), RegistryError, "disk"),
