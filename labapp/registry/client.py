@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,7 +236,9 @@ class Registry:
         for piece in _pieces(chunks):
             hasher.update(piece)
             headers = {"Content-Range": f"{size}-{size + len(piece) - 1}"}
-            answer = self._http.ask("PATCH", place, doing=doing, headers=headers, data=piece)
+            # As a file, it is sent by parts, each with the time limit that else held for all of it.
+            data = io.BytesIO(piece)
+            answer = self._http.ask("PATCH", place, doing=doing, headers=headers, data=data)
             place, size = answer.headers.get("Location", ""), size + len(piece)
         digest = f"sha256:{hasher.hexdigest()}"
         end = f"{place}{'&' if '?' in place else '?'}digest={digest}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib.metadata
+import io
 import ipaddress
 import json
 import re
@@ -296,12 +297,22 @@ class Connection(requests.Session):
         elif status >= 500:
             local = "'python3 -m labapp doctor' seeks the cause"
             cause = f"the server failed ({said}). {local if is_local(self.url) else 'Try later'}"
-        elif (is_page and said == f"status {status}") or (status == 404 and not missing):
+        elif status == 413:
+            cause = (
+                f"a server in front of '{address}' takes no 8 MiB at once. Tell its owner; nginx "
+                "calls this limit 'client_max_body_size'"
+            )
+        elif said == f"status {status}" and (is_page or (status == 404 and not missing)):
             return self._not_a_registry(doing, said)
-        elif status == 404:
+        elif status == 404 and missing:
             return NotInRegistry(f"{doing}: {missing}.")
-        elif status in (401, 403):
+        elif status == 401:
             cause = _wants_login(address).rstrip(".")
+        elif status == 403:
+            cause = (
+                f"'{address}' does not allow it ({said}). Ask its owner for the right, or log in "
+                f"with 'docker login {address}' as who has it"
+            )
         else:
             cause = f"the registry refuses it ({said})"
         return RegistryError(f"{doing}: {cause}.")
@@ -342,8 +353,8 @@ def _unreachable(error: BaseException, host: str) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"the certificate of '{host}' is not to be trusted: {error.verify_message}. Look at "
-            "this machine's clock and the name; trust its authority first, if you know whose "
-            "it is. Else send no password there."
+            "this machine's clock and the name. If you know whose authority signed it, give a "
+            "command its certificate with '--ca FILE'. Else send no password there."
         )
     words = printable(str(getattr(error, "strerror", None) or error))
     step = "Check the name, the network, and whether a proxy has to let it by."
@@ -441,6 +452,8 @@ class Login:
             answer.close()
             again = answer.request.copy()
             again.headers["Authorization"] = header
+            if isinstance(again.body, io.BytesIO):  # a token may end in the middle of an upload
+                again.body.seek(0)
             answer = answer.connection.send(again, **options)
         if answer.status_code == 401:
             answer.close()
