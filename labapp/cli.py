@@ -542,7 +542,7 @@ def hand_in(place: str, ca: Path | None, yes: bool) -> int:
         click.echo(f"Handed in as '{target}:{parcel.tag}'.")
     else:
         click.echo("All of it is there already.")
-    for line in parcel.lost:
+    for line in parcel.lost.values():
         click.echo(f"labapp: not handed in: {line}", err=True)
     return 1 if parcel.lost else 0
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -68,7 +70,7 @@ class Parcel:
     record: Record
     content: bytes
     images: dict[str, list[Stored]] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:
@@ -111,7 +113,22 @@ class Parcel:
         yield f"Repositories that stay here: {len(others)} ({', '.join(others)})."
 
     def send(self) -> None:
-        """Send what is new, the receipts last; an image that turns out to be damaged is lost."""
+        """Send what is new, the receipts last; an image that turns out to be damaged is lost.
+
+        A registry may stumble when others store the same layers in the same moment; so it is tried
+        three times.
+        """
+        for pause in (1, 3, 0):  # seconds
+            try:
+                return self._send()
+            except RegistryUnreachable:
+                raise
+            except RegistryError:
+                if not pause:
+                    raise
+                time.sleep(pause + random.random())
+
+    def _send(self) -> None:
         registry, repository = self.place.registry, self.place.repository
         with feedback.bars(f"Handing in at {self.place}") as bars:
             for name, parts in self.images.items():
@@ -122,9 +139,10 @@ class Parcel:
                         to = Reference(registry.address, repository, tag)
                         registry.copy(self.source, each, to=to, progress=show)
                 except (NotInRegistry, DamagedContent) as error:
-                    self.lost.append(f"{self.record.images[name]}: {error}")
+                    self.lost[name] = f"{self.record.images[name]}: {error}"
             for data in (b"{}", self.content):
-                registry.upload_blob(repository, [data])
+                if registry.blob_size(repository, digest_of(data)) is None:
+                    registry.upload_blob(repository, [data])
             registry.put_manifest(repository, self.tag, self.artifact, OCI_MANIFEST)
 
 
@@ -139,7 +157,7 @@ def pack(receipts: Receipts, source: Registry, place: Place) -> Parcel:
             held = Reference(source.address, repository, digest=digest)
             parcel.images[name] = _whole(source, held)
         except (NotInRegistry, DamagedContent) as error:
-            parcel.lost.append(f"{exercise}: {error}")
+            parcel.lost[name] = f"{exercise}: {error}"
     return parcel
 
 
