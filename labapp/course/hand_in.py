@@ -14,7 +14,7 @@ import functools
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from labapp import feedback
@@ -24,6 +24,7 @@ from labapp.errors import (
     InvalidReference,
     NotInRegistry,
     RegistryError,
+    RegistryFailed,
     RegistryUnreachable,
 )
 from labapp.feedback import amount
@@ -101,11 +102,10 @@ class Parcel:
         yield f"To '{self.place}', as '{self.record.learner}' ('progress --name' changes that):"
         yield f"  receipts of {len(self.record.passed)} exercises, {amount(len(self.content))}"
         for name, parts in self.images.items():
-            blobs = {blob.digest: blob.size for each in parts for blob in each.manifest.blobs}
-            yield f"  {_short(name)} of {named[name]}, {amount(sum(blobs.values()))}"
-            all_blobs |= blobs
+            all_blobs |= (blobs := _blobs(parts))
+            yield f"  {_short(name)} for {named[name]}, {amount(sum(blobs.values()))}"
         size, there = sum(all_blobs.values()), len(named) - len(self.images) - len(self.lost)
-        yield f"{len(self.images)} images, {amount(size)} at most: layers there are not sent again."
+        yield f"{len(self.images)} images, {amount(size)} at most: no layer is sent twice."
         yield f"There already: {there}; no longer in the lab's registry: {len(self.lost)}."
         repositories = {name.partition("@")[0] for name in named}
         others = [name for name in self.source.repositories() if name not in repositories]
@@ -115,15 +115,12 @@ class Parcel:
     def send(self) -> None:
         """Send what is new, the receipts last; an image that turns out to be damaged is lost.
 
-        A registry may stumble when others store the same layers in the same moment; so it is tried
-        three times.
+        A registry may fail when others store the same layers in the same moment; it is tried again.
         """
         for pause in (1, 3, 0):  # seconds
             try:
                 return self._send()
-            except RegistryUnreachable:
-                raise
-            except RegistryError:
+            except RegistryFailed:
                 if not pause:
                     raise
                 time.sleep(pause + random.random())
@@ -132,12 +129,16 @@ class Parcel:
         registry, repository = self.place.registry, self.place.repository
         with feedback.bars(f"Handing in at {self.place}") as bars:
             for name, parts in self.images.items():
-                show = functools.partial(bars.update, _short(name))
+                show, size = (
+                    functools.partial(bars.update, _short(name)),
+                    sum(_blobs(parts).values()),
+                )
                 try:
                     for each in parts:
                         tag = each.manifest.digest.partition(":")[2]
                         to = Reference(registry.address, repository, tag)
                         registry.copy(self.source, each, to=to, progress=show)
+                    show(size, size)
                 except (NotInRegistry, DamagedContent) as error:
                     self.lost[name] = f"{self.record.images[name]}: {error}"
             for data in (b"{}", self.content):
@@ -193,6 +194,11 @@ def _read(place: Place, tag: str) -> Record:
             data = place.registry.read_blob(place.repository, layer.digest, limit=4 * MEBIBYTE)
             return parse(data, f"{place}:{tag}")
     raise DamagedContent(f"reading '{place}:{tag}': it holds no receipts. Hand in once more.")
+
+
+def _blobs(parts: Iterable[Stored]) -> dict[str, int]:
+    """Return the digests of all their blobs, with their lengths in bytes."""
+    return {blob.digest: blob.size for each in parts for blob in each.manifest.blobs}
 
 
 def _short(image: str) -> str:

@@ -28,7 +28,13 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from labapp.errors import LabError, NotInRegistry, RegistryError, RegistryUnreachable
+from labapp.errors import (
+    LabError,
+    NotInRegistry,
+    RegistryError,
+    RegistryFailed,
+    RegistryUnreachable,
+)
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
@@ -285,6 +291,8 @@ class Connection(requests.Session):
 
     def _refusal(self, doing: str, answer: Answer, missing: str) -> RegistryError:
         status, said, address = answer.status, answer.said, self.address
+        # What has the blobs may miss them while another one stores the same.
+        kind = RegistryFailed if b"BLOB_UNKNOWN" in answer.body else RegistryError
         is_registry = "Docker-Distribution-Api-Version" in answer.headers
         is_page = (answer.media_type == "text/html" or status == 403) and not is_registry
         if status == 507 or (status >= 500 and _FULL.search(answer.body)):
@@ -297,6 +305,7 @@ class Connection(requests.Session):
         elif status >= 500:
             local = "'python3 -m labapp doctor' seeks the cause"
             cause = f"the server failed ({said}). {local if is_local(self.url) else 'Try later'}"
+            kind = RegistryFailed
         elif status == 413:
             cause = (
                 f"a server in front of '{address}' takes no 8 MiB at once. Tell its owner; nginx "
@@ -315,7 +324,7 @@ class Connection(requests.Session):
             )
         else:
             cause = f"the registry refuses it ({said})"
-        return RegistryError(f"{doing}: {cause}.")
+        return kind(f"{doing}: {cause}.")
 
 
 def _chunks(response: requests.Response, doing: str, host: str) -> Iterator[bytes]:
