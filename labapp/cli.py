@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from labapp.errors import InvalidReference, LabError
 from labapp.state import REPOSITORY, State, write_file
 
 if TYPE_CHECKING:
+    from labapp.course.hand_in import Place
     from labapp.doctor import Finding
     from labapp.inside.inspection import Comparison, Inspection
     from labapp.reference import Reference
+    from labapp.registry.client import Registry
     from labapp.registry.manifests import Platform
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -27,6 +30,12 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 SECOND = "-chapters"
 """How the name of the folder of the tests' second lab ends."""
+
+CA = click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Trust the certificates of this authority (a PEM file), say your school's, and no others.",
+)
 
 BASES = click.option(
     "--bases",
@@ -306,6 +315,7 @@ def load_bundle(file: Path) -> None:
 def options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that 'inspect' and 'compare' both have."""
     for option in (
+        CA,
         click.option("--json", "as_json", is_flag=True, help="Print all as JSON; sizes in bytes."),
         click.option("--charts", type=FOLDER, help="Also draw the charts into it, as PNG and SVG."),
         click.option(
@@ -407,8 +417,8 @@ def _reference(text: str) -> Reference:
     if reference.registry != DOCKER_HUB or text.startswith(("docker.io/", "index.docker.io/")):
         return reference
     raise InvalidReference(
-        f"inspecting '{text}': it names no registry. Write 'docker.io/{text}' for Docker Hub. Push "
-        "an image that only the engine has to the lab's own; 'python3 -m labapp status' tells the "
+        f"looking for '{text}': it names no registry. Write 'docker.io/{text}' for Docker Hub. For "
+        "what only the engine has, push it to the lab's own; 'python3 -m labapp status' tells the "
         "address to put in front."
     )
 
@@ -426,15 +436,31 @@ def _columns(texts: Sequence[str]) -> dict[str, Reference]:
     return dict(zip(names, references, strict=True))
 
 
-def _inspect(reference: Reference, *, cves: str, platform: Platform | None, **_: Any) -> Inspection:
-    """Read an image where its reference says that it is; progress goes to standard error."""
-    from labapp.inside import inspection
+def _registry(address: str, ca: Path | None) -> Registry:
+    """Return a registry's client, which speaks HTTPS where an authority to trust is named."""
+    import ssl
+
     from labapp.registry.client import Registry
 
+    try:
+        if ca:
+            ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise click.UsageError(f"--ca: '{ca}' holds no certificate (PEM): {error}") from error
+    return Registry(address, certificates=ca, secure=True if ca else None)
+
+
+def _inspect(
+    reference: Reference, *, cves: str, platform: Platform | None, ca: Path | None, **_: Any
+) -> Inspection:
+    """Read an image where its reference says that it is; progress goes to standard error."""
+    from labapp.inside import inspection
+
+    registry = _registry(reference.registry, ca)
     cache, source = State.open().path(inspection.CACHE), None if cves == "none" else cves
     with contextlib.redirect_stdout(sys.stderr):
         return inspection.inspect(
-            Registry(reference.registry), reference, cache=cache, source=source, platform=platform
+            registry, reference, cache=cache, source=source, platform=platform
         )
 
 
@@ -482,12 +508,61 @@ def progress(name: str | None, save: Path | None, picture: Path | None) -> None:
 
 
 @command.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("place", metavar="REGISTRY[/REPOSITORY]")
+@CA
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def hand_in(place: str, ca: Path | None, yes: bool) -> int:
+    """Send receipts, and the images they name, to your class.
+
+    Your instructor names the REGISTRY, and where it is not 'hand-in', the REPOSITORY:
+
+    \b
+      hand-in registry.example:5000
+      hand-in registry.example/class/ada --ca school.pem
+
+    Your receipts go there, and the images that they name by digest, byte for byte; nothing else
+    does. What that is, and how much, is shown before, and you are asked.
+
+    What is there already is not sent. When something cuts it off, run it again: each layer that has
+    arrived stays. For a registry with accounts, log in before with 'docker login REGISTRY'.
+    """
+    from labapp.course.hand_in import pack
+    from labapp.course.receipts import Receipts
+    from labapp.machine import engine
+    from labapp.registry.server import RegistryServer
+
+    state, target = State.open(), _place(place, ca)
+    source = RegistryServer(engine=engine.find(state), state=state).registry()
+    parcel = pack(Receipts(state), source, target)
+    click.echo("\n".join(parcel.lines()))
+    if parcel.is_new():
+        if not yes:
+            click.confirm("Hand this in?", abort=True)
+        parcel.send()
+        click.echo(f"Handed in as '{target}:{parcel.tag}'.")
+    else:
+        click.echo("All of it is there already.")
+    for line in parcel.lost.values():
+        click.echo(f"labapp: not handed in: {line}", err=True)
+    return 1 if parcel.lost else 0
+
+
+def _place(text: str, ca: Path | None) -> Place:
+    from labapp.course.hand_in import REPOSITORY, Place
+
+    name = _reference(text if "/" in text else f"{text}/{REPOSITORY}")
+    return Place(_registry(name.registry, ca), name.repository)
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--registry",
-    metavar="ADDRESS",
-    help="Ask this registry whether it has the images that the receipts name by digest.",
+    metavar="REGISTRY[/REPOSITORY]",
+    help="Read what was handed in there, and below; and tell of the images that receipts name "
+    "whether they are there. With a FOLDER, only that; REGISTRY then has them by their own names.",
 )
+@CA
 @click.option("--csv", type=FILE, help="Write points for a learning platform.")
 @click.option(
     "--platform",
@@ -498,12 +573,18 @@ def progress(name: str | None, save: Path | None, picture: Path | None) -> None:
 )
 @click.option("--chart", type=FILE, help="Draw the class as a grid: PNG or SVG.")
 def report(
-    folder: Path, registry: str | None, csv: Path | None, platform: str, chart: Path | None
+    folder: Path | None,
+    registry: str | None,
+    ca: Path | None,
+    csv: Path | None,
+    platform: str,
+    chart: Path | None,
 ) -> None:
     """Show how far a class is, from its receipts.
 
     FOLDER holds the receipts that learners saved with 'progress --save', or that they handed in
-    beside a notebook, one file each, in any folders below it.
+    beside a notebook, one file each, in any folders below it. In its place, '--registry' can name
+    where learners sent theirs with 'hand-in': to 'r.example/class', or below it, each to their own.
 
     The receipts are a chain: one that was edited or taken out breaks it, and is named. What comes
     after a break does not count. The chain is no signature; '--registry' also asks a registry for
@@ -511,10 +592,14 @@ def report(
     """
     from labapp.course import report as reports
     from labapp.course.exercises import all_exercises
-    from labapp.registry.client import Registry
 
-    asked = Registry(registry) if registry else None
-    found = reports.report(folder, list(all_exercises()), registry=asked)
+    place = _place(registry, ca) if registry else None
+    if place and folder and "/" not in str(registry):
+        place = replace(place, repository="")
+    source = folder or place
+    if source is None:
+        raise click.UsageError("name a FOLDER of receipts, or the '--registry' of your class.")
+    found = reports.report(source, list(all_exercises()), place=place)
     click.echo(str(found))
     if csv is not None:
         write_file(csv, found.gradebook(platform), mode=0o644)

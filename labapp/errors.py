@@ -42,6 +42,10 @@ class RegistryUnreachable(RegistryError):
     """Nothing answers at the registry's address."""
 
 
+class RegistryFailed(RegistryError):
+    """The registry answered that it failed, not that it refuses; the next time it may not."""
+
+
 class NotInRegistry(RegistryError):
     """The registry holds no such repository, tag, manifest or blob."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,15 +51,18 @@ class Server:
 
 
 @contextmanager
-def serving(answer: Callable[[Seen], Reply] | Reply) -> Iterator[Server]:
-    """Serve one reply, or what a function says."""
+def serving(answer: Callable[[Seen], Reply] | Reply, *, pause: float = 0.0) -> Iterator[Server]:
+    """Serve one reply, or what a function says; ``pause`` seconds before each MiB of a body."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # else each answer waits 40 ms for an acknowledgement
 
         def respond(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            left, body = int(self.headers.get("Content-Length", 0)), b""
+            while len(body) < left:
+                time.sleep(pause)
+                body += self.rfile.read(min(left - len(body), 1024 * 1024))
             seen = Seen(self.command, self.path, dict(self.headers), body)
             served.seen.append(seen)
             answer = served.answer
@@ -87,6 +92,8 @@ def serving(answer: Callable[[Seen], Reply] | Reply) -> Iterator[Server]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if pause:  # else the system takes most of a body at once
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     served = Server(f"localhost:{server.server_address[1]}", answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

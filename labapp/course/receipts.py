@@ -16,6 +16,7 @@ a registry has or hasn't, and why the seed is in the file: two files with one se
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import json
@@ -28,7 +29,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from labapp.errors import StateError
+from labapp.errors import InvalidReference, StateError
+from labapp.reference import Reference
 from labapp.registry.manifests import canonical_json, digest_of
 from labapp.state import State, write_file
 
@@ -142,17 +144,34 @@ class Record:
         """The first receipt of each exercise that counts."""
         return {receipt.exercise: receipt for receipt in reversed(self.sound)}
 
+    @property
+    def images(self) -> dict[str, str]:
+        """The images that receipts name, as ``repository@digest``, with an exercise each."""
+        found: dict[str, str] = {}
+        for receipt in self.sound:
+            for value in receipt.evidence.values():
+                with contextlib.suppress(InvalidReference):
+                    reference = Reference.parse(str(value))
+                    if reference.digest:
+                        name = f"{reference.repository}@{reference.digest}"
+                        found.setdefault(name, receipt.exercise)
+        return found
+
     def took(self, exercise: str) -> Attempt:
         """Return what an exercise took so far: its receipt, if it is passed."""
         return self.passed.get(exercise) or self.attempts.get(exercise, Attempt())
 
 
 def read(file: Path) -> Record:
-    """Read a receipts file, whoever wrote it; it may be broken, and ``broken`` says so.
+    """Read a receipts file as :func:`parse` does; OSError where it can't be read."""
+    return parse(file.read_bytes(), str(file))
 
-    OSError where it can't be read, DamagedReceipts where it is something else.
+
+def parse(content: bytes, name: str) -> Record:
+    """Read what a receipts file holds, whoever wrote it; it may be broken, and ``broken`` says so.
+
+    DamagedReceipts, with the name of the place, where it is something else.
     """
-    content = file.read_bytes()
     try:
         found = json.loads(content)
         if found["format"] != FORMAT:
@@ -168,9 +187,9 @@ def read(file: Path) -> Record:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedReceipts(
-            f"reading the receipts in '{file}': it is no receipts file of this version of the lab, "
+            f"reading the receipts in '{name}': it is no receipts file of this version of the lab, "
             f"or it was cut short or edited ({error!r:.60}). Fetch it once more from where it was "
-            "made, or take it out of the folder."
+            "made, or take it away."
         ) from error
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from labapp.course import receipts
+from labapp.course.hand_in import Place, collect
 from labapp.course.receipts import Receipt, Record
-from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, StateError
-from labapp.reference import Reference
-from labapp.registry.client import Registry
+from labapp.errors import LabError, RegistryUnreachable, StateError
 from labapp.registry.http import printable
 
 _PASSED = ("alone", "hints", "solution")
@@ -77,16 +76,20 @@ class ClassReport:
 
 
 def report(
-    folder: Path, exercises: Sequence[str], *, registry: Registry | None = None
+    source: Path | Place, exercises: Sequence[str], *, place: Place | None = None
 ) -> ClassReport:
-    """Read the ``.json`` files of a folder, and of those in it; a registry is asked for images."""
-    records, left_out = _read(folder)
+    """Read the ``.json`` files of a folder, and of those in it, or what was handed in at a place.
+
+    Of a folder's receipts, the images are looked for at ``place``, if one is named.
+    """
+    records, places, left_out = _read(source, place)
     if not records:
         raise StateError(
-            f"reading the receipts in '{folder}': there are none, or no such folder. Learners save "
-            f"theirs with 'python3 -m labapp progress --save FILE.json'. {' '.join(left_out[:1])}"
+            f"reading the receipts in '{source}': there are none. Learners save theirs "
+            "with 'python3 -m labapp progress --save FILE.json', or send them with 'python3 -m "
+            f"labapp hand-in REGISTRY'. {' '.join(left_out[:1])}"
         )
-    is_there, address = functools.cache(_is_there), registry.address if registry else ""
+    has = functools.cache(Place.has)
     seen: Counter[str] = Counter()
     learners, cells = [], []
     order = sorted(records.items(), key=lambda each: (-len(each[1].passed), each[1].learner))
@@ -95,11 +98,11 @@ def report(
         seen[name] += 1
         # The second of the same name is told apart, and not added up.
         name = name if seen[name] == 1 else f"{name} ({seen[name]})"
-        images = _images(record)
-        missing = [image for image in images if registry and not is_there(registry, image)]
+        images, where = record.images, places[file]
+        missing = [image for image in images if where and not has(where, image)]
         notes = [record.broken.text] if record.broken else []
         notes += _twins(file, records)
-        notes += [f"{images[each]}: {address} does not have {each}" for each in missing]
+        notes += [f"{images[each]}: {where} does not have {each}" for each in missing]
         known = [receipt for id, receipt in record.passed.items() if id in exercises]
         learners.append(
             {
@@ -112,7 +115,7 @@ def report(
                 "last": max((receipt.time for receipt in known), default=""),
                 "chain": f"broken at {record.broken.number}" if record.broken else "whole",
                 "images": len(images),
-                "verified": len(images) - len(missing) if registry else None,
+                "verified": len(images) - len(missing) if where else None,
                 "notes": notes,
             }
         )
@@ -121,22 +124,33 @@ def report(
     return ClassReport(pd.DataFrame(learners), _by_exercise(table), table, tuple(left_out))
 
 
-def _read(folder: Path) -> tuple[dict[Path, Record], list[str]]:
+def _read(
+    source: Path | Place, place: Place | None
+) -> tuple[dict[str, Record], dict[str, Place | None], list[str]]:
     """Read what each learner handed in, of several copies the last; tell what is left out."""
-    found, left_out = {}, []
-    for file in sorted(folder.rglob("*.json")):
+    found: dict[str, Record] = {}
+    places: dict[str, Place | None] = {}
+    left_out = []
+    for file, where, read in collect(source) if isinstance(source, Place) else _files(source):
         try:
-            found[file] = receipts.read(file)
-        except (StateError, OSError) as error:
+            found[file], places[file] = read(), where or place
+        except RegistryUnreachable:
+            raise
+        except (LabError, OSError) as error:
             left_out.append(str(error))
-    kept: dict[Path, Record] = {}
+    kept: dict[str, Record] = {}
     for file, record in sorted(found.items(), key=lambda each: -len(each[1].receipts)):
         whole = next((other for other in kept if _is_earlier(record, kept[other])), None)
         if whole is None:
             kept[file] = record
         else:
             left_out.append(f"'{file}': '{whole}' is of the same learner and says as much.")
-    return kept, left_out
+    return kept, places, left_out
+
+
+def _files(folder: Path) -> Iterator[tuple[str, None, Callable[[], Record]]]:
+    for file in sorted(folder.rglob("*.json")):
+        yield str(file), None, functools.partial(receipts.read, file)
 
 
 def _is_earlier(one: Record, other: Record) -> bool:
@@ -145,7 +159,7 @@ def _is_earlier(one: Record, other: Record) -> bool:
     return began and one.receipts == other.receipts[: len(one.receipts)]
 
 
-def _twins(file: Path, records: Mapping[Path, Record]) -> Iterator[str]:
+def _twins(file: str, records: Mapping[str, Record]) -> Iterator[str]:
     """Yield a note if others have the same seed or name."""
     own, others = records[file], {each: records[each] for each in records if each != file}
     twins = sorted(
@@ -157,29 +171,6 @@ def _twins(file: Path, records: Mapping[Path, Record]) -> Iterator[str]:
             f"the same seed or name as '{others[twins[0]].learner}' in '{twins[0]}'{more}: one was "
             "copied from the other, or both began on one machine, or two have the same name"
         )
-
-
-def _is_there(registry: Registry, image: str) -> bool:
-    try:
-        registry.manifest_bytes(*image.split("@"))
-    except (NotInRegistry, DamagedContent):
-        return False
-    return True
-
-
-def _images(record: Record) -> dict[str, str]:
-    """Return the images that receipts name, as ``repository@digest``, with an exercise each."""
-    found: dict[str, str] = {}
-    for receipt in record.sound:
-        for value in receipt.evidence.values():
-            try:
-                reference = Reference.parse(str(value))
-            except InvalidReference:
-                continue
-            if reference.digest:
-                name = f"{reference.repository}@{reference.digest}"
-                found.setdefault(name, receipt.exercise)
-    return found
 
 
 def _cell(record: Record, exercise: str) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +45,17 @@ _PUSH_AGAIN = "Push the image again; the lab then replaces what is damaged."
 
 
 @dataclass(frozen=True)
-class RegistryImage:
-    """An image as a registry has it: what the reference led to, and the index on the way."""
+class Stored:
+    """What a registry has under a reference, be it an image, an index or anything else."""
 
     reference: Reference
+    manifest: Manifest | Index
+
+
+@dataclass(frozen=True)
+class RegistryImage(Stored):
+    """An image as a registry has it: what the reference led to, and the index on the way."""
+
     manifest: Manifest
     config: ImageConfig
     index: Index | None = None
@@ -235,7 +243,9 @@ class Registry:
         for piece in _pieces(chunks):
             hasher.update(piece)
             headers = {"Content-Range": f"{size}-{size + len(piece) - 1}"}
-            answer = self._http.ask("PATCH", place, doing=doing, headers=headers, data=piece)
+            # As a file, it is sent by parts, each with the time limit that else held for all of it.
+            data = io.BytesIO(piece)
+            answer = self._http.ask("PATCH", place, doing=doing, headers=headers, data=data)
             place, size = answer.headers.get("Location", ""), size + len(piece)
         digest = f"sha256:{hasher.hexdigest()}"
         end = f"{place}{'&' if '?' in place else '?'}digest={digest}"
@@ -265,13 +275,14 @@ class Registry:
     def copy(
         self,
         source: ImageSource,
-        image: RegistryImage,
+        image: Stored,
         *,
         to: Reference | str,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> str:
         """Copy an image into this registry, byte for byte, and return its digest.
 
+        Of an index, that is its own bytes; what it names has to be there before.
         A blob that is there is not sent; one in another repository of this registry is taken over.
         ``progress`` is told how many of its bytes are there, and how many there will be.
         DamagedContent for bytes that do not match their digest.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib.metadata
+import io
 import ipaddress
 import json
 import re
@@ -27,7 +28,13 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from labapp.errors import LabError, NotInRegistry, RegistryError, RegistryUnreachable
+from labapp.errors import (
+    LabError,
+    NotInRegistry,
+    RegistryError,
+    RegistryFailed,
+    RegistryUnreachable,
+)
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
@@ -292,6 +299,8 @@ class Connection(requests.Session):
 
     def _refusal(self, doing: str, answer: Answer, missing: str) -> RegistryError:
         status, said, address = answer.status, answer.said, self.address
+        # What has the blobs may miss them while another one stores the same.
+        kind = RegistryFailed if b"BLOB_UNKNOWN" in answer.body else RegistryError
         is_registry = "Docker-Distribution-Api-Version" in answer.headers
         is_page = (answer.media_type == "text/html" or status == 403) and not is_registry
         if status == 507 or (status >= 500 and _FULL.search(answer.body)):
@@ -303,15 +312,26 @@ class Connection(requests.Session):
         elif status >= 500:
             local = "'python3 -m labapp doctor' seeks the cause"
             cause = f"the server failed ({said}). {local if is_local(self.url) else 'Try later'}"
-        elif (is_page and said == f"status {status}") or (status == 404 and not missing):
+            kind = RegistryFailed
+        elif status == 413:
+            cause = (
+                f"a server in front of '{address}' takes no 8 MiB at once. Tell its owner; nginx "
+                "calls this limit 'client_max_body_size'"
+            )
+        elif said == f"status {status}" and (is_page or (status == 404 and not missing)):
             return self._not_a_registry(doing, said)
-        elif status == 404:
+        elif status == 404 and missing:
             return NotInRegistry(f"{doing}: {missing}.")
-        elif status in (401, 403):
+        elif status == 401:
             cause = _wants_login(address).rstrip(".")
+        elif status == 403:
+            cause = (
+                f"'{address}' does not allow it ({said}). Ask its owner for the right, or log in "
+                f"with 'docker login {address}' as who has it"
+            )
         else:
             cause = f"the registry refuses it ({said})"
-        return RegistryError(f"{doing}: {cause}.")
+        return kind(f"{doing}: {cause}.")
 
 
 def _chunks(response: requests.Response, doing: str, host: str) -> Iterator[bytes]:
@@ -349,8 +369,8 @@ def _unreachable(error: BaseException, host: str) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"the certificate of '{host}' is not to be trusted: {error.verify_message}. Look at "
-            "this machine's clock and the name; trust its authority first, if you know whose "
-            "it is. Else send no password there."
+            "this machine's clock and the name. If you know whose authority signed it, give a "
+            "command its certificate with '--ca FILE'. Else send no password there."
         )
     words = printable(str(getattr(error, "strerror", None) or error))
     step = "Check the name, the network, and whether a proxy has to let it by."
@@ -448,6 +468,8 @@ class Login:
             answer.close()
             again = answer.request.copy()
             again.headers["Authorization"] = header
+            if isinstance(again.body, io.BytesIO):  # a token may end in the middle of an upload
+                again.body.seek(0)
             answer = answer.connection.send(again, **options)
         if answer.status_code == 401:
             answer.close()

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from labapp.errors import DamagedContent, NotInRegistry
 from labapp.reference import is_digest
@@ -25,6 +25,7 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -33,7 +34,6 @@ MANIFEST_TYPES = (OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX)
 """The media types that the lab can read, to be joined into an ``Accept`` header."""
 
 _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
-_EMPTY = "application/vnd.oci.empty.v1+json"
 _DESCRIPTOR = {
     "mediaType": str,
     "digest": str,
@@ -134,7 +134,7 @@ class Manifest:
         files = not layers or any(kind.startswith(_LAYERS) for kind in layers)
         if config in (OCI_CONFIG, DOCKER_CONFIG) and files:
             return ""
-        says_little = config in (OCI_CONFIG, DOCKER_CONFIG, _EMPTY) and layers
+        says_little = config in (OCI_CONFIG, DOCKER_CONFIG, OCI_EMPTY) and layers
         return self.artifact_type or (layers[0] if says_little else config)
 
 
@@ -146,6 +146,7 @@ class Index:
     manifests: tuple[Descriptor, ...]
     raw: bytes = field(repr=False)
     digest: str
+    blobs: ClassVar[tuple[Descriptor, ...]] = ()
 
     def for_platform(self, platform: Platform) -> Descriptor:
         """Return the entry that a machine of this platform would take: the same variant first."""

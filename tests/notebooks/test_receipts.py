@@ -13,6 +13,7 @@ from labapp import cli
 from labapp.bench import Bench
 from labapp.course import receipts
 from labapp.course.exercises import Coach
+from labapp.course.hand_in import Place
 from labapp.course.report import report
 from labapp.errors import RegistryUnreachable
 from labapp.machine.ports import free_port
@@ -54,10 +55,10 @@ def test_a_real_answer_gets_a_receipt_whose_evidence_is_in_the_registry(
     assert Reference.parse(receipt.evidence["image"]).digest == digest
 
     learner.receipts.save(folder / "ada.json")
-    (row,) = report(folder, [EXERCISE], registry=registry).learners.to_dict("records")
+    (row,) = report(folder, [EXERCISE], place=Place(registry)).learners.to_dict("records")
     assert (row["images"], row["verified"], row["notes"]) == (1, 1, [])
     forget(desk.bench, "hello/web")
-    (row,) = report(folder, [EXERCISE], registry=registry).learners.to_dict("records")
+    (row,) = report(folder, [EXERCISE], place=Place(registry)).learners.to_dict("records")
     (note,) = row["notes"]
     assert row["verified"] == 0
     assert all(fact in note for fact in (EXERCISE, registry.address, f"hello/web@{digest}"))
@@ -65,7 +66,7 @@ def test_a_real_answer_gets_a_receipt_whose_evidence_is_in_the_registry(
     assert "0 of 1" in capsys.readouterr().out
     dead = f"127.0.0.1:{free_port()}"
     with pytest.raises(RegistryUnreachable, match=dead):
-        report(folder, [EXERCISE], registry=Registry(dead))
+        report(folder, [EXERCISE], place=Place(Registry(dead)))
 
 
 def test_what_cannot_be_noted_is_told_and_stops_nobody(

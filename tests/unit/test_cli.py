@@ -15,7 +15,7 @@ from labapp.state import State
 
 COMMANDS = [
     *("start", "stop", "status", "doctor", "run", "test", "reset", "bundle"),
-    *("inspect", "compare", "progress", "report"),
+    *("inspect", "compare", "progress", "report", "hand-in"),
 ]
 
 
@@ -63,6 +63,12 @@ def test_each_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtur
         (["compare", "localhost:1/web", "web"], 1, "'web'"),
         (["compare", "localhost:1/shop/web", "localhost:1/shop/web"], 2, "name=REFERENCE"),
         (["compare", "a=localhost:1/a", "a=localhost:1/b"], 2, "name=REFERENCE"),
+        (["hand-in", "class/ada"], 1, "'docker.io/class/ada'"),
+        (["hand-in", "https://r.example/class"], 1, "'r.example/class"),
+        (["hand-in", "localhost:1/class", "--ca", __file__], 2, "test_cli.py' holds no cert"),
+        (["hand-in", "localhost:1/class"], 1, "none.sock"),
+        (["report"], 2, "FOLDER"),
+        (["report", "--registry", "localhost:1/class"], 1, "localhost:1"),
     ],
 )
 def test_a_failure_is_told_in_words_and_by_the_exit_code(

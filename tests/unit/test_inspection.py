@@ -169,7 +169,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     ]
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
     registry.put_manifest("shop/web", "index", json.dumps(index).encode(), OCI_INDEX)
-    monkeypatch.setattr("labapp.registry.client.Registry", lambda address: registry)
+    monkeypatch.setattr("labapp.registry.client.Registry", lambda address, **_: registry)
     monkeypatch.setenv("LABAPP_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "80")
 

@@ -87,6 +87,8 @@ FULL_DISK = {"Enclosed": {"Op": "mkdir", "Err": 28}}
         (error(404, "NAME_UNKNOWN"), NotInRegistry, "shop/web"),
         (Reply(404, b"<h1>", {"Content-Type": "text/html"}), RegistryError, "AirPlay"),
         (Reply(403, b"", {"Server": "AirTunes/760.20.1"}), RegistryError, "AirPlay"),
+        (error(403, "DENIED", "quota exceeded"), RegistryError, "quota exceeded"),
+        (Reply(413, b"<h1>", {"Content-Type": "text/html"}), RegistryError, "client_max_body_size"),
         (error(405, "UNSUPPORTED", "The operation is unsupported."), RegistryError, "unsupported"),
         (error(429, "TOOMANYREQUESTS", HUB), RegistryError, f"{HUB}.*LABAPP_MIRROR"),
         (Reply(429, headers={"Retry-After": "60"}), RegistryError, "60 s.*docker login"),
@@ -388,6 +390,24 @@ def test_any_answer_gives_a_result_or_a_lab_error(reply: Reply) -> None:
         ):
             with contextlib.suppress(LabError):
                 ask()
+
+
+def test_an_upload_over_a_slow_line_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_http, "CONNECT_SECONDS", 0.5)
+    blob = bytes(8_000_000)
+    with serving(Reply(202, b"", {"Location": "/v2/a/b/blobs/uploads/1"}), pause=0.15) as served:
+        began = time.monotonic()
+        assert Registry(served.address).upload_blob("a/b", [blob]) == (digest_of(blob), len(blob))
+    assert time.monotonic() - began > 2 * registry_http.CONNECT_SECONDS
+    assert served.seen[1].body == blob
+
+
+def test_what_takes_no_upload_of_that_name() -> None:
+    with (
+        serving(error(404, "NOT_FOUND", "no project 'a'")) as served,
+        pytest.raises(RegistryError, match=r"no project 'a'"),
+    ):
+        Registry(served.address).upload_blob("a/b", [b"x"])
 
 
 @pytest.mark.parametrize(
