@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -196,6 +195,13 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
             engine.client.api.remove_image(str(with_tag(reference)))
         except docker.errors.NotFound:
             return False
+        except docker.errors.APIError as error:
+            if error.status_code != 409:
+                raise
+            raise ImageError(
+                f"removing the image '{reference}': a container was made from it "
+                f"({error.explanation}). Remove that first: 'docker rm --force CONTAINER'."
+            ) from error
         going: list[str] = []
         after = _build_cache(engine)
         for key, record in sorted(after.items(), key=lambda item: str(item[1].get("CreatedAt"))):
@@ -238,7 +244,7 @@ class _Way:
         self.reference = with_tag(reference)
         self.doing = f"{verb}ing '{self.reference}'"
         self.failure = PushError if verb == "push" else PullError
-        self.began, self.since = time.monotonic(), datetime.now(UTC)
+        self.began = time.monotonic()
         address = self.reference.registry
         is_own = server is not None and same_address(server.address, address)
         self.own = server if is_own else None
@@ -300,7 +306,9 @@ class _Way:
             # The engine counts the bytes of a layer before it compresses them.
             title += ", layers before compression"
         digest, outcomes = "", dict[str, str]()
-        with self.engine.doing(self.doing, self.failure), feedback.bars(title) as bars:
+        heard = log.hearing(self.own) if self.own is not None else nullcontext()
+        doing = self.engine.doing(self.doing, self.failure)
+        with heard as wire, doing, feedback.bars(title) as bars:
             try:
                 events = act(
                     self.reference.name,
@@ -331,11 +339,11 @@ class _Way:
                         digest = found[0]
                     if isinstance(event.get("aux"), dict):
                         digest = event["aux"].get("Digest", digest)
-            if not outcomes:
-                bars.finish("all layers", HERE if self.verb == "pull" else THERE)
-        return self._done(digest, outcomes)
+            if not outcomes:  # Podman tells nothing of what it pushes.
+                bars.finish("all layers", HERE if self.verb == "pull" else "done")
+        return self._done(digest, outcomes, wire)
 
-    def _done(self, digest: str, outcomes: dict[str, str]) -> Transfer:
+    def _done(self, digest: str, outcomes: dict[str, str], wire: log.Wire | None) -> Transfer:
         """Return what came of it, and tell it; of what arrived, even if the tag moved since."""
         import pandas as pd  # A second that quick commands need not pay.
 
@@ -346,8 +354,8 @@ class _Way:
                 digest, manifest = self.read(digest or self.reference.identifier)
             except RegistryError as error:
                 raise self.error(str(error)) from error
-        if self.own is not None:
-            found = log.moved(self.own, self.since)
+        if wire is not None:
+            found = log.moved(wire.rows, self.reference.repository)
             otherwise = THERE if self.verb == "push" else HERE
             rows = [
                 (layer.digest, layer.size, found.get(layer.digest, otherwise))
@@ -355,7 +363,7 @@ class _Way:
             ]
         table = pd.DataFrame(rows, columns=["digest", "bytes", "outcome"])
         done = Transfer(self.reference, digest, table, time.monotonic() - self.began)
-        if self.own is not None:
+        if wire is not None:
             moved = f", {amount(done.moved_bytes)} {SENT if self.verb == 'push' else FETCHED}"
         if digest:
             feedback.say(

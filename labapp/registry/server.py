@@ -127,11 +127,16 @@ class RegistryServer:
             with contextlib.suppress(docker.errors.NotFound):
                 self._engine.client.api.remove_volume(self.name)
 
-    def logs(self, *, since: datetime | None = None) -> bytes:
-        """Return what the registry's container has logged, from a moment on."""
+    def logs(self, *, since: datetime | None = None, tail: int | None = None) -> bytes:
+        """Return what the registry's container has logged, from a moment on; its last lines."""
         with self._engine.doing(f"reading the log of '{self.name}'"):
             container = self._engine.container(self.name)
-            return container.logs(since=since and since.timestamp()) if container else b""
+            when = since and since.timestamp()
+            return (
+                container.logs(since=when, tail="all" if tail is None else tail)
+                if container
+                else b""
+            )
 
     def storage(self, argv: Sequence[str], *, folder: str | None = None) -> str:
         """Run a command over the registry's files, or a folder of the engine's machine.

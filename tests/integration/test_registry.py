@@ -263,6 +263,11 @@ def test_what_is_said_to_it_is_told_request_by_request(own: RegistryServer) -> N
         ["curl", "give me the manifest of tag none", 404, ""],
     ]
     assert rows["bytes"].iloc[1] == 4
+    # More than is read of the log at first.
+    with listening(own) as wire:
+        for _ in range(300):
+            curl.get(f"{base}/v2/")
+    assert list(wire.rows["path"]) == ["/v2/"] * 300
     with listening(own) as wire:
         upload()
         own.stop()
