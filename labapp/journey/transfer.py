@@ -187,12 +187,15 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
 
     BuildKit keeps the layers that it built or built on in a cache of its own, out of which a pull
     would take them. What no image shares any more goes from there too, with what was built on it.
+    Some stores can't tell what is shared: there, the image's history names the steps that go.
     (Its history may keep the config on the containerd store; nothing in the API takes that away.)
     """
+    api, name = engine.client.api, str(with_tag(reference))
     with engine.doing(f"removing the image '{reference}'", ImageError):
         before = _build_cache(engine)
         try:
-            engine.client.api.remove_image(str(with_tag(reference)))
+            history: Any = api.history(name) if before else ()  # type: ignore[no-untyped-call]
+            said = api.remove_image(name)
         except docker.errors.NotFound:
             return False
         except docker.errors.APIError as error:
@@ -202,18 +205,23 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
                 f"removing the image '{reference}': a container was made from it "
                 f"({error.explanation}). Remove that first: 'docker rm --force CONTAINER'."
             ) from error
+        free = [(k, r) for k, r in _build_cache(engine).items() if not r.get("Shared")]
+        left = {key for key, _ in free if before.get(key, {}).get("Shared")}
+        if not left and any("Deleted" in each for each in said):
+            # A RUN is told without its keyword and its build arguments.
+            words = r"^RUN .*?(?=/bin/)| # buildkit$"
+            steps = tuple(re.sub(words, "", each["CreatedBy"]) for each in history)
+            left = {key for key, record in free if record["Description"].endswith(steps)}
         going: list[str] = []
-        after = _build_cache(engine)
-        for key, record in sorted(after.items(), key=lambda item: str(item[1].get("CreatedAt"))):
+        for key, record in sorted(free, key=lambda item: str(item[1].get("CreatedAt"))):
             # Engines up to 28 write the name with a space in front.
             parents = record.get("Parents") or record.get(" Parents") or ()
-            left = before.get(key, {}).get("Shared") or not set(parents).isdisjoint(going)
-            if left and not record.get("Shared"):
+            if key in left or not set(parents).isdisjoint(going):
                 going.append(key)
         # What was built on another goes before it.
         for key in reversed(going):
             only_this: Any = {"id": key}
-            engine.client.api.prune_builds(filters=only_this)
+            api.prune_builds(filters=only_this)
     return True
 
 

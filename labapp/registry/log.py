@@ -11,7 +11,6 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
@@ -105,30 +104,29 @@ def hearing(server: RegistryServer) -> Iterator[Wire]:
     """Keep what is said as :func:`listening` does, with whole digests, and bytes as logged.
 
     In the log, it stands between two questions of the lab's own: the engine's clock may be another,
-    and it may write late.
+    and it may write late. RegistryUnreachable if the registry does not run.
     """
+    registry = server.registry()
 
     def marked() -> bytes:
         mark = secrets.token_hex(16)
-        with contextlib.suppress(LabError):
-            server.registry().ping(mark)
-            return f'{mark}"'.encode()  # as it stands in JSON; other lines are written apart
-        return b""  # it does not run
+        registry.ping(mark)
+        return f'{mark}"'.encode()  # as it stands in JSON; other lines are written apart
 
-    wire, began, first = Wire(parse_log(b"")), datetime.now(UTC), marked()
+    wire, first, last, log, lines = Wire(parse_log(b"")), marked(), b"", b"", _LINES
     yield wire
-    last, log, lines = marked(), b"", _LINES if first else None
+    with contextlib.suppress(LabError):  # it was stopped
+        last = marked()
 
     def is_whole() -> bool:
         nonlocal log, lines
-        log = server.logs(since=None if first else began, tail=lines)
-        if lines and first not in log and log.count(b"\n") >= lines:
-            lines *= 4
-            return False
-        return last in log
+        log = server.logs(tail=lines)
+        is_short = first not in log and log.count(b"\n") >= lines
+        lines *= 4 if is_short else 1
+        return last in log and not is_short
 
-    wait_until(is_whole, seconds=3, every=0.01)
-    rows = parse_log(log.rpartition(first or b"\0")[2])
+    wait_until(is_whole, seconds=3, every=0.003)
+    rows = parse_log(log.rpartition(first)[2])
     wire.rows = rows[rows["client"] != "lab"].reset_index(drop=True)
 
 

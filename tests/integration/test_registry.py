@@ -213,7 +213,7 @@ def test_a_copy_has_the_digest_of_its_source_and_sends_what_is_missing(
     own: RegistryServer, registry: Registry
 ) -> None:
     def sent(since: datetime) -> list[str]:
-        heard = parse_log(own.logs(since=since))
+        heard = parse_log(own.logs())
         said = heard[heard["time"] >= since]["meaning"]
         return list(said[said.str.startswith(("take this blob", "start", "store"))])
 
