@@ -279,7 +279,8 @@ def test_damage_is_named_by_a_pull_and_healed_by_a_push(
 def test_damage_in_a_registry_that_is_not_the_labs(
     engine: Engine, own: RegistryServer, image: str
 ) -> None:
-    layer = str(push(engine, None, image).layers["digest"].iloc[0])
+    push(engine, None, image)
+    layer = own.registry().image(image).manifest.layers[0].digest
     _damage(own, layer, "emptied")
     with pytest.raises(PushError, match=layer):
         push(engine, None, image)
