@@ -136,10 +136,7 @@ def run_once(
 
 
 def remove_running(engine: Engine, *, of: Collection[str] | None = None) -> list[str]:
-    """Remove the containers that ``run`` and ``deploy`` of this lab started; return their names.
-
-    ``of`` are the IDs of the images whose containers are meant, by default all.
-    """
+    """Remove this lab's containers, ``of`` all images or of these IDs; return their names."""
     removed = []
     with engine.doing("removing this lab's containers", RunError):
         for container in containers(engine):

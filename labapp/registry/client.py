@@ -110,10 +110,7 @@ class Registry:
         self._http = Connection(address, url, login, certificates)
 
     def ping(self, mark: str = "") -> None:
-        """Ask ``/v2/``, which every registry answers; RegistryError if what is there does not.
-
-        By a mark, the request can be found in the registry's log.
-        """
+        """Ask ``/v2/``, which all registries answer, or raise RegistryError; logs have the mark."""
         place = f"/v2/?{mark}" if mark else "/v2/"
         self._http.ask("GET", place, doing=f"asking the registry '{self.address}'")
 
