@@ -17,7 +17,7 @@ from labapp.attacks.delivery import Judgement, PipelineRun
 from labapp.bench import Bench, prepare
 from labapp.course.exercises import Coach, Submission, Verdict, saboteur, submission
 from labapp.course.progress import JourneyMap, journey_map
-from labapp.errors import AttackError
+from labapp.errors import AttackError, ImageError
 from labapp.inside import inspection
 from labapp.inside.inspection import Comparison, Inspection
 from labapp.journey import build, deploy, pin, run, transfer
@@ -212,11 +212,29 @@ class Lab:
         return run.run_once(self.bench.engine, reference, command, beside=beside)
 
     def remove(self, *references: str) -> None:
-        """Take images off the engine, as if it had never seen them: ``docker image rm``."""
-        feedback.command(["docker", "image", "rm", *references])
-        for reference in references:
-            if transfer.remove(self.bench.engine, reference):
-                feedback.say(f"Removed {reference} from the engine.")
+        """Take images off the engine, as if it had never seen them: ``docker image rm``.
+
+        With them go their other names in this lab's registry, and the containers that the lab
+        started from them. Layers that other images have stay, and so do images that have names
+        elsewhere; these are told.
+
+        Raises:
+            ImageError: another container was made from one of them.
+        """
+        engine, names = self.bench.engine, [str(transfer.with_tag(each)) for each in references]
+        with engine.doing(f"removing the images {', '.join(map(repr, names))}", ImageError):
+            held = {str(image.id): image for name in names if (image := engine.image(name))}
+            for container in run.remove_running(engine, of=held):
+                feedback.command(["docker", "rm", "--force", container])
+            tags = [tag for image in held.values() for tag in image.tags]
+            names += [t for t in tags if t.startswith(f"{self.address}/") and t not in names]
+            feedback.command(["docker", "image", "rm", *names])
+            for name in names:
+                if transfer.remove(engine, name):
+                    feedback.say(f"Removed {name} from the engine.")
+            for kept in filter(None, map(engine.image, held)):
+                others = ", ".join(kept.tags or kept.attrs.get("RepoDigests") or [str(kept.id)])
+                feedback.say(f"The engine keeps that image, which is also '{others}' there.")
 
     def digest(self, reference: str) -> str:
         """Return the digest that the registry serves for a reference."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,12 +135,13 @@ def run_once(
             discard(container)
 
 
-def remove_running(engine: Engine) -> list[str]:
-    """Remove the containers that ``run`` and ``deploy`` of this lab started; return their names."""
+def remove_running(engine: Engine, *, of: Collection[str] | None = None) -> list[str]:
+    """Remove this lab's containers, ``of`` all images or of these IDs; return their names."""
     removed = []
     with engine.doing("removing this lab's containers", RunError):
         for container in containers(engine):
-            if container.labels.get(ROLE_LABEL) in {"run", "service"}:
+            meant = of is None or container.attrs["Image"] in of
+            if meant and container.labels.get(ROLE_LABEL) in {"run", "service"}:
                 discard(container)
                 removed.append(str(container.name))
     return removed

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -189,26 +188,41 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
 
     BuildKit keeps the layers that it built or built on in a cache of its own, out of which a pull
     would take them. What no image shares any more goes from there too, with what was built on it.
+    Some stores can't tell what is shared: there, the image's history names the steps that go.
     (Its history may keep the config on the containerd store; nothing in the API takes that away.)
     """
+    api, name = engine.client.api, str(with_tag(reference))
     with engine.doing(f"removing the image '{reference}'", ImageError):
         before = _build_cache(engine)
         try:
-            engine.client.api.remove_image(str(with_tag(reference)))
+            history: Any = api.history(name) if before else ()  # type: ignore[no-untyped-call]
+            said = api.remove_image(name)
         except docker.errors.NotFound:
             return False
+        except docker.errors.APIError as error:
+            if error.status_code != 409:
+                raise
+            raise ImageError(
+                f"removing the image '{reference}': a container was made from it "
+                f"({error.explanation}). Remove that first: 'docker rm --force CONTAINER'."
+            ) from error
+        free = [(k, r) for k, r in _build_cache(engine).items() if not r.get("Shared")]
+        left = {key for key, _ in free if before.get(key, {}).get("Shared")}
+        if not left and any("Deleted" in each for each in said):
+            # A RUN is told without its keyword and its build arguments.
+            words = r"^RUN .*?(?=/bin/)| # buildkit$"
+            steps = tuple(re.sub(words, "", each["CreatedBy"]) for each in history)
+            left = {key for key, record in free if record["Description"].endswith(steps)}
         going: list[str] = []
-        after = _build_cache(engine)
-        for key, record in sorted(after.items(), key=lambda item: str(item[1].get("CreatedAt"))):
+        for key, record in sorted(free, key=lambda item: str(item[1].get("CreatedAt"))):
             # Engines up to 28 write the name with a space in front.
             parents = record.get("Parents") or record.get(" Parents") or ()
-            left = before.get(key, {}).get("Shared") or not set(parents).isdisjoint(going)
-            if left and not record.get("Shared"):
+            if key in left or not set(parents).isdisjoint(going):
                 going.append(key)
         # What was built on another goes before it.
         for key in reversed(going):
             only_this: Any = {"id": key}
-            engine.client.api.prune_builds(filters=only_this)
+            api.prune_builds(filters=only_this)
     return True
 
 
@@ -239,7 +253,7 @@ class _Way:
         self.reference = with_tag(reference)
         self.doing = f"{verb}ing '{self.reference}'"
         self.failure = PushError if verb == "push" else PullError
-        self.began, self.since = time.monotonic(), datetime.now(UTC)
+        self.began = time.monotonic()
         address = self.reference.registry
         is_own = server is not None and same_address(server.address, address)
         self.own = server if is_own else None
@@ -301,7 +315,9 @@ class _Way:
             # The engine counts the bytes of a layer before it compresses them.
             title += ", layers before compression"
         digest, outcomes = "", dict[str, str]()
-        with self.engine.doing(self.doing, self.failure), feedback.bars(title) as bars:
+        heard = log.hearing(self.own) if self.own is not None else nullcontext()
+        doing = self.engine.doing(self.doing, self.failure)
+        with heard as wire, doing, feedback.bars(title) as bars:
             try:
                 events = act(
                     self.reference.name,
@@ -333,11 +349,11 @@ class _Way:
                         digest = found[0]
                     if isinstance(event.get("aux"), dict):
                         digest = event["aux"].get("Digest", digest)
-            if not outcomes:
-                bars.finish("all layers", HERE if self.verb == "pull" else THERE)
-        return self._done(digest, outcomes)
+            if not outcomes:  # Podman tells nothing of what it pushes.
+                bars.finish("all layers", HERE if self.verb == "pull" else "done")
+        return self._done(digest, outcomes, wire)
 
-    def _done(self, digest: str, outcomes: dict[str, str]) -> Transfer:
+    def _done(self, digest: str, outcomes: dict[str, str], wire: log.Wire | None) -> Transfer:
         """Return what came of it, and tell it; of what arrived, even if the tag moved since."""
         import pandas as pd  # A second that quick commands need not pay.
 
@@ -348,8 +364,8 @@ class _Way:
                 digest, manifest = self.read(digest or self.reference.identifier)
             except RegistryError as error:
                 raise self.error(str(error)) from error
-        if self.own is not None:
-            found = log.moved(self.own, self.since)
+        if wire is not None:
+            found = log.moved(wire.rows, self.reference.repository)
             otherwise = THERE if self.verb == "push" else HERE
             rows = [
                 (layer.digest, layer.size, found.get(layer.digest, otherwise))
@@ -357,7 +373,7 @@ class _Way:
             ]
         table = pd.DataFrame(rows, columns=["digest", "bytes", "outcome"])
         done = Transfer(self.reference, digest, table, time.monotonic() - self.began)
-        if self.own is not None:
+        if wire is not None:
             moved = f", {amount(done.moved_bytes)} {SENT if self.verb == 'push' else FETCHED}"
         if digest:
             feedback.say(

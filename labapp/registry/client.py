@@ -117,9 +117,10 @@ class Registry:
         login = Login(address, url, credentials, certificates)
         self._http = Connection(address, url, login, certificates)
 
-    def ping(self) -> None:
-        """Ask ``/v2/``, which every registry answers; RegistryError if what is there does not."""
-        self._http.ask("GET", "/v2/", doing=f"asking the registry '{self.address}'")
+    def ping(self, mark: str = "") -> None:
+        """Ask ``/v2/``, which all registries answer, or raise RegistryError; logs have the mark."""
+        place = f"/v2/?{mark}" if mark else "/v2/"
+        self._http.ask("GET", place, doing=f"asking the registry '{self.address}'")
 
     def repositories(self) -> list[str]:
         """Return the names of all repositories, sorted."""

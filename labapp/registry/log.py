@@ -11,7 +11,6 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
@@ -19,7 +18,6 @@ from labapp.errors import LabError
 from labapp.machine.ports import wait_until
 from labapp.reference import is_digest
 from labapp.registry.http import printable
-from labapp.registry.manifests import digest_of
 from labapp.registry.server import RegistryServer
 
 if TYPE_CHECKING:
@@ -60,7 +58,14 @@ _MEANINGS = {
 }
 """What a request says; a query is looked at only where one is written here."""
 
-_MOVES = {"finish the upload": "sent", "give me this blob": "fetched"}
+_MOVES = {
+    "finish the upload": "sent",
+    "take this blob over": "mounted",
+    "give me this blob": "fetched",
+}
+
+_LINES = 200
+"""How much of the log is looked at, from its end, before more is: all of it may be long to read."""
 
 
 @dataclass
@@ -79,11 +84,9 @@ def listening(server: RegistryServer) -> Iterator[Wire]:
     query, ``status``, ``bytes`` (of the answer's body, or of the blob for a finished upload;
     missing where the registry no longer tells) and ``milliseconds``.
     """
-    began = datetime.now(UTC)
-    wire = Wire(parse_log(b""))
-    yield wire
-    rows = parse_log(server.logs(since=began))
-    rows = rows[(rows["time"] >= began) & (rows["client"] != "lab")].reset_index(drop=True)
+    with hearing(server) as wire:
+        yield wire
+    rows = wire.rows
     is_end = (rows["meaning"] == "finish the upload") & (rows["status"] == 201)
     for end in rows[is_end].itertuples():
         # Only this request says which digest the bytes have; the log tells the answer's length.
@@ -94,34 +97,50 @@ def listening(server: RegistryServer) -> Iterator[Wire]:
             size = server.registry().blob_size(repository, str(end.digest))
             rows.loc[end.Index, "bytes"] = size
     rows["digest"] = rows["digest"].str.split(":").str[-1].str[:8]
-    wire.rows = rows
 
 
-def moved(server: RegistryServer, began: datetime) -> dict[str, str]:
-    """Return which blobs were ``sent``, ``mounted`` or ``fetched`` since then, by their digests.
+@contextlib.contextmanager
+def hearing(server: RegistryServer) -> Iterator[Wire]:
+    """Keep what is said as :func:`listening` does, with whole digests, and bytes as logged.
 
-    The registry tells, and no engine: some say nothing, some say too much.
+    In the log, it stands between two questions of the lab's own: the engine's clock may be another,
+    and it may write late. RegistryUnreachable if the registry does not run.
     """
-    mark = digest_of(secrets.token_bytes(16))
-    with contextlib.suppress(LabError):  # the log is complete where it has this question
-        server.registry().blob_size("lab/mark", mark)
+    registry = server.registry()
 
-    def heard() -> pd.DataFrame:
-        return parse_log(server.logs(since=began))
+    def marked() -> bytes:
+        mark = secrets.token_hex(16)
+        registry.ping(mark)
+        return f'{mark}"'.encode()  # as it stands in JSON; other lines are written apart
 
-    wait_until(lambda: mark in set(heard()["digest"]), seconds=3, every=0.02)
-    rows = heard()
-    rows = rows[
-        (rows["time"] >= began) & (rows["client"] != "lab") & rows["status"].between(200, 399)
-    ]
-    outcomes = {}
-    for row in rows.itertuples():
-        meaning = str(row.meaning)
-        if meaning.startswith("take this blob over") and row.status == 201:
-            outcomes[str(row.digest)] = "mounted"
-        elif meaning in _MOVES:
-            outcomes[str(row.digest)] = _MOVES[meaning]
-    return outcomes
+    wire, first, last, log, lines = Wire(parse_log(b"")), marked(), b"", b"", _LINES
+    yield wire
+    with contextlib.suppress(LabError):  # it was stopped
+        last = marked()
+
+    def is_whole() -> bool:
+        nonlocal log, lines
+        log = server.logs(tail=lines)
+        is_short = first not in log and log.count(b"\n") >= lines
+        lines *= 4 if is_short else 1
+        return last in log and not is_short
+
+    wait_until(is_whole, seconds=3, every=0.003)
+    rows = parse_log(log.rpartition(first)[2])
+    wire.rows = rows[rows["client"] != "lab"].reset_index(drop=True)
+
+
+def moved(rows: pd.DataFrame, repository: str) -> dict[str, str]:
+    """Return which blobs were ``sent``, ``mounted`` or ``fetched`` there, by their digests."""
+    # 202 is for a blob that can't be taken over, and has to be sent.
+    good = rows["status"].isin((200, 201, 206, 307))
+    rows = rows[good & rows["path"].str.startswith(f"/v2/{repository}/blobs/")]
+    return {
+        str(row.digest): outcome
+        for row in rows.itertuples()
+        for meaning, outcome in _MOVES.items()
+        if str(row.meaning).startswith(meaning)
+    }
 
 
 def parse_log(log: bytes) -> pd.DataFrame:

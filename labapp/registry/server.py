@@ -9,8 +9,8 @@ import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import docker.errors
 from docker.models.containers import Container
@@ -127,11 +127,13 @@ class RegistryServer:
             with contextlib.suppress(docker.errors.NotFound):
                 self._engine.client.api.remove_volume(self.name)
 
-    def logs(self, *, since: datetime | None = None) -> bytes:
-        """Return what the registry's container has logged, from a moment on."""
-        with self._engine.doing(f"reading the log of '{self.name}'"):
-            container = self._engine.container(self.name)
-            return container.logs(since=since and since.timestamp()) if container else b""
+    def logs(self, *, tail: int | Literal["all"] = "all") -> bytes:
+        """Return what the registry's container has logged, or only the last lines of it."""
+        doing = self._engine.doing(f"reading the log of '{self.name}'")
+        with doing, contextlib.suppress(docker.errors.NotFound):
+            said: bytes = self._engine.client.api.logs(self.name, tail=tail)
+            return said
+        return b""
 
     def storage(self, argv: Sequence[str], *, folder: str | None = None) -> str:
         """Run a command over the registry's files, or a folder of the engine's machine.

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,16 +20,18 @@ from registries import stored_at
 
 from labapp import doctor
 from labapp.bench import Bench
+from labapp.course.exercises import Coach
 from labapp.errors import BuildError, ImageError, PullError, PushError, RunError
 from labapp.feedback import QuietFeedback
 from labapp.journey.build import build
 from labapp.journey.run import remove_running, run, run_once
 from labapp.journey.transfer import pull, push, remove, tag
+from labapp.lab import Lab
 from labapp.machine import engine as engines
 from labapp.machine.engine import OWNER_LABEL, Engine, owner, remove_leftovers
 from labapp.machine.ports import free_port, wait_until
 from labapp.reference import Reference
-from labapp.registry.log import parse_log
+from labapp.registry.log import listening, parse_log
 from labapp.registry.server import RegistryServer
 from labapp.state import LABEL, ROLE_LABEL, State
 
@@ -183,8 +186,8 @@ def test_push_and_pull(
     heard = parse_log(own.logs())
     said = heard[heard["client"] == "lab"]
     mark = said.index[said["digest"] == NOBODYS][-1]
-    # The manifest before and after, and for each blob whether it is whole; none is read.
-    assert sorted(said.loc[mark + 1 :, "method"]) == ["GET", "GET", "HEAD", "HEAD", "HEAD"]
+    # The manifest and a mark in the log before and after, and for each blob whether it is whole.
+    assert sorted(said.loc[mark + 1 :, "method"]) == ["GET"] * 4 + ["HEAD"] * 3
     assert list(again.layers["outcome"]) == ["already there"] * 2
     assert (again.digest, again.moved_bytes) == (pushed.digest, 0)
     assert list(pull(engine, own, image).layers["outcome"]) == ["already here"] * 2
@@ -192,11 +195,15 @@ def test_push_and_pull(
     pinned = pushed.reference.pinned(pushed.digest)
     for name in (image, pinned):
         remove(engine, image)
-        fetched = pull(engine, own, name)
+        with listening(own) as wire:
+            fetched = pull(engine, own, name)
         assert fetched.digest == pushed.digest
         assert list(fetched.layers["digest"]) == list(pushed.layers["digest"])
         # As if the engine had never seen it, whatever its builder keeps.
         assert list(fetched.layers["outcome"]) == ["fetched"] * 2
+        came = wire.rows[wire.rows["meaning"] == "give me this blob"]
+        came = came[came["digest"].isin(pushed.layers["digest"].str[7:15])]
+        assert came["bytes"].sum() == fetched.moved_bytes == pushed.moved_bytes
     assert remove(engine, pinned)
     pull(engine, own, image)
 
@@ -206,6 +213,33 @@ def test_push_and_pull(
     push(engine, own, name)  # No tag means "latest".
     assert registry.tags(repository) == ["1", "latest"]
     assert [remove(engine, name), remove(engine, name)] == [True, False]
+
+
+def test_what_the_lab_removes_was_never_seen_or_it_says_why(
+    bench: Bench, own: RegistryServer, image: str, fresh: str, told: QuietFeedback
+) -> None:
+    engine, containers = bench.engine, bench.engine.client.containers
+    mine = replace(bench, server=own, registry=own.registry())
+    lab = Lab(bench=mine, coach=Coach(mine))
+    pushed = lab.push(image)
+    learners = containers.create(image)
+    with pytest.raises(ImageError, match=f"{image}.*{learners.short_id}"):
+        lab.remove(image)
+    learners.remove()
+    containers.create(image, name=fresh[7:-2], labels={**engine.labels, ROLE_LABEL: "run"})
+    for name in (other := image.replace(":1", ":2"), fresh):
+        tag(engine, image, name)
+    lab.remove(image)
+    assert told.commands[-2:] == [
+        f"docker rm --force {fresh[7:-2]}",
+        f"docker image rm {image} {other}",
+    ]
+    assert (engine.image(image), engine.image(other)) == (None, None)
+    assert fresh in told.lines[-1]
+    assert lab.pull(image).moved_bytes == 0
+    lab.remove(image, fresh)
+    assert fresh not in told.lines[-1] or told.lines[-1].startswith("Removed")
+    assert lab.pull(image).moved_bytes == pushed.moved_bytes
 
 
 def test_what_is_not_there(engine: Engine, own: RegistryServer, image: str) -> None:
@@ -279,7 +313,8 @@ def test_damage_is_named_by_a_pull_and_healed_by_a_push(
 def test_damage_in_a_registry_that_is_not_the_labs(
     engine: Engine, own: RegistryServer, image: str
 ) -> None:
-    layer = str(push(engine, None, image).layers["digest"].iloc[0])
+    push(engine, None, image)
+    layer = own.registry().image(image).manifest.layers[0].digest
     _damage(own, layer, "emptied")
     with pytest.raises(PushError, match=layer):
         push(engine, None, image)

@@ -213,7 +213,7 @@ def test_a_copy_has_the_digest_of_its_source_and_sends_what_is_missing(
     own: RegistryServer, registry: Registry
 ) -> None:
     def sent(since: datetime) -> list[str]:
-        heard = parse_log(own.logs(since=since))
+        heard = parse_log(own.logs())
         said = heard[heard["time"] >= since]["meaning"]
         return list(said[said.str.startswith(("take this blob", "start", "store"))])
 
@@ -263,6 +263,11 @@ def test_what_is_said_to_it_is_told_request_by_request(own: RegistryServer) -> N
         ["curl", "give me the manifest of tag none", 404, ""],
     ]
     assert rows["bytes"].iloc[1] == 4
+    # More than is read of the log at first.
+    with listening(own) as wire:
+        for _ in range(300):
+            curl.get(f"{base}/v2/")
+    assert list(wire.rows["path"]) == ["/v2/"] * 300
     with listening(own) as wire:
         upload()
         own.stop()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from labapp.registry.log import COLUMNS, parse_log
+from labapp.registry.log import COLUMNS, moved, parse_log
 
 DIGEST = "sha256:" + "ab" * 32
 UPLOAD = "/v2/shop/web/blobs/uploads/b0f31722-dd59-4467-9629-ee5a29160a9b"
@@ -119,3 +119,29 @@ def test_who_asked(agent: str, client: str) -> None:
 def test_what_a_request_is_about(uri: str, path: str, digest: str) -> None:
     request = only(method="PUT", uri=uri)
     assert (request.path, request.digest) == (path, digest)
+
+
+MOUNT = "/v2/shop/web/blobs/uploads/?from=base%2Fpython&mount="
+
+
+@pytest.mark.parametrize(
+    ("method", "uri", "status", "outcome"),
+    [
+        ("PUT", f"{UPLOAD}?_state=a&digest={DIGEST}", 201, "sent"),
+        ("PUT", f"{UPLOAD}?_state=a&digest={DIGEST}", 400, None),
+        ("POST", f"{MOUNT}{DIGEST}", 201, "mounted"),
+        ("POST", f"{MOUNT}{DIGEST}", 202, None),  # it is to be sent
+        ("GET", f"/v2/shop/web/blobs/{DIGEST}", 200, "fetched"),
+        ("GET", f"/v2/shop/web/blobs/{DIGEST}", 206, "fetched"),  # the rest of it
+        ("GET", f"/v2/shop/web/blobs/{DIGEST}", 404, None),
+        ("HEAD", f"/v2/shop/web/blobs/{DIGEST}", 200, None),
+        ("GET", f"/v2/shop/web/manifests/{DIGEST}", 200, None),
+        # Somebody else's, at the same time.
+        ("GET", f"/v2/shop/web/two/blobs/{DIGEST}", 200, None),
+        ("GET", f"/v2/my/shop/web/blobs/{DIGEST}", 200, None),
+    ],
+)
+def test_what_moved_a_blob(method: str, uri: str, status: int, outcome: str | None) -> None:
+    rows = parse_log(line(method=method, uri=uri, status=status))
+    assert moved(rows, "shop/web") == ({DIGEST: outcome} if outcome else {})
+    assert moved(parse_log(b""), "shop/web") == {}
