@@ -26,7 +26,7 @@ from labapp.reference import Reference
 from labapp.registry import log
 from labapp.registry.client import Registry
 from labapp.registry.log import Wire
-from labapp.registry.manifests import ImageConfig, Manifest
+from labapp.registry.manifests import ImageConfig, Manifest, Platform
 from labapp.state import State
 
 if TYPE_CHECKING:
@@ -237,7 +237,9 @@ class Lab:
     def inspect(self, reference: str) -> Inspection:
         """Read what is inside an image, in this registry or another; see :func:`inspect`."""
         name = Reference.parse(reference)
-        registry = self.registry if name.registry == self.address else Registry(name.registry)
+        registry = self.registry
+        if name.registry != self.address:
+            registry = Registry(name.registry, platform=Platform.parse(self.platform))
         return inspection.inspect(registry, name, cache=self.bench.state.path(inspection.CACHE))
 
     def compare(self, **images: Inspection | str) -> Comparison:
