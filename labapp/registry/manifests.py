@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform as machine
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,6 +260,20 @@ def parse_config(raw: bytes) -> ImageConfig:
             ),
             raw=raw,
         )
+
+
+def index_of(manifests: Iterable[tuple[Manifest, Platform]]) -> bytes:
+    """Return an index of the manifests of one image for several platforms."""
+    entries = [
+        {
+            "mediaType": manifest.media_type,
+            "digest": manifest.digest,
+            "size": len(manifest.raw),
+            "platform": {name: text for name, text in vars(platform).items() if text},
+        }
+        for manifest, platform in manifests
+    ]
+    return canonical_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
 
 
 def layer_history(
