@@ -203,13 +203,20 @@ class Lab:
         return run.run(self.bench.engine, reference, name=name, wait_for=wait_for)
 
     def run_once(
-        self, reference: str, command: Sequence[str], *, beside: Running | None = None
+        self,
+        reference: str,
+        command: Sequence[str],
+        *,
+        beside: Running | None = None,
+        platform: str | None = None,
     ) -> str:
         """Run one command in a new container, return what it printed: ``docker run --rm``.
 
-        Started ``beside`` a running container, it sees that one's processes and network.
+        Started ``beside`` a running container, it sees that one's processes and network. Of an
+        index, ``platform``, ``linux/arm64`` say, asks for another image than the engine's own.
         """
-        return run.run_once(self.bench.engine, reference, command, beside=beside)
+        engine = self.bench.engine
+        return run.run_once(engine, reference, command, beside=beside, platform=platform)
 
     def remove(self, *references: str) -> None:
         """Take images off the engine, as if it had never seen them: ``docker image rm``."""
