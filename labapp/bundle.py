@@ -1,14 +1,17 @@
 """Bundles: base images, the registry's image, wheels and known fixes, for machines offline.
 
 A bundle is a zip file, nothing in it compressed once more: manifests by the names of their images,
-blobs by their digests, as the registry has them byte for byte, and files by their names.
+blobs by their digests, as the registry has them byte for byte, and files by their names. Of several
+platforms, an image's name has an index, and its manifests are among the blobs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from labapp import feedback
@@ -19,11 +22,18 @@ from labapp.inside import known as vulnerabilities
 from labapp.inside.debian_mirror import keep_snapshot, parse_snapshot
 from labapp.inside.inspection import CACHE
 from labapp.journey import bases, wheels
-from labapp.journey.bases import NAMES, REGISTRY, Base, Place, Shelf
+from labapp.journey.bases import NAMES, REGISTRY, Base, Shelf
 from labapp.machine import engine as engines
 from labapp.reference import Reference
-from labapp.registry.client import RegistryImage
-from labapp.registry.manifests import Manifest, Platform, parse_config, parse_manifest
+from labapp.registry.client import ImageSource, RegistryImage
+from labapp.registry.manifests import (
+    Index,
+    Manifest,
+    Platform,
+    index_of,
+    parse_config,
+    parse_manifest,
+)
 from labapp.registry.server import RegistryServer
 from labapp.state import REPOSITORY, State
 
@@ -32,18 +42,30 @@ FIXES = "snapshot.json.gz"
 
 _IMAGES, _BLOBS, _FILES = "images/", "blobs/", "files/"
 
+Held = tuple[ImageSource, RegistryImage]
+"""An image for one platform, and where its blobs are."""
 
-def save(bench: Bench, path: Path) -> None:
+
+def save(
+    bench: Bench, path: Path, *, platforms: Sequence[Platform] = (), source: str = "auto"
+) -> None:
     """Write a lab's bundle; a file that was there is replaced once the new one is complete.
 
-    Where Debian's mirror can't be reached, it goes without known fixes, and a line says so.
+    It is for the lab's own platform, or for those that are named. The lab's registry holds the
+    images for its own; those for others come from where base images do (``source``), as they are
+    there now. Where Debian's mirror can't be reached, it goes without known fixes, and a line says
+    so.
     """
-    files = wheels.packed(bench.application / "wheels") | _known_fixes(bench)
-    images: dict[str, Place] = {
-        str(bases.at(Bundle.address, base.name)): (bench.registry, base.reference)
-        for base in bench.bases
-    }
-    write(path, images, files)
+    own = Platform.parse(bench.engine.platform)
+    images: dict[str, list[Held]] = {base.name: [] for base in bench.bases}
+    files = _known_fixes(bench)
+    for platform in platforms or [own]:
+        is_own = own.can_run(platform)
+        for base in bench.bases:
+            held = bench.registry, bench.registry.image(base.reference)
+            images[base.name].append(held if is_own else _elsewhere(base.name, platform, source))
+        files |= _wheels(bench.application, platform, is_own=is_own)
+    write(path, {str(bases.at(Bundle.address, name)): images[name] for name in images}, files)
     feedback.say(f"Saved {path} ({path.stat().st_size / 1e6:,.0f} MB).")
 
 
@@ -60,14 +82,16 @@ def load(state: State, path: Path, *, wheel_folder: Path | None = None) -> tuple
     fixes = files.pop(FIXES, b"")
     known = parse_snapshot(fixes, f"{path}/{FIXES}") if fixes else {}
     places = {name: (bundle, bases.at(bundle.address, name)) for name in NAMES}
-    platforms = {bundle.image(reference).config.platform for _, reference in places.values()}
+    held = [bundle.images(reference) for _, reference in places.values()]
     engine = engines.start(state)
-    if not all(map(Platform.parse(engine.platform).can_run, platforms)):
-        found = ", ".join(map(str, platforms))
-        raise BaseError(
-            f"loading the bundle '{path}': its images are for {found}, the engine runs "
-            f"{engine.platform}. Take a bundle from a machine like this one; nothing was changed."
-        )
+    platform = Platform.parse(engine.platform)
+    for offered in ([each.config.platform for each in images] for images in held):
+        if not any(map(platform.can_run, offered)):
+            raise BaseError(
+                f"loading the bundle '{path}': its images are for {', '.join(map(str, offered))}, "
+                f"the engine runs {platform}. Take a bundle from a machine like this one, or one "
+                f"that was saved with '--platform {platform}'; nothing was changed."
+            )
     server = RegistryServer(engine=engine, state=state)
     shelf = Shelf(engine, server, state)
     with state.lock("prepare"):
@@ -76,20 +100,27 @@ def load(state: State, path: Path, *, wheel_folder: Path | None = None) -> tuple
         server.start(image=bases.engine_name(state))
         for name, place in places.items():
             shelf.copy(name, place, came_from=path.name)
-        wheels.unpack(wheel_folder or REPOSITORY / "dockerfiles" / "app" / "wheels", files)
+        others = {name: data for name, data in files.items() if name.startswith(f"{platform}/")}
+        own = {name: data for name, data in files.items() if "/" not in name}
+        folder = wheel_folder or REPOSITORY / "dockerfiles" / "app" / "wheels"
+        wheels.unpack(folder, others or own)
         keep_snapshot(known, folder=state.path(CACHE, "vulnerabilities"))
     return bases.recorded(server, state)
 
 
-def write(path: Path, images: Mapping[str, Place], files: Mapping[str, bytes]) -> None:
-    """Write images and files, by name, to a bundle: all of it, or none of it."""
+def write(path: Path, images: Mapping[str, Sequence[Held]], files: Mapping[str, bytes]) -> None:
+    """Write images, each for some platforms, and files to a bundle: all of it, or none of it."""
     members: dict[str, Iterable[bytes]] = {_FILES + name: [data] for name, data in files.items()}
-    for name, (source, reference) in images.items():
-        manifest = source.image(reference).manifest
-        members[_IMAGES + name] = [manifest.raw]
-        for blob in manifest.blobs:
-            stored = source.open_blob(reference.repository, blob.digest, size=blob.size)
-            members[_BLOBS + blob.digest] = stored
+    for name, held in images.items():
+        manifests = [(image.manifest, image.config.platform) for _, image in held]
+        if len(held) > 1:
+            members |= {_BLOBS + each.digest: [each.raw] for each, _ in manifests}
+        members[_IMAGES + name] = [index_of(manifests) if len(held) > 1 else manifests[0][0].raw]
+        for source, image in held:
+            for blob in image.manifest.blobs:
+                repository = image.reference.repository
+                stored = source.open_blob(repository, blob.digest, size=blob.size)
+                members[_BLOBS + blob.digest] = stored
     draft = path.with_name(f"{path.name}.part")
     try:
         with zipfile.ZipFile(draft, "w") as archive:
@@ -130,17 +161,26 @@ class Bundle:
                 hasher.update(chunk)
             if name.startswith(_BLOBS) and name != f"{_BLOBS}sha256:{hasher.hexdigest()}":
                 raise self.damaged(f"its '{name}' has another digest")
-            for blob in self._manifest(name).blobs if name.startswith(_IMAGES) else ():
-                if _BLOBS + blob.digest not in names:
-                    raise self.damaged(f"the blob {blob.digest} is missing")
+            for manifest in self._manifests(name) if name.startswith(_IMAGES) else ():
+                for blob in manifest.blobs:
+                    if _BLOBS + blob.digest not in names:
+                        raise self.damaged(f"the blob {blob.digest} is missing")
 
     def image(
         self, reference: Reference | str, *, platform: Platform | None = None
     ) -> RegistryImage:
-        """Return an image's manifest and config; a bundle is for one platform."""
-        manifest = self._manifest(f"{_IMAGES}{reference}")
-        config = b"".join(self.open_blob("", manifest.config.digest))
-        return RegistryImage(Reference.parse(str(reference)), manifest, parse_config(config))
+        """Return the image that a platform runs; the first one where no platform is told."""
+        found = self.images(reference)
+        fits = (e for e in found if platform is not None and platform.can_run(e.config.platform))
+        return next(fits, found[0])
+
+    def images(self, reference: Reference | str) -> list[RegistryImage]:
+        """Return an image's manifests and configs, one for each platform."""
+        name, found = Reference.parse(str(reference)), []
+        for manifest in self._manifests(f"{_IMAGES}{reference}"):
+            config = b"".join(self.open_blob("", manifest.config.digest))
+            found.append(RegistryImage(name, manifest, parse_config(config)))
+        return found
 
     def files(self) -> dict[str, bytes]:
         """Return the wheels and fixes, by name."""
@@ -160,11 +200,15 @@ class Bundle:
             "take another one that 'labapp bundle save' wrote; nothing was changed."
         )
 
-    def _manifest(self, name: str) -> Manifest:
-        found = parse_manifest(b"".join(self._read(name)))
-        if not isinstance(found, Manifest):
+    def _manifests(self, name: str) -> list[Manifest]:
+        found: list[Manifest | Index] = [parse_manifest(b"".join(self._read(name)))]
+        if isinstance(found[0], Index):
+            listed = found[0].manifests
+            found = [parse_manifest(b"".join(self._read(_BLOBS + e.digest))) for e in listed]
+        manifests = [each for each in found if isinstance(each, Manifest)]
+        if len(manifests) < len(found) or not manifests:
             raise self.damaged(f"its '{name}' is no image")
-        return found
+        return manifests
 
     def _read(self, name: str) -> Generator[bytes]:
         try:
@@ -173,6 +217,33 @@ class Bundle:
                     yield chunk
         except (KeyError, zipfile.BadZipFile, EOFError) as error:
             raise self.damaged(f"its '{name}' is missing, or can't be read") from error
+
+
+def _elsewhere(name: str, platform: Platform, source: str) -> Held:
+    """Return a base image for another platform than the lab's, from the first that serves one."""
+
+    def get(source: str) -> Held:
+        if source == "debian":
+            raise BaseError("Debian packages are unpacked by programs of their own platform.")
+        registry, reference = bases.place_of(source, name)
+        image = registry.image(reference, platform=platform)
+        if not platform.can_run(image.config.platform):
+            raise BaseError(f"'{reference}' is for {image.config.platform} alone, no {platform}.")
+        return registry, image
+
+    return bases.first_that_serves(bases.order(source), get)
+
+
+def _wheels(application: Path, platform: Platform, *, is_own: bool) -> dict[str, bytes]:
+    """Return the wheels for a platform; those that are not for the lab's own get its name."""
+    if is_own:
+        return wheels.packed(application / "wheels")
+    name = f"{platform.os}/{platform.architecture}"
+    with tempfile.TemporaryDirectory() as folder:
+        for file in ("requirements.txt", "pyproject.toml"):
+            shutil.copy(application / file, folder)
+        wheels.fetch(Path(folder, "wheels"), platform=name)
+        return {f"{name}/{k}": v for k, v in wheels.packed(Path(folder, "wheels")).items()}
 
 
 def _known_fixes(bench: Bench) -> dict[str, bytes]:

@@ -295,12 +295,21 @@ def bundle() -> None:
 @bundle.command("save")
 @click.argument("file", type=FILE)
 @BASES
-def save_bundle(file: Path, bases: str) -> None:
+@click.option(
+    "--platform",
+    "platforms",
+    metavar="OS/ARCH,…",
+    type=lambda text: [_platform(each) for each in dict.fromkeys(text.split(","))],
+    help="For which processors, as in linux/amd64,linux/arm64. By default for this engine's; the "
+    "images for others come from the mirror or from Docker Hub.",
+)
+def save_bundle(file: Path, bases: str, platforms: list[Platform] | None) -> None:
     """Write base images, registry image, wheels and a snapshot of known fixes to FILE, a zip."""
     from labapp import bundle as bundles
     from labapp.bench import prepare
 
-    bundles.save(prepare(State.open(), source=bases), file)
+    bench = prepare(State.open(), source=bases)
+    bundles.save(bench, file, platforms=platforms or (), source=bases)
 
 
 @bundle.command("load")

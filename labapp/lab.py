@@ -26,7 +26,7 @@ from labapp.reference import Reference
 from labapp.registry import log
 from labapp.registry.client import Registry
 from labapp.registry.log import Wire
-from labapp.registry.manifests import ImageConfig, Manifest
+from labapp.registry.manifests import ImageConfig, Manifest, Platform
 from labapp.state import State
 
 if TYPE_CHECKING:
@@ -203,13 +203,20 @@ class Lab:
         return run.run(self.bench.engine, reference, name=name, wait_for=wait_for)
 
     def run_once(
-        self, reference: str, command: Sequence[str], *, beside: Running | None = None
+        self,
+        reference: str,
+        command: Sequence[str],
+        *,
+        beside: Running | None = None,
+        platform: str | None = None,
     ) -> str:
         """Run one command in a new container, return what it printed: ``docker run --rm``.
 
-        Started ``beside`` a running container, it sees that one's processes and network.
+        Started ``beside`` a running container, it sees that one's processes and network. Of an
+        index, ``platform``, ``linux/arm64`` say, asks for another image than the engine's own.
         """
-        return run.run_once(self.bench.engine, reference, command, beside=beside)
+        engine = self.bench.engine
+        return run.run_once(engine, reference, command, beside=beside, platform=platform)
 
     def remove(self, *references: str) -> None:
         """Take images off the engine, as if it had never seen them: ``docker image rm``.
@@ -255,7 +262,9 @@ class Lab:
     def inspect(self, reference: str) -> Inspection:
         """Read what is inside an image, in this registry or another; see :func:`inspect`."""
         name = Reference.parse(reference)
-        registry = self.registry if name.registry == self.address else Registry(name.registry)
+        registry = self.registry
+        if name.registry != self.address:
+            registry = Registry(name.registry, platform=Platform.parse(self.platform))
         return inspection.inspect(registry, name, cache=self.bench.state.path(inspection.CACHE))
 
     def compare(self, **images: Inspection | str) -> Comparison:

@@ -8,6 +8,7 @@ import io
 import json
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,20 @@ def made(*layers: Files | bytes, tag: str = "1", **options: Any) -> Contents:
     put(registry, "shop/web", tag, layers, **options)
     with tempfile.TemporaryDirectory() as folder:
         return read(registry, Path(folder), tag)
+
+
+def make_wheels(folder: Path, *files: str) -> None:
+    """Make wheels with nothing in them, for every platform, where PIP_FIND_LINKS can lead to."""
+    for file in files:
+        name, version, _ = file.split("-", 2)
+        about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        with zipfile.ZipFile(folder / file, "w") as wheel:
+            for part, text in (("METADATA", about), ("WHEEL", kind), ("RECORD", "")):
+                wheel.writestr(f"{name}-{version}.dist-info/{part}", text)
+
+
+def wants(application: Path, to_run: str, to_build: str) -> None:
+    """Write what an application asks of pip."""
+    (application / "requirements.txt").write_text(to_run)
+    (application / "pyproject.toml").write_text(f'[build-system]\nrequires = ["{to_build}"]\n')

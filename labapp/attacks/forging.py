@@ -25,7 +25,7 @@ from labapp.journey.debian import PYTHON
 from labapp.machine.engine import tar_of
 from labapp.reference import Reference
 from labapp.registry.client import Registry
-from labapp.registry.manifests import Manifest, Platform, canonical_json, digest_of, parse_manifest
+from labapp.registry.manifests import Manifest, canonical_json, digest_of, parse_manifest
 
 # Python reads such a file by itself at each start; where it looks depends on who packaged it.
 _STARTS = tuple(f"usr/{place}lib/python{PYTHON}/sitecustomize.py" for place in ("", "local/"))
@@ -69,7 +69,7 @@ def startup_code(attack: str, words: str) -> str:
 
 def forge(bench: Bench, reference: Reference, attack: str, *, occasion: str = "") -> Forged:
     """Return an image with a layer more, as the engine would run it, made for an occasion."""
-    held = bench.registry.image(reference, platform=Platform.parse(bench.engine.platform))
+    held = bench.registry.image(reference)
     words = f"planted in '{reference.repository}'{f' for {occasion}' if occasion else ''}"
     code = startup_code(attack, words) + "\n"
     plain = tar_of(dict.fromkeys(_STARTS, code.encode()))

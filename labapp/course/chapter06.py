@@ -229,7 +229,7 @@ def check_06_gate(bench: Bench, answer: object) -> Verdict:
                 "names since the push that nobody tested. The gate can't know that; you can: what "
                 "was the digest before?"
             )
-    if web.digest != tested:
+    if web.digest not in (tested, *checks.digests(bench, f"shop/web@{tested}")):
         raise Wrong(f"{checks.short(web.digest)} is not what was tested as '1.4'.")
     running = [one for one in checks.containers(bench) if one["State"]["Running"]]
     for one in running:

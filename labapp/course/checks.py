@@ -57,6 +57,14 @@ def digest(bench: Bench, name: str) -> str | None:
         return None
 
 
+def digests(bench: Bench, name: str) -> tuple[str, ...]:
+    """Return all digests that a tag's image can be pinned to; none when there is no such tag."""
+    try:
+        return _image(bench, name).digests
+    except NotInRegistry:
+        return ()
+
+
 def given(bench: Bench, name: str) -> RegistryImage:
     """Return an image that the chapter's own cells push, or end the check without it."""
     try:

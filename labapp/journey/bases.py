@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from typing import TypeVar
 
 from labapp import feedback
 from labapp.errors import (
@@ -41,6 +42,8 @@ MIRROR_VARIABLE = "LABAPP_MIRROR"
 RECORD = "bases"
 """What the state folder keeps of them: digests and sources."""
 
+_Got = TypeVar("_Got")
+
 Place = tuple[ImageSource, Reference]
 """Where an image is copied from."""
 
@@ -69,9 +72,9 @@ def prepare(
     debian.clear(state.path("roots"))
     shelf = Shelf(engine, server, state)
     if not shelf.is_loaded():
-        _first_that_serves(sources, shelf.load_from)
+        first_that_serves(sources, shelf.load_from)
     server.start(image=engine_name(state))
-    _first_that_serves(sources, shelf.fill_from)
+    first_that_serves(sources, shelf.fill_from)
     return recorded(server, state)
 
 
@@ -298,7 +301,7 @@ class Shelf:
         return at(self._registry.address, name)
 
 
-def _first_that_serves(sources: Iterable[str], get: Callable[[str], None]) -> None:
+def first_that_serves(sources: Iterable[str], get: Callable[[str], _Got]) -> _Got:
     """Get what is missing from the first source that serves, or raise why none did."""
     causes = []
     for source in sources:

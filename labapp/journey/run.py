@@ -101,11 +101,13 @@ def run_once(
     command: Sequence[str],
     *,
     beside: Running | None = None,
+    platform: str | None = None,
 ) -> str:
     """Run one command in a new container, remove the container, return what was printed.
 
-    ``beside`` is a running container whose processes, files (below ``/proc/1/root``) and network
-    the command sees: the way to look into a container that has no shell.
+    ``platform`` is another than the engine's own, for which it has the image. ``beside`` is a
+    running container whose processes, files (below ``/proc/1/root``) and network the command sees:
+    the way to look into a container that has no shell.
     """
     reference = with_tag(reference)
     doing = f"running '{' '.join(command)[:60]}' in '{reference}'"
@@ -116,6 +118,9 @@ def run_once(
         # Without that capability Linux shows a process' files to its own user and group only.
         shared = {"pid_mode": place, "network_mode": place, "cap_add": ["SYS_PTRACE"]}
         shown = [f"--pid={place}", f"--network={place}", "--cap-add=SYS_PTRACE"]
+    if platform is not None:
+        shared["platform"] = platform
+        shown += ["--platform", platform]
     feedback.command(["docker", "run", "--rm", *shown, str(reference), *command])
     _have(engine, reference)
     # Should this process die, the next start knows by the owner that nobody waits any more.

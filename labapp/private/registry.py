@@ -28,6 +28,7 @@ from labapp.private.service import Decision
 from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.http import Credentials, is_local
+from labapp.registry.manifests import Platform
 from labapp.registry.server import CONFIG, CONFIG_INSIDE, STORAGE, RegistryServer
 from labapp.state import State, write_file
 
@@ -148,6 +149,7 @@ class PrivateRegistry:
             secure=True,
             credentials=lambda _: credentials,
             certificates=self.authority,
+            platform=Platform.parse(self._engine.platform),
         )
 
     def push(self, reference: str) -> Transfer:

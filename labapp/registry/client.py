@@ -66,6 +66,11 @@ class RegistryImage(Stored):
         return (self.index or self.manifest).digest
 
     @property
+    def digests(self) -> tuple[str, ...]:
+        """All that it can be pinned to: of an index, also the manifest for this one platform."""
+        return self.digest, self.manifest.digest
+
+    @property
     def pinned(self) -> Reference:
         """The reference by digest, without its tag."""
         return self.reference.pinned(self.digest)
@@ -101,7 +106,8 @@ class Registry:
 
     ``secure`` is whether to speak HTTPS, by default except on this machine, as docker does.
     ``credentials`` tells who the learner is at an address, once the registry asks.
-    ``certificates`` is a file of the authorities to trust, for a registry's own TLS.
+    ``certificates`` is a file of the authorities to trust, for a registry's own TLS. ``platform``
+    is for which images are taken out of an index, by default this machine's.
     """
 
     def __init__(
@@ -111,8 +117,9 @@ class Registry:
         secure: bool | None = None,
         credentials: Callable[[str], Credentials | None] = docker_credentials,
         certificates: Path | None = None,
+        platform: Platform | None = None,
     ) -> None:
-        self.address = address
+        self.address, self._platform = address, platform or Platform.here()
         url = url_of(address, secure=secure)
         login = Login(address, url, credentials, certificates)
         self._http = Connection(address, url, login, certificates)
@@ -173,13 +180,13 @@ class Registry:
     ) -> RegistryImage:
         """Read an image's manifest and config; of an index, the image for a platform.
 
-        The platform is by default this machine's. Raises as :meth:`digest` and :meth:`manifest`
+        The platform is by default the registry's. Raises as :meth:`digest` and :meth:`manifest`
         do, and RegistryError where there is something else by that name: a chart, a signature.
         """
         name, index = self._mine(reference), None
         found = self.manifest(name.repository, name.identifier)
         if isinstance(found, Index):
-            index, entry = found, found.for_platform(platform or Platform.here())
+            index, entry = found, found.for_platform(platform or self._platform)
             found = self.manifest(name.repository, entry.digest)
         if isinstance(found, Index):
             raise DamagedContent(f"reading '{name}': its index leads to another. {_PUSH_AGAIN}")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform as machine
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -32,6 +32,9 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
 MANIFEST_TYPES = (OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX)
 """The media types that the lab can read, to be joined into an ``Accept`` header."""
+
+_USUAL = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
+"""The variants that engines take an unsaid one for (containerd, platforms.Normalize)."""
 
 _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _DESCRIPTOR = {
@@ -86,11 +89,16 @@ class Platform:
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
+    @property
+    def level(self) -> str:
+        """The variant, or the usual one; a machine runs what is for a lower one, too."""
+        return self.variant or _USUAL.get(self.architecture, "")
+
     def can_run(self, other: Platform) -> bool:
-        """Tell if an image for another platform runs here; an unsaid variant fits any."""
+        """Tell if an image for another platform runs here."""
         if (self.os, self.architecture) != (other.os, other.architecture):
             return False
-        return None in (self.variant, other.variant) or self.variant == other.variant
+        return not self.level or other.level <= self.level
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,12 @@ class Index:
     blobs: ClassVar[tuple[Descriptor, ...]] = ()
 
     def for_platform(self, platform: Platform) -> Descriptor:
-        """Return the entry that a machine of this platform would take: the same variant first."""
-        fitting = [e for e in self.manifests if e.platform and platform.can_run(e.platform)]
+        """Return the entry that a machine of this platform would take: the highest that runs."""
+        fitting = [
+            (each.platform == platform, each.platform.level, each)
+            for each in self.manifests
+            if each.platform and platform.can_run(each.platform)
+        ]
         if not fitting:
             found = [e.platform for e in self.manifests if e.platform]
             # Attestations are for 'unknown/unknown'.
@@ -159,7 +171,7 @@ class Index:
                 f"choosing the image for '{platform}': the index {self.digest} offers "
                 f"{known or 'none'}. Name one of those platforms, or take another image."
             )
-        return next((entry for entry in fitting if entry.platform == platform), fitting[0])
+        return max(fitting, key=lambda each: each[:2])[2]
 
 
 @dataclass(frozen=True)
@@ -249,6 +261,20 @@ def parse_config(raw: bytes) -> ImageConfig:
             ),
             raw=raw,
         )
+
+
+def index_of(manifests: Iterable[tuple[Manifest, Platform]]) -> bytes:
+    """Return an index of the manifests of one image for several platforms."""
+    entries = [
+        {
+            "mediaType": manifest.media_type,
+            "digest": manifest.digest,
+            "size": len(manifest.raw),
+            "platform": {name: text for name, text in vars(platform).items() if text},
+        }
+        for manifest, platform in manifests
+    ]
+    return canonical_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
 
 
 def layer_history(

@@ -6,6 +6,7 @@ Source: the paths in the volume are those of CNCF Distribution 2 and 3, registry
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from labapp.errors import RegistryError, RegistryUnreachable
 from labapp.machine.engine import OWNER_LABEL, Engine, owner, tar_of
 from labapp.machine.ports import LOOPBACK, free_port, wait_until
 from labapp.registry.client import Registry
-from labapp.registry.manifests import digest_of
+from labapp.registry.manifests import Platform, digest_of
 from labapp.state import ROLE_LABEL, State
 
 CONFIG = Path(__file__).parents[2] / "dockerfiles" / "registry" / "config.yml"
@@ -56,12 +57,13 @@ class RegistryServer:
         state: State,
         kind: str = "registry",
         host: str = "localhost",
-        client: Callable[[str], Registry] = Registry,
+        client: Callable[[str], Registry] | None = None,
         advice: str = "'python3 -m labapp start' starts it.",
     ) -> None:
         self.name = f"labapp-{kind}-{state.lab_id}"
         self._engine, self._state, self._kind = engine, state, kind
-        self._host, self._client, self._advice = host, client, advice
+        own = functools.partial(Registry, platform=Platform.parse(engine.platform))
+        self._host, self._client, self._advice = host, client or own, advice
         self._bound = LOOPBACK if host == "localhost" else host
         self._labels = {**state.labels, ROLE_LABEL: kind}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from made_images import make_wheels, put, wants
 from registries import Reply, Seen, serving, stored_at
 
 from labapp import bundle as bundles
@@ -27,9 +28,11 @@ from labapp.journey.bases import FULL, NAMES, REGISTRY, SLIM, Base
 from labapp.machine.engine import Engine
 from labapp.machine.ports import wait_until
 from labapp.registry.client import Registry
-from labapp.registry.manifests import OCI_INDEX
+from labapp.registry.manifests import OCI_INDEX, Platform
 from labapp.registry.server import RegistryServer
 from labapp.state import REPOSITORY, State
+
+FAR = "linux/s390x"
 
 
 @dataclass
@@ -136,13 +139,14 @@ def hub(
     for name in ("registry:3", FULL, SLIM):
         repository, _, tag = f"library/{name}".partition(":")
         standing_in.copy(registry, image, to=f"{standing_in.address}/{repository}:{tag}")
-        entries = []
-        for architecture in ("s390x", engine.platform.split("/")[1]):
-            # The same image, and manifests of different bytes.
-            other = json.dumps(json.loads(raw) | {"annotations": {name: architecture}}).encode()
-            digest = standing_in.put_manifest(repository, architecture, other, kind)
-            entry = {"mediaType": kind, "digest": digest, "size": len(other)}
-            entries.append(entry | {"platform": {"os": "linux", "architecture": architecture}})
+        own, far = (Platform.parse(each) for each in (engine.platform, FAR))
+        # The same image, and a manifest of different bytes.
+        other = json.dumps(json.loads(raw) | {"annotations": {name: own.architecture}}).encode()
+        digest = standing_in.put_manifest(repository, "own", other, kind)
+        entry = {"mediaType": kind, "digest": digest, "size": len(other)}
+        entry["platform"] = {"os": own.os, "architecture": own.architecture}
+        platform = {"os": far.os, "architecture": far.architecture}
+        entries = [put(standing_in, repository, "far", [{"a": "far"}], platform=platform), entry]
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
         standing_in.put_manifest(repository, tag, json.dumps(index).encode(), OCI_INDEX)
     return standing_in
@@ -297,3 +301,47 @@ def test_without_the_mirror_a_bundle_goes_without_fixes_and_says_so(
     assert bundles.FIXES not in Bundle(tmp_path / "lab.zip").files()
     assert len(told.lines) == 2, "one line on what it lacks, one on what was saved"
     (tmp_path / "lab.zip").unlink()
+
+
+def test_a_bundle_for_another_platform_too(
+    bench: Bench,
+    hub: Registry,
+    another_lab: Callable[[], State],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its images come from a registry with indexes, and its wheels from where pip looks."""
+    application, wheel_folder = tmp_path / "app", tmp_path / "app" / "wheels"
+    application.mkdir()
+    wants(application, "teapot==1.0\n", "teapot==1.0")
+    make_wheels(tmp_path, "teapot-1.0-py3-none-any.whl")
+    monkeypatch.setattr(Bench, "application", application)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
+    wheels.fetch(wheel_folder, platform=bench.engine.platform)
+    own, far = (Platform.parse(each) for each in (bench.engine.platform, FAR))
+    # The small one under all names.
+    small = tuple(replace(bench.bases[0], name=name) for name in NAMES)
+    both, other = tmp_path / "both.zip", tmp_path / "far.zip"
+    bundles.save(replace(bench, bases=small, state=another_lab()), both, platforms=[own, far])
+    bundles.save(replace(bench, bases=small, state=another_lab()), other, platforms=[far])
+
+    places = [base_images.at(Bundle.address, name) for name in NAMES]
+    held = [[each.config.platform for each in Bundle(both).images(place)] for place in places]
+    assert held == [[own, far]] * len(NAMES)
+    loaded = bundles.load(another_lab(), both, wheel_folder=wheel_folder)
+    assert {base.digest for base in loaded} == {bench.bases[0].digest}
+    assert wheels.is_complete(wheel_folder, platform=bench.engine.platform)
+
+    state = another_lab()
+    with pytest.raises(BaseError) as caught:
+        bundles.load(state, other, wheel_folder=wheel_folder)
+    assert FAR in str(caught.value) and bench.engine.platform in str(caught.value)
+    assert state.read("bases") == {}
+
+    # This lab's own registry as the only source: it has one platform.
+    monkeypatch.setenv("LABAPP_HUB", "localhost:9/library")
+    monkeypatch.setenv("LABAPP_MIRROR", f"http://{bench.registry.address}")
+    with pytest.raises(BaseError, match=f"for {bench.engine.platform} alone"):
+        bundles.save(bench, other, platforms=[far])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from made_images import make_wheels, wants
 
 from labapp import feedback
 from labapp.errors import BaseError
@@ -24,13 +24,7 @@ WHEELS = ["kiln-3.0-py3-none-any.whl", "spout-2.0-py3-none-any.whl", "teapot-1.0
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Three small wheels, where PIP_FIND_LINKS can have pip look; it looks nowhere else."""
     root = tmp_path_factory.mktemp("index")
-    for file in WHEELS:
-        name, version, _ = file.split("-", 2)
-        about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        with zipfile.ZipFile(root / file, "w") as wheel:
-            for part, text in (("METADATA", about), ("WHEEL", kind), ("RECORD", "")):
-                wheel.writestr(f"{name}-{version}.dist-info/{part}", text)
+    make_wheels(root, *WHEELS)
     with pytest.MonkeyPatch.context() as patch, feedback.using(QuietFeedback()):
         for name in [name for name in os.environ if name.startswith("PIP_")]:
             patch.delenv(name)
@@ -43,8 +37,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def application(index: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An application, and its wheels, which the real pip has fetched."""
     folder = tmp_path_factory.mktemp("app")
-    (folder / "requirements.txt").write_text("# exact\nteapot==1.0  # brews\n\nspout==2.0\n")
-    (folder / "pyproject.toml").write_text('[build-system]\nrequires = ["kiln==3.0"]\n')
+    wants(folder, "# exact\nteapot==1.0  # brews\n\nspout==2.0\n", "kiln==3.0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_FIND_LINKS", index)
         assert fetch(folder) == WHEELS, "to run, and to build"

@@ -41,6 +41,7 @@ RUN echo {text} > index.html
 USER 10001
 CMD ["python3", "-m", "http.server", "8000"]
 """
+NOTE = "application/vnd.in-toto+json"
 INSTALL = "RUN cp -r shop /opt/venv/lib/*/site-packages\n"
 NAIVE = (
     (REPOSITORY / "dockerfiles" / "first.Dockerfile")
@@ -113,6 +114,28 @@ class Desk:
         """Build a page that says a text, and push it."""
         self.built(PAGE.format(base=self.slim, text=text), short)
 
+    def typed(self, folder: Path, short: str) -> None:
+        """Build and push an image from the terminal."""
+        for words in (("build", "-t", self.name(short), "."), ("push", self.name(short))):
+            done = self.docker(*words, folder=folder)
+            assert done.returncode == 0, done.stderr
+
+    def noted(self, short: str, *, text: str) -> None:
+        """Push a page as a terminal's `docker build` does where it notes how it built.
+
+        The tag then names an index; where this engine makes none, it is made here.
+        """
+        write(self.work / "typed" / "Dockerfile", PAGE.format(base=self.slim, text=text))
+        self.typed(self.work / "typed", short)
+        held = self.bench.registry.image(self.name(short))
+        if held.index is None:
+            manifest = held.manifest
+            own = dict(zip(("os", "architecture"), self.lab.platform.split("/"), strict=False))
+            entry = {"mediaType": manifest.media_type, "platform": own}
+            entry |= {"digest": manifest.digest, "size": len(manifest.raw)}
+            note = self.store(held.reference.repository, b"{}", layer_type=NOTE, pack=bytes)
+            self.index(short, entry, note, platform={"os": "unknown", "architecture": "unknown"})
+
     def tag(self, old: str, new: str) -> None:
         self.lab.tag(self.name(old), self.name(new))
 
@@ -138,7 +161,16 @@ class Desk:
     def copy(self, source: str, short: str) -> None:
         """Give an image of the registry one more name there, in any of its repositories."""
         registry = self.bench.registry
-        registry.copy(registry, registry.image(self.name(source)), to=self.name(short))
+        held, target = registry.image(self.name(source)), Reference.parse(self.name(short))
+        registry.copy(registry, held, to=target)
+        if held.index is not None:
+            origin, there = held.reference.repository, target.repository
+            for entry in held.index.manifests:
+                found = registry.manifest(origin, entry.digest)
+                for blob in found.blobs:
+                    registry.mount_blob(there, blob.digest, origin)
+                registry.put_manifest(there, entry.digest, found.raw, found.media_type)
+            registry.put_manifest(there, target.tag, held.index.raw, held.index.media_type)
 
     def store(self, short: str, *layers: Files | bytes, **more: Any) -> dict[str, Any]:
         """Upload an image that stands on nothing, and return its descriptor."""
@@ -146,10 +178,12 @@ class Desk:
         own = {"os": "linux", "architecture": self.bench.engine.platform.split("/")[1]}
         return put(self.bench.registry, repository, tag, layers, platform=own, **more)
 
-    def index(self, short: str, *entries: dict[str, Any], **more: object) -> None:
+    def index(
+        self, short: str, *entries: dict[str, Any], platform: Names | None = None, **more: object
+    ) -> None:
         """Upload an index: its first image is for this platform, the others are for another one."""
         for other in entries[1:]:
-            other["platform"]["architecture"] = "s390x"
+            other["platform"] = platform or {"os": "linux", "architecture": "s390x"}
         kind = f"{OCI}.index.v1+json"
         content = {"schemaVersion": 2, "mediaType": kind, "manifests": entries, **more}
         repository, _, tag = short.partition(":")

@@ -33,6 +33,7 @@ def shelf(bare: Desk) -> Desk:
     """Pages on the slim base; the third one stands on the first."""
     for text in ("one", "two"):
         bare.pushed(f"kept/page:{text}", text=text)
+    bare.noted("kept/page:noted", text="noted")
     bare.built(f"FROM {bare.name('kept/page:one')}\nENV PAGE=1\n", "kept/page:three")
     return bare
 
@@ -57,6 +58,15 @@ def local(desk: Desk, kept: str, short: str) -> None:
 HELLO = "one=hello/web:1.0"
 MINE = (HELLO, "one=hello/web:mine")
 PORT = {"8000/tcp": ("127.0.0.1", None)}
+
+
+@step
+def retagged(desk: Desk, old: str, new: str) -> None:
+    """Pull, tag and push in a terminal; the engine may keep of an index what is for it."""
+    old, new = desk.name(old), desk.name(new)
+    for words in (("pull", old), ("tag", old, new), ("push", new)):
+        done = desk.docker(*words)
+        assert done.returncode == 0, done.stderr
 
 
 def tag_by_sdk(desk: Desk) -> None:
@@ -169,16 +179,10 @@ def promoted(desk: Desk) -> None:
     desk.push("prod/web:1.1")
 
 
-def promoted_out_of_an_index(desk: Desk) -> None:
-    """The tag names an index; who pulls, tags and pushes promotes its image for this machine."""
-    first = desk.store("shop/web", {"a": "1"})
-    desk.index("shop/web:1.1", first, desk.store("shop/web", {"a": "2"}))
-    desk.copy(f"shop/web@{first['digest']}", "prod/web:1.1")
-
-
 # ---------------------------------------------------------------- chapter 03
 
 TESTED = ("one=shop/web:1.4-tested", "two=shop/web:1.4")
+NOTED = ("noted=shop/web:1.4-tested", "two=shop/web:1.4")
 computed = functools.partial(gives, *TESTED)
 
 
@@ -186,13 +190,12 @@ def raw(desk: Desk) -> bytes:
     return manifest(desk, "1.4-tested").raw
 
 
-def digest_of_an_index(desk: Desk) -> str:
-    desk.index("shop/web:1.4-tested", desk.store("shop/web", {"a": "1"}))
-    return desk.digest("shop/web:1.4-tested")
-
-
 def pin(desk: Desk, tag: str = "1.4-tested") -> str:
     return str(desk.lab.pin(desk.name(f"shop/web:{tag}")))
+
+
+def by_manifest(desk: Desk) -> str:
+    return f"{desk.name('shop/web')}@{manifest(desk, '1.4-tested').digest}"
 
 
 def by_image_id(desk: Desk) -> str:
@@ -201,10 +204,10 @@ def by_image_id(desk: Desk) -> str:
 
 @step
 def production(
-    desk: Desk, image: Callable[[Desk], str], *, deployed: str = "production.yaml"
+    desk: Desk, image: Callable[[Desk], str], *names: str, deployed: str = "production.yaml"
 ) -> None:
     """Write the file, and deploy it or another one of the same content; empty for none."""
-    gives(*TESTED)(desk)
+    gives(*(names or TESTED))(desk)
     text = f'services:\n  web:\n    image: {image(desk)}\n    ports: ["127.0.0.1::8000"]\n'
     write(desk.work / "production.yaml", text)
     if deployed:
@@ -228,12 +231,20 @@ BASE = "one=team/base:1"
 
 
 @step
-def page(desk: Desk, text: str, *names: str) -> None:
-    """Write the page's Dockerfile; ``BASE`` is the repository, ``GOOD`` the base's digest."""
-    gives(BASE, *names)(desk)
-    file, good = desk.work / "page" / "Dockerfile", desk.digest("team/base:1")
-    text_there = f"# The base\n{text}\nENV PAGE=1\n"
-    write(file, text_there, SLIM=desk.slim, GOOD=good, BASE=desk.name("team/base"))
+def page(desk: Desk, text: str, *names: str, base: str = BASE) -> None:
+    """Write the page's Dockerfile; ``BASE`` is the repository, ``GOOD`` the base's digest.
+
+    ``CHILD`` is the manifest's where ``GOOD`` is that of an index.
+    """
+    gives(base, *names)(desk)
+    file, name = desk.work / "page" / "Dockerfile", desk.name("team/base")
+    held = desk.bench.registry.image(f"{name}:1")
+    meant = {"SLIM": desk.slim, "GOOD": held.digest, "CHILD": held.manifest.digest}
+    write(file, f"# The base\n{text}\nENV PAGE=1\n", **meant, BASE=name)
+
+
+def page_typed(desk: Desk) -> None:
+    desk.typed(desk.work / "page", "page/web:pinned")
 
 
 PAGE_THERE = "three=page/web:pinned"
@@ -241,6 +252,7 @@ PAGE_THERE = "three=page/web:pinned"
 STATES: States = {
     "00-tag": [
         gives(HELLO, then=tag_by_sdk),
+        gives("noted=hello/web:1.0", then=retagged("hello/web:1.0", "hello/web:mine")),
         gives(*MINE),
         (nothing, "NotYet", "hello/web:1.0"),
         (gives(HELLO), "NotYet"),
@@ -253,6 +265,7 @@ STATES: States = {
     "00-run": [
         gives(*MINE, then=runs(ports=PORT)),
         gives(*MINE, then=run_by_digest),
+        gives("noted=hello/web:mine", then=run_by_digest),
         gives(*MINE, then=lambda desk: desk.lab.run(desk.name("hello/web:mine"), wait_for="/")),
         (gives(*MINE), "NotYet"),
         (gives(*MINE, then=runs("hello/web:1.0")), "NotYet", "hello/web:1.0"),
@@ -289,6 +302,7 @@ STATES: States = {
     "02-sent": [
         sent(then=new_layers),
         sent(then=lambda desk: set(new_layers(desk))),
+        gives("one=shop/web:1.0", "noted=shop/web:1.1", then=new_layers),
         (sent(then=lambda desk: ...), "NotYet"),
         (lambda desk: ["sha256:"], "NotYet", "shop/web:1.0"),
         (gives("one=shop/web:1.0", "one=shop/web:1.1", then=lambda desk: []), "NotYet", "1.1"),
@@ -301,7 +315,8 @@ STATES: States = {
     "02-promote": [
         gives(*VERSIONS, then=promoted),
         gives(*VERSIONS, "two=prod/web:1.1"),
-        promoted_out_of_an_index,
+        gives("noted=shop/web:1.1", then=retagged("shop/web:1.1", "prod/web:1.1")),
+        gives("noted=shop/web:1.1", "noted=prod/web:1.1"),
         (nothing, "NotYet", "shop/web:1.1"),
         (gives(*VERSIONS), "NotYet", "prod/web:1.1"),
         (gives(*VERSIONS, then=local("two", "prod/web:1.1")), "Wrong", "push"),
@@ -312,7 +327,8 @@ STATES: States = {
     "03-digest": [
         computed(then=lambda desk: digest_of(raw(desk))),
         computed(then=lambda desk: pin(desk).split("@")[1]),
-        digest_of_an_index,
+        gives(*NOTED, then=lambda desk: digest_of(raw(desk))),
+        gives(*NOTED, then=lambda desk: desk.digest("shop/web:1.4-tested")),
         (computed(then=lambda desk: ...), "NotYet"),
         (lambda desk: "sha256:0", "NotYet", "1.4-tested"),
         (computed(then=raw), "Wrong", "bytes"),
@@ -325,10 +341,13 @@ STATES: States = {
     "03-pin": [
         production(pin),
         pinned_by_terminal,
+        production(pin, *NOTED),
+        production(by_manifest, *NOTED),
         (nothing, "NotYet"),
         (production(lambda desk: desk.name("shop/web:1.4-tested")), "NotYet", "1.4-tested"),
         (production(lambda desk: pin(desk, "1.4")), "Wrong", "'1.4'"),
         (production(by_image_id, deployed=""), "Wrong", "image ID"),
+        (production(by_image_id, *NOTED, deployed=""), "Wrong", "image ID"),
         (production(pin, deployed=""), "Wrong"),
         (production(pin, deployed="deployment.yaml"), "Wrong"),
         (pinned_then_other_deployed, "Wrong"),
@@ -339,6 +358,8 @@ STATES: States = {
         page("FROM BASE:1@GOOD", PAGE_THERE),
         page("ARG FIRST=BASE@GOOD\nFROM ${FIRST}", PAGE_THERE),
         page("FROM SLIM AS tools\nFROM BASE@GOOD", PAGE_THERE),
+        all_of(page("FROM BASE:1@GOOD", base="noted=team/base:1"), page_typed),
+        all_of(page("FROM BASE@CHILD", base="noted=team/base:1"), page_typed),
         (nothing, "NotYet"),
         (page("FROM BASE:1", PAGE_THERE), "NotYet", "team/base:1"),
         (page("FROM BASE@GOOD AS x\nFROM BASE:1", PAGE_THERE), "Wrong", "team/base:1"),

@@ -37,7 +37,7 @@ from labapp.registry.manifests import digest_of
 
 CELLS = """
 machine program-run layer-pack layer-run config-run manifest-run ask early-run
-layer-upload manifest-upload-run compressed-run byte-run byte-upload
+layer-upload manifest-upload-run compressed-run byte-run
 """
 
 

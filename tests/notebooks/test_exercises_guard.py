@@ -18,6 +18,7 @@ import pytest
 import requests
 import zstandard
 from desk import (
+    NOTE,
     Desk,
     Names,
     States,
@@ -63,18 +64,13 @@ class Guarded(Desk):
         told = {"LabError": LabError, "print": lambda *_: None}
         return run_cells("06", ids, {**names, **told, **given})
 
-    def typed(self, folder: Path, short: str) -> None:
-        """Build and push an image from the terminal."""
-        for words in (("build", "-t", self.name(short), "."), ("push", self.name(short))):
-            assert self.docker(*words, folder=folder).returncode == 0
-
 
 @pytest.fixture(scope="module")
 def shelf(bare: Desk) -> Iterator[Guarded]:
     """Images in the registry as ``kept/…``, and the private registry, with an image of its own."""
     bench, lab, private = bare.bench, bare.lab, bare.lab.private
-    for text in ("tested", "other"):
-        bare.pushed(f"kept/page:{text}", text=text)
+    bare.noted("kept/page:tested", text="tested")
+    bare.pushed("kept/page:other", text="other")
     app = bare.shop()
     (app / "requirements.txt").write_text(lab.hashed_requirements(app))
     bare.made(app, "kept/web:hashed")
@@ -170,7 +166,7 @@ def in_index(desk: Guarded, *images: Files | bytes, annotation: str = "", **more
 # As buildx has it: build arguments in an attestation, beside the image.
 PROVENANCE = in_index(
     b'{"predicate": {"build-arg:WITH": "WORD"}}',
-    layer_type="application/vnd.in-toto+json",
+    layer_type=NOTE,
     pack=bytes,
 )
 
@@ -511,7 +507,9 @@ def written(desk: Guarded, text: str, *then: Steps) -> None:
     bad, team = desk.digest("shop/web:1.4"), desk.name("team")
     desk.copy("kept/page:other", "shop/web:other")
     other, web = desk.digest("shop/web:other"), desk.name("shop/web")
-    write(production(desk), text, GOOD=good, BAD=bad, OTHER=other, WEB=web, TEAM=team)
+    child = desk.bench.registry.image(f"{web}@{good}").manifest.digest
+    meant = {"GOOD": good, "CHILD": child, "BAD": bad, "OTHER": other, "WEB": web, "TEAM": team}
+    write(production(desk), text, **meant)
     all_of(*then)(desk)
 
 
@@ -565,6 +563,7 @@ STATES["06-gate"] = [
     *(solved("06-gate", way) for way in (gate_attack, twice, pushed_anew, another_moved)),
     written(FLOW, deployed),
     written(FLOW, started),
+    written(GOOD.replace("GOOD", "CHILD"), deployed),
     written(BY_TAG, undone, pinned_by_the_lab),
     (nothing, "NotYet", "production.yaml"),
     (gate_attack, "NotYet", "'web'"),

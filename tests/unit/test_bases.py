@@ -22,7 +22,7 @@ from labapp.reference import Reference
 from labapp.registry.manifests import Manifest, Platform, digest_of, parse_config
 from labapp.state import State
 
-AMD64 = Platform("linux", "amd64")
+AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64", "v8")
 SLIM, FULL = "python:3.13-slim", "python:3.13"
 
 
@@ -32,9 +32,9 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def stored(memory: Memory, name: str, tar: list[bytes]) -> Manifest:
+def stored(memory: Memory, name: str, tar: list[bytes], platform: Platform = AMD64) -> Manifest:
     store = functools.partial(memory.upload_blob, "")
-    return debian.image(debian.recipe(name), tar, store, AMD64)
+    return debian.image(debian.recipe(name), tar, store, platform)
 
 
 def test_an_image_is_its_root_compressed_and_the_same_each_time() -> None:
@@ -150,11 +150,15 @@ NAME = Reference(MEMORY.address, "base/python", "3.13")
 FILES = {"a-1.0.whl": b"wheel", "b-1.0.whl": b""}
 MADE = stored(MEMORY, FULL, [LAYER])
 MEMORY.put_manifest(NAME.repository, NAME.identifier, MADE.raw, MADE.media_type)
+FAR = stored(MEMORY, FULL, [b"arm64"], ARM64)
+MEMORY.put_manifest(NAME.repository, "far", FAR.raw, FAR.media_type)
+BOTH = NAME.with_tag("both")
 PACKED = MEMORY.held[MADE.layers[0].digest]
 
 
 def write(path: Path) -> Path:
-    bundle.write(path, {str(NAME): (MEMORY, NAME), "twice": (MEMORY, NAME)}, FILES)
+    near, far = ((MEMORY, MEMORY.image(each)) for each in (NAME, NAME.with_tag("far")))
+    bundle.write(path, {str(NAME): [near], str(BOTH): [near, far]}, FILES)
     return path
 
 
@@ -168,10 +172,14 @@ def test_what_was_written_is_read_back_byte_for_byte(path: Path, tmp_path: Path)
     found.verify()
     assert found.image(NAME).manifest.raw == MADE.raw
     assert digest_of(found.image(NAME).config.raw) == MADE.config.digest
-    for blob in MADE.blobs:
+    for platform, made in {AMD64: MADE, Platform.parse("linux/arm64"): FAR}.items():
+        image = found.image(BOTH, platform=platform)
+        assert (image.manifest, image.config.platform.architecture) == (made, platform.architecture)
+    assert found.image(BOTH).config.platform == AMD64, "as it was written first"
+    for blob in (*MADE.blobs, *FAR.blobs):
         assert b"".join(found.open_blob("", blob.digest)) == MEMORY.held[blob.digest]
     assert found.files() == FILES
-    assert path.stat().st_size < len(PACKED) + 10_000, "each blob is in it once"
+    assert path.stat().st_size < len(PACKED) + 20_000, "each blob is in it once"
     assert write(tmp_path / "again.zip").read_bytes() == path.read_bytes()
     with pytest.raises(DamagedContent, match=r"base/python:3\.14"):
         found.image(NAME.with_tag("3.14"))
@@ -221,6 +229,7 @@ def _rewritten(change: Callable[[str, bytes], bytes | None]) -> Callable[[Path],
         (_alter, digest_of(PACKED)),
         (_rewritten(lambda name, data: data.replace(PACKED, PACKED[::-1])), digest_of(PACKED)),
         (_rewritten(lambda name, data: None if data == PACKED else data), digest_of(PACKED)),
+        (_rewritten(lambda name, data: None if data == FAR.raw else data), FAR.digest),
         (lambda path: path.unlink(), "lab.zip"),
         (lambda path: None, "base/registry"),  # It is whole, and has none.
         (lambda path: bundle.write(path, {}, {bundle.FIXES: b"damaged"}), bundle.FIXES),

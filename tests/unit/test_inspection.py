@@ -151,7 +151,8 @@ def test_images_side_by_side() -> None:
 
 # The commands, in a lab where nothing was ever started
 
-FOREIGN = Platform("linux", "s390x")
+FOREIGN, ARM = Platform("linux", "s390x"), Platform("linux", "arm", "v7")
+NOBODY, NOTE = {"os": "unknown", "architecture": "unknown"}, "application/vnd.in-toto+json"
 IMAGE = "r.test/shop/web"
 Run = Callable[..., tuple[int, str, str]]
 
@@ -166,6 +167,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     manifests = [
         put(registry, "shop/web", "two", [{"app": b"p" * 100}], platform=here),
         put(registry, "shop/web", "far", [{"app": b"p"}], platform=far),
+        put(registry, "shop/web", "arm", [{"app": b"q"}], platform=vars(ARM)),
+        put(registry, "shop/web", "note", [b"{}"], platform=NOBODY, layer_type=NOTE),
     ]
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
     registry.put_manifest("shop/web", "index", json.dumps(index).encode(), OCI_INDEX)
@@ -194,15 +197,21 @@ def test_inspect_on_a_terminal_and_as_json(run: Run) -> None:
     assert [each["instruction"] for each in found["layers"]][:1] == ["COPY layer1 /"]
     assert (found["vulnerabilities"], found["runs as"]) == (None, "user 10001")
     assert "verified" not in told, "what was read is read again"
-    for options, platform in ((("--platform", str(FOREIGN)), FOREIGN), ((), Platform.here())):
-        code, shown, _ = run("inspect", f"{IMAGE}:index", "--json", *options)
+    asked = {str(FOREIGN): FOREIGN, str(ARM): ARM, "linux/arm": ARM, "linux/arm/v8": ARM}
+    for name, platform in asked.items():
+        code, shown, _ = run("inspect", f"{IMAGE}:index", "--json", "--platform", name)
         assert (code, json.loads(shown)["platform"]) == (0, str(platform))
+    code, shown, _ = run("inspect", f"{IMAGE}:index", "--json")
+    assert (code, json.loads(shown)["platform"]) == (0, str(Platform.here()))
 
 
 @pytest.mark.parametrize(
     ("tag", "options", "fact"),
     [
-        ("index", ("--platform", "linux/riscv64"), str(FOREIGN)),
+        ("index", ("--platform", "linux/riscv64"), f"{Platform.here()}, {FOREIGN}, {ARM}"),
+        ("index", ("--platform", "linux/arm/v6"), str(ARM)),
+        ("index", ("--platform", "unknown/unknown"), NOTE),
+        ("far", ("--platform", "linux/arm64/v8"), str(FOREIGN)),
         ("one", ("--platform", "linux/riscv64"), str(Platform.here())),
         ("empty", ("--charts", "/dev/null/x"), "/dev/null/x"),
         ("one", ("--sbom", "spdx", "/dev/null/x"), "/dev/null/x"),

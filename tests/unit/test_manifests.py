@@ -124,11 +124,13 @@ def test_a_damaged_manifest_is_refused(raw: bytes, served_as: str | None, fact: 
     ("wanted", "expected"),
     [
         ("linux/amd64", "linux/amd64"),
-        ("linux/arm", "linux/arm/v5"),
+        ("linux/arm", "linux/arm/v7"),
+        ("linux/arm/v6", "linux/arm/v5"),
         ("linux/arm64", "linux/arm64"),
         ("linux/arm64/v8", "linux/arm64/v8"),
         ("linux/arm/v7", "linux/arm/v7"),
         ("linux/amd64/v3", "linux/amd64"),
+        ("linux/arm64/v9", "linux/arm64"),
     ],
 )
 def test_the_index_entry_for_a_platform(wanted: str, expected: str) -> None:

@@ -149,6 +149,11 @@ def test_the_same_bytes_give_the_same_digest_on_every_machine(machine: str) -> N
         exec(cells[id], names)
     assert names["digest"](names["manifest"]) == DIGESTS[machine]
     assert f"| {machine} | `{DIGESTS[machine]}` |" in cells["same"]
+    # Then its twin, for the other kind of processor.
+    names |= {"upload": bool, "ask": lambda *_, **__: None, "KIND": {}}
+    exec(cells["both-make"], names)
+    assert names["digest"](names["twin_manifest"]) == DIGESTS[names["other"]]
+    assert names["other"] != machine
 
 
 def test_nothing_but_the_standard_library_and_requests_does_the_work() -> None:
