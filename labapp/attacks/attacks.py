@@ -30,6 +30,7 @@ from labapp.journey.bases import SLIM
 from labapp.journey.deploy import read_deployment
 from labapp.journey.run import wait_until_ready
 from labapp.reference import DEFAULT_TAG, Reference
+from labapp.registry import podman
 from labapp.registry.client import RegistryImage
 from labapp.registry.manifests import Descriptor, digest_of
 from labapp.registry.server import PORT_INSIDE
@@ -307,7 +308,7 @@ def place_mirror(bench: Bench, forged: Forged | None = None) -> str:
             name=name,
             environment=environment,
             network=network,
-            ports={f"{middleman.PORT}/tcp": ("127.0.0.1", 0)},
+            ports={f"{middleman.PORT}/tcp": ("127.0.0.1", podman.mirror_port(bench.state))},
             labels={**bench.engine.labels, ROLE_LABEL: "attack"},
             detach=True,
         )

@@ -16,14 +16,14 @@ from pathlib import Path
 from labapp import feedback
 from labapp.errors import LabError
 from labapp.machine.engine import Engine
-from labapp.machine.ports import wait_until
+from labapp.machine.ports import free_port, wait_until
 from labapp.registry.server import STORAGE, RegistryServer
 from labapp.state import State, write_file
 
 SYSTEM = Path("/etc/containers")
 FOLDER = "registries.conf.d"
 RECORD = "podman"
-"""What the state folder keeps: the file that was written."""
+"""What the state folder keeps: the file that was written, and the port of a mirror."""
 
 
 def takes_http(engine: Engine, address: str) -> bool:
@@ -49,10 +49,10 @@ def allow_http(engine: Engine, state: State, server: RegistryServer) -> None:
         engine.client.close()  # a connection that is kept open keeps the service
         return taken
 
-    file = _file(engine, state)
-    text = f'[[registry]]\nlocation = "{address}"\ninsecure = true\n'
+    file, port = _file(engine, state), mirror_port(state) or free_port()
+    text = "".join(map(_entry, (address, f"localhost:{port}")))
     feedback.say(f"Podman is told in '{file}' that {address} speaks plain HTTP.")
-    state.write(RECORD, {"file": str(file)})
+    state.write(RECORD, {"file": str(file), "mirror": port})
     try:
         _write(server, file, text)
         # Not by its signal to reload: Podman 5 forgets thereby where its volumes are.
@@ -70,8 +70,17 @@ def advice(engine: Engine, state: State, address: str) -> str:
         f"Write these three lines into '{_file(engine, state)}' on the machine where Podman runs "
         "(on macOS and Windows after 'podman machine ssh'), and restart its service, such as by "
         f"'systemctl {'--user ' if engine.rootless else ''}restart podman':\n"
-        f'[[registry]]\nlocation = "{address}"\ninsecure = true'
+        f"{_entry(address)}Then run 'python3 -m labapp start'."
     )
+
+
+def mirror_port(state: State) -> int:
+    """Return the port from which Podman takes plain HTTP as well, for a mirror; else 0, any."""
+    return int(state.read(RECORD).get("mirror", 0))
+
+
+def _entry(address: str) -> str:
+    return f'[[registry]]\nlocation = "{address}"\ninsecure = true\n'
 
 
 def written(state: State) -> str:
