@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -191,28 +192,25 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
     (Its history may keep the config on the containerd store; nothing in the API takes that away.)
     """
     with engine.doing(f"removing the image '{reference}'", ImageError):
-        before = _build_cache(engine)
+        before = build_cache(engine)
         try:
             engine.client.api.remove_image(str(with_tag(reference)))
         except docker.errors.NotFound:
             return False
         going: list[str] = []
-        after = _build_cache(engine)
-        for key, record in sorted(after.items(), key=lambda item: str(item[1].get("CreatedAt"))):
-            # Engines up to 28 write the name with a space in front.
-            parents = record.get("Parents") or record.get(" Parents") or ()
-            left = before.get(key, {}).get("Shared") or not set(parents).isdisjoint(going)
+        for key, record in build_cache(engine).items():
+            left = before.get(key, {}).get("Shared") or {*record["Parents"]} & {*going}
             if left and not record.get("Shared"):
                 going.append(key)
-        # What was built on another goes before it.
-        for key in reversed(going):
-            only_this: Any = {"id": key}
-            engine.client.api.prune_builds(filters=only_this)
+        prune(engine, going)
     return True
 
 
-def _build_cache(engine: Engine) -> dict[str, dict[str, Any]]:
-    """Return the records of BuildKit's cache by their IDs; ``Shared`` says that an image has it."""
+def build_cache(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Return the records of BuildKit's cache by their IDs, oldest first; each has its ``Parents``.
+
+    ``Shared`` says that an image has it.
+    """
     if engine.builder == "classic":
         return {}
     api = engine.client.api
@@ -220,7 +218,22 @@ def _build_cache(engine: Engine) -> dict[str, dict[str, Any]]:
     url = f"{api.base_url}/v{api.api_version}/system/df"
     answer = api.get(url, params={"type": "build-cache"}, timeout=api.timeout)
     answer.raise_for_status()
-    return {record["ID"]: record for record in answer.json().get("BuildCache") or ()}
+    found = answer.json().get("BuildCache") or ()
+    for record in found:
+        # Engines up to 28 write the name with a space in front.
+        record["Parents"] = record.get("Parents") or record.get(" Parents") or ()
+    found = sorted(found, key=lambda record: str(record.get("CreatedAt")))
+    return {record["ID"]: record for record in found}
+
+
+def prune(engine: Engine, going: Sequence[str]) -> int:
+    """Remove records of BuildKit's cache, given oldest first, and return the bytes freed."""
+    freed = 0
+    # What was built on another goes before it.
+    for key in reversed(going):
+        only_this: Any = {"id": key}
+        freed += engine.client.api.prune_builds(filters=only_this).get("SpaceReclaimed") or 0
+    return freed
 
 
 class _Way:

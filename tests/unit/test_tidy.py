@@ -1,0 +1,120 @@
+"""What may go and what stays, decided without an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Set
+from functools import partial
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from labapp import cli, tidy
+from labapp.errors import RegistryError
+from labapp.registry.server import Garbage
+from labapp.state import State
+
+MANIFESTS = {
+    "old": {"config": ["old-config"], "layers": ["base", "old-layer"]},
+    "new": {"config": ["new-config"], "layers": ["base", "new-layer"]},
+    "index": {"manifests": ["amd64", "arm64"]},
+    "amd64": {"config": ["amd64-config"], "layers": ["base"]},
+    "arm64": {"config": ["arm64-config"], "layers": ["arm64-layer"]},
+    "signature": {"config": ["empty"], "subject": ["new"]},
+}
+NAMED = [blob for each in MANIFESTS.values() for blobs in each.values() for blob in blobs]
+SIZES = {name: 2**at for at, name in enumerate(dict.fromkeys([*MANIFESTS, *NAMED, "loose"]))}
+
+OLD, NEW = {"old", "old-config", "old-layer"}, {"new", "new-config", "new-layer"}
+INDEX, ARM64 = {"index", "amd64", "amd64-config"}, {"arm64", "arm64-config", "arm64-layer"}
+SIGNATURE = {"signature", "empty"}
+
+
+def digest(name: str) -> str:
+    return "sha256:" + name.encode().hex().ljust(64, "0")
+
+
+def link(name: str) -> str:
+    return f"repositories/shop/web/_manifests/revisions/sha256/{digest(name)[7:]}"
+
+
+def survey(tagged: Set[str]) -> str:
+    """What is printed of a registry with all these images in one repository."""
+    lines = [f"blob {SIZES[each]} blobs/sha256/00/{digest(each)[7:]}/data" for each in SIZES]
+    lines += [f"tag {digest(each)}" for each in tagged]
+    for name, about in MANIFESTS.items():
+        content = {key: [digest(blob) for blob in blobs] for key, blobs in about.items()}
+        lines += [f"at {digest(name)} {link(name)}", json.dumps(content, indent=1), ""]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("tagged", "keep", "gone"),
+    [
+        ({"new", "index"}, set(), OLD),
+        ({"new"}, {"index"}, OLD),
+        ({"new"}, {"arm64"}, OLD | INDEX),
+        ({"new"}, {"old", "no-such"}, INDEX | ARM64),
+        ({"index"}, {"new-layer", "loose"}, OLD | NEW | SIGNATURE),
+        (set(), set(), {*SIZES}),
+        ({"old", "new", "index"}, set(), set()),
+    ],
+)
+def test_what_neither_a_tag_nor_a_kept_digest_needs(
+    tagged: set[str], keep: set[str], gone: set[str]
+) -> None:
+    found = Garbage.of(survey(tagged), {digest(each) for each in keep})
+    assert found.blobs == {digest(each): SIZES[each] for each in gone | {"loose"}}
+    assert {*found.links} == {link(each) for each in gone & {*MANIFESTS}}
+    assert not found.busy
+
+
+def test_an_empty_registry_and_a_push_under_way() -> None:
+    assert Garbage.of("", {digest("old")}) == Garbage([], {}, False)
+    assert Garbage.of(f"busy repositories/a/_uploads/1/data\n{survey({'new'})}", ()).busy
+
+
+def test_what_a_learner_names_is_kept_and_what_a_cell_printed_is_not(tmp_path: Path) -> None:
+    state = State.open(tmp_path / "state")
+    state.write("receipts", {"receipts": [{"evidence": {"image": f"web@{digest('receipt')}"}}]})
+    state.write("attacks/1", {"before": digest("undo")})
+    notebooks = tmp_path / "notebooks"
+    (notebooks / "work/03").mkdir(parents=True)
+    (notebooks / "work/03/deployment.yaml").write_text(f"image: shop/web@{digest('pin')}\n")
+    (notebooks / "work/03/large.whl").write_bytes(digest("large").encode() * 20_000)
+    output = [{"text": [f"Pushed: {digest('output')}\n"]}]
+    cell = {"source": [f"lab.pull('web@{digest('cell')}')\n"], "outputs": output}
+    (notebooks / "03.ipynb").write_text(json.dumps({"cells": [cell]}))
+    (notebooks / "half.ipynb").write_text(f'{{"cells": "{digest("half")}')
+    kept = {"receipt", "undo", "pin", "cell", "half"}
+    assert tidy.named(state, notebooks) == {digest(each) for each in kept}
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "freed"),
+    [
+        (["--dry-run", "--yes"], "", []),
+        ([], "n", []),
+        ([], "y", ["one", "two"]),
+        (["--yes"], "", ["one", "two"]),
+    ],
+)
+def test_nothing_goes_unless_it_is_asked_for(
+    options: list[str], answer: str, freed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def free(name: str) -> int:
+        done.append(name)
+        if name == "one":
+            raise RegistryError("somebody pushes")
+        return 2_000
+
+    heaps = [tidy.Heap(name, 1_500_000, partial(free, name)) for name in ("one", "two")]
+    monkeypatch.setattr(tidy, "plan", lambda *_: heaps)
+    ran = CliRunner().invoke(cli.command, ["tidy", *options], input=answer, standalone_mode=False)
+    assert done == freed
+    assert "1.5 MB  one" in ran.output and "3.0 MB  can be freed" in ran.output
+    assert ("2.0 kB  freed" in ran.output, "somebody pushes" in ran.output) == (bool(freed),) * 2
+    assert ran.return_value == (1 if freed else 0)
