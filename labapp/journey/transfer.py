@@ -21,6 +21,7 @@ import docker.errors
 
 from labapp import feedback
 from labapp.errors import (
+    FULL,
     DamagedContent,
     ImageError,
     NotInRegistry,
@@ -63,6 +64,7 @@ _ALTERED = re.compile(
 )
 
 _ADVICE = {
+    r"no space left": FULL,
     r"no such host|connection refused": "Is the registry's name right, and its port? "
     "The lab's own registry is started by 'python3 -m labapp start'.",
     r"certificate|IP SANs|not valid for any names": "Does the engine trust the authority that "

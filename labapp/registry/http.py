@@ -287,7 +287,8 @@ class Connection(requests.Session):
         is_registry = "Docker-Distribution-Api-Version" in answer.headers
         is_page = (answer.media_type == "text/html" or status == 403) and not is_registry
         if status == 507 or (status >= 500 and _FULL.search(answer.body)):
-            cause = "the disk under the registry is full. Make room there, then try again"
+            local = "'python3 -m labapp tidy' shows what can go" if is_local(self.url) else ""
+            cause = f"the disk under the registry is full. {local or 'Make room there'}"
         elif status == 429:
             cause = (
                 f"'{address}' has had too many requests from this network. Wait, log in with "

@@ -1,4 +1,4 @@
-"""What may go and what stays, decided without an engine."""
+"""What may go and what stays, decided without an engine; and what is said on a full disk."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 from collections.abc import Set
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import docker.errors
 import pytest
 from click.testing import CliRunner
+from recorded import CONTAINERD, recorded_engine
 
 from labapp import cli, tidy
-from labapp.errors import RegistryError
+from labapp.errors import EngineError, PushError, RegistryError
+from labapp.journey.transfer import push
 from labapp.registry.server import Garbage
 from labapp.state import State
 
@@ -118,3 +122,13 @@ def test_nothing_goes_unless_it_is_asked_for(
     assert "1.5 MB  one" in ran.output and "3.0 MB  can be freed" in ran.output
     assert ("2.0 kB  freed" in ran.output, "somebody pushes" in ran.output) == (bool(freed),) * 2
     assert ran.return_value == (1 if freed else 0)
+
+
+def test_on_a_full_disk_the_error_names_what_helps() -> None:
+    said = "write /var/lib/docker/tmp/x: no space left on device"
+    api = SimpleNamespace(push=lambda *_, **__: (event for event in [{"error": said}]))
+    engine = recorded_engine(CONTAINERD, api=api)
+    with pytest.raises(EngineError, match="labapp tidy"), engine.doing("running 'x'"):
+        raise docker.errors.APIError("500", explanation=said)
+    with pytest.raises(PushError, match="labapp tidy"):
+        push(engine, None, "registry.example/shop/web:1")
