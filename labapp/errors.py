@@ -5,7 +5,7 @@ A message has four parts: what was being done, the input in quotes, the cause, a
 
 from __future__ import annotations
 
-FULL = "The disk is full: 'python3 -m labapp tidy' shows what can go, and frees it."
+FULL = "Make room on the disk: 'python3 -m labapp tidy' shows what can go, and frees it."
 
 
 def on_a_full_disk(said: object) -> str:

@@ -29,6 +29,7 @@ from labapp.errors import (
     PushError,
     RegistryError,
     RegistryUnreachable,
+    on_a_full_disk,
 )
 from labapp.feedback import amount
 from labapp.machine.engine import Engine
@@ -401,6 +402,8 @@ class _Way:
                 f"the registry '{self.reference.registry}' stopped on the way ({cause}). {_START} "
                 f"Then {self.verb} again."
             )
+        if self.own is not None and on_a_full_disk(self.own.logs(since=self.since)):
+            return self.error(f"the disk under the registry is full. {FULL}")
         found = (advice for words, advice in _ADVICE.items() if re.search(words, cause))
         otherwise = "Is the name right, does the registry run, and has it room?"
         return self.error(f"{cause}. {next(found, otherwise)}")

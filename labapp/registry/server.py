@@ -47,6 +47,7 @@ _DIGEST = re.compile(r"\bsha\d+:[0-9a-f]{64,128}\b")
 _SURVEY = f"""
 cd {CONTENT} 2>/dev/null || exit 0
 find repositories -path '*/_uploads/*' -type f -mmin -1 -exec echo busy {{}} ';'
+find repositories -path '*/_uploads/*/data' -exec stat -c 'upload %s %n' {{}} +
 find blobs -name data -exec stat -c 'blob %s %n' {{}} +
 find repositories -path '*/_manifests/*' -name link | while read -r link; do
   read -r digest < "$link"
@@ -57,14 +58,15 @@ find repositories -path '*/_manifests/*' -name link | while read -r link; do
 done 2>/dev/null
 true
 """
-"""Prints uploads of the last minute, blobs, tags, manifests' links, and behind each its bytes."""
+"""Prints uploads, those of the last minute first, blobs, tags, manifests' links with its bytes."""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """What of a registry's files nothing needs: bytes by digest, of manifests, configs, layers.
+    """What of a registry's files nothing needs: bytes by digest, or by path of a cut-off upload.
 
-    ``links`` are the folders that make manifests of some; ``busy`` is whether somebody pushes.
+    ``links`` are the folders of these uploads, and those that make manifests of some blobs;
+    ``busy`` is whether somebody pushes.
     """
 
     links: list[str]
@@ -79,11 +81,14 @@ class Garbage:
         names its subject is needed with that.
         """
         sizes, texts, wanted = dict[str, int](), dict[str, str](), {*keep}
-        links, busy, digest = dict[str, list[str]](), False, ""
+        links, uploads, busy, digest = dict[str, list[str]](), list[str](), False, ""
         for line in survey.splitlines():
             match line.split(" "):
                 case ["busy", _]:
                     busy = True
+                case ["upload", size, path]:
+                    sizes[path] = int(size)
+                    uploads.append(path.rpartition("/")[0])
                 case ["blob", size, path]:
                     sizes[":".join(path.split("/")[1:4:2])] = int(size)
                 case ["tag", named_by_it]:
@@ -101,7 +106,7 @@ class Garbage:
             wanted |= {d for d, text in texts.items() if '"subject"' in text and named[d] & needed}
         gone = sizes.keys() - needed - {name for each in needed for name in named[each]}
         away = [path for each in named.keys() - needed for path in links[each]]
-        return cls(away, {each: sizes[each] for each in gone}, busy)
+        return cls(away + uploads, {each: sizes[each] for each in gone}, busy)
 
 
 class RegistryServer:
@@ -263,9 +268,10 @@ class RegistryServer:
                 found = self.garbage(keep)
                 if found.links:
                     self.storage(["rm", "-rf", *(f"{CONTENT}/{link}" for link in found.links)])
-                image = self._engine.client.images.get(self.image)
-                argv = [*image.attrs["Config"]["Entrypoint"], "garbage-collect", CONFIG_INSIDE]
-                self.storage(argv)
+                if found.blobs:  # An empty registry it takes for a damaged one.
+                    image = self._engine.client.images.get(self.image)
+                    program = image.attrs["Config"]["Entrypoint"]
+                    self.storage([*program, "garbage-collect", CONFIG_INSIDE])
                 left = self.garbage(keep).blobs
             finally:
                 if container is not None and was_running:

@@ -35,6 +35,9 @@ INDEX, ARM64 = {"index", "amd64", "amd64-config"}, {"arm64", "arm64-config", "ar
 SIGNATURE = {"signature", "empty"}
 
 
+UPLOAD = "repositories/shop/web/_uploads/1"
+
+
 def digest(name: str) -> str:
     return "sha256:" + name.encode().hex().ljust(64, "0")
 
@@ -50,7 +53,7 @@ def survey(tagged: Set[str]) -> str:
     for name, about in MANIFESTS.items():
         content = {key: [digest(blob) for blob in blobs] for key, blobs in about.items()}
         lines += [f"at {digest(name)} {link(name)}", json.dumps(content, indent=1), ""]
-    return "\n".join(lines)
+    return "\n".join([f"upload 7 {UPLOAD}/data", *lines])
 
 
 @pytest.mark.parametrize(
@@ -69,8 +72,9 @@ def test_what_neither_a_tag_nor_a_kept_digest_needs(
     tagged: set[str], keep: set[str], gone: set[str]
 ) -> None:
     found = Garbage.of(survey(tagged), {digest(each) for each in keep})
-    assert found.blobs == {digest(each): SIZES[each] for each in gone | {"loose"}}
-    assert {*found.links} == {link(each) for each in gone & {*MANIFESTS}}
+    blobs = {digest(each): SIZES[each] for each in gone | {"loose"}}
+    assert found.blobs == {**blobs, f"{UPLOAD}/data": 7}
+    assert {*found.links} == {UPLOAD, *(link(each) for each in gone & {*MANIFESTS})}
     assert not found.busy
 
 
