@@ -142,7 +142,7 @@ def _registries(engine: Engine, state: State, keep: Collection[str]) -> Iterator
     ):
         if state.read(kind):
             blobs = server.garbage(keep).blobs
-            what = f"{len(blobs)} blobs and cut-off uploads in '{server.name}' of no image"
+            what = f"{len(blobs)} blobs and cut-off uploads in '{server.name}' that no image needs"
             yield Heap(what, sum(blobs.values()), partial(server.collect_garbage, keep))
 
 

@@ -15,7 +15,7 @@ from recorded import CONTAINERD, recorded_engine
 
 from labapp import cli, tidy
 from labapp.errors import EngineError, PushError, RegistryError
-from labapp.journey.transfer import push
+from labapp.journey import transfer
 from labapp.registry.server import Garbage
 from labapp.state import State
 
@@ -99,6 +99,54 @@ def test_what_a_learner_names_is_kept_and_what_a_cell_printed_is_not(tmp_path: P
     assert tidy.named(state, notebooks) == {digest(each) for each in kept}
 
 
+HERE, MINE = "localhost:41233/shop/web", {"labapp.lab": "0123abcd"}
+IMAGES = [  # what it is, labels, tags, names by digest
+    ("mine", MINE, ["<none>:<none>"], None),
+    ("pulled", {}, [], [f"{HERE}@{digest('pulled')}"]),
+    ("tagged", MINE, [f"{HERE}:1"], None),
+    ("pinned", MINE, [], [f"{HERE}@{digest('pin')}"]),
+    ("used", MINE, [], None),
+    ("of another lab", {"labapp.lab": "0badcafe"}, [], None),
+    ("somebody's", None, None, [f"localhost:4123/x@{digest('x')}"]),
+]
+CACHE = [  # what it is, what it was built on, its description
+    ("base", "", f"pulled from localhost:41233/base/python@{digest('base')}"),
+    ("step", "base", "[2/3] COPY . ."),
+    ("result", "step", "mount / from exec /bin/sh -c true"),
+    ("other base", "", f"pulled from localhost:4123/base/python@{digest('base')}"),
+    ("other step", "other base", "[2/3] COPY . ."),
+    ("context", "", "local source for context"),
+]
+
+
+def test_on_the_engine_only_what_is_this_labs_and_unused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "id").write_text("0123abcd")
+    state = State.open(tmp_path)
+    state.write("registry", {"port": 41233})
+    about = {"Size": 9, "SharedSize": 4}
+    images = [
+        {"Id": name, "Labels": labels, "RepoTags": tags, "RepoDigests": digests, **about}
+        for name, labels, tags, digests in IMAGES
+    ]
+    records = {
+        name: {"Parents": [parent], "Description": text, "Size": 1, "Shared": False, "InUse": False}
+        for name, parent, text in CACHE
+    }
+    records["base"]["Shared"] = True
+    gone: list[str] = []
+    api = SimpleNamespace(df=lambda: {"Images": images, "LayersSize": 0}, remove_image=gone.append)
+    engine = recorded_engine(CONTAINERD, api=api)
+    monkeypatch.setattr(transfer, "build_cache", lambda _: records)
+    monkeypatch.setattr(transfer, "prune", lambda _, going: gone.extend(going))
+    heaps = (tidy._images(engine, state, {digest("pin"), "used"}), tidy._build_cache(engine, state))
+    for heap in heaps:
+        heap.free()
+    assert gone == ["mine", "pulled", "step", "result"]
+    assert [heap.size for heap in heaps] == [10, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "answer", "freed"),
     [
@@ -135,4 +183,4 @@ def test_on_a_full_disk_the_error_names_what_helps() -> None:
     with pytest.raises(EngineError, match="labapp tidy"), engine.doing("running 'x'"):
         raise docker.errors.APIError("500", explanation=said)
     with pytest.raises(PushError, match="labapp tidy"):
-        push(engine, None, "registry.example/shop/web:1")
+        transfer.push(engine, None, "registry.example/shop/web:1")
