@@ -107,7 +107,7 @@ def _images(engine: Engine, state: State, keep: Collection[str]) -> Heap:
         return int(before - api.df()["LayersSize"])
 
     size = sum(each["Size"] - max(each.get("SharedSize") or 0, 0) for each in going)
-    return Heap(f"{len(going)} images without a tag on the engine; at least", size, free)
+    return Heap(f"{len(going)} images without a tag on the engine (at least)", size, free)
 
 
 def _build_cache(engine: Engine, state: State) -> Heap:

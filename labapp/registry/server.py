@@ -270,8 +270,11 @@ class RegistryServer:
                     self.storage(["rm", "-rf", *(f"{CONTENT}/{link}" for link in found.links)])
                 if found.blobs:  # An empty registry it takes for a damaged one.
                     image = self._engine.client.images.get(self.image)
-                    program = image.attrs["Config"]["Entrypoint"]
-                    self.storage([*program, "garbage-collect", CONFIG_INSIDE])
+                    collect = ["garbage-collect", CONFIG_INSIDE]
+                    volumes = (f"{self.name}:{STORAGE}", f"{CONFIG}:{CONFIG_INSIDE}")
+                    shown = [f"--volume={each}" for each in volumes]
+                    feedback.command(["docker", "run", "--rm", *shown, self.image, *collect])
+                    self.storage([*image.attrs["Config"]["Entrypoint"], *collect])
                 left = self.garbage(keep).blobs
             finally:
                 if container is not None and was_running:
