@@ -90,24 +90,25 @@ def _in_containers(engine: Engine) -> set[str]:
 def _images(engine: Engine, state: State, keep: Collection[str]) -> Heap:
     """Return this lab's images without a tag; for classic builders, these are the cache as well."""
     api, starts = engine.client.api, (engine_name(state), _address(state))
-    own, going = engine.host == own_engine.host(state), []
+    own, going = engine.host == own_engine.host(state), dict[str, int]()
     for image in api.df()["Images"] or ():
         names = {*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())}
         tags = {name for name in names if "@" not in name and "<none>" not in name}
         kept = {image["Id"], *_DIGEST.findall(" ".join(names))} & {*keep}
         mine = own or (image.get("Labels") or {}).get(LABEL) == state.lab_id
         if not tags and not kept and (mine or any(name.startswith(starts) for name in names)):
-            going.append(image)
+            going[image["Id"]] = image["Size"] - max(image.get("SharedSize") or 0, 0)
 
     def free() -> int:
-        before = api.df()["LayersSize"]
-        for image in going:
+        freed = 0
+        for each, size in going.items():
             with contextlib.suppress(docker.errors.APIError):  # One has been built on it since.
-                api.remove_image(image["Id"])
-        return int(before - api.df()["LayersSize"])
+                api.remove_image(each)
+                freed += size
+        return freed
 
-    size = sum(each["Size"] - max(each.get("SharedSize") or 0, 0) for each in going)
-    return Heap(f"{len(going)} images without a tag on the engine (at least)", size, free)
+    what = f"{len(going)} images without a tag on the engine (at least)"
+    return Heap(what, sum(going.values()), free)
 
 
 def _build_cache(engine: Engine, state: State) -> Heap:

@@ -136,7 +136,7 @@ def test_on_the_engine_only_what_is_this_labs_and_unused(
     }
     records["base"]["Shared"] = True
     gone: list[str] = []
-    api = SimpleNamespace(df=lambda: {"Images": images, "LayersSize": 0}, remove_image=gone.append)
+    api = SimpleNamespace(df=lambda: {"Images": images}, remove_image=gone.append)
     engine = recorded_engine(CONTAINERD, api=api)
     monkeypatch.setattr(transfer, "build_cache", lambda _: records)
     monkeypatch.setattr(transfer, "prune", lambda _, going: gone.extend(going))
