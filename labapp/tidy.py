@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import docker.errors
 
+from labapp import feedback
 from labapp.errors import LabError
 from labapp.feedback import amount
 from labapp.journey import transfer
@@ -76,7 +77,7 @@ def taken(state: State) -> str:
     told = f"{amount(sum(each.stat().st_size for each in files))} in the state folder"
     with contextlib.suppress(LabError):
         used = RegistryServer(engine=engines.find(state), state=state).used_bytes()
-        told += f", {amount(used)} in the registry"
+        told += f", {amount(used)} in the registry" if used else ""
     return told
 
 
@@ -142,7 +143,11 @@ def _registries(engine: Engine, state: State, keep: Collection[str]) -> Iterator
         ("private", PrivateRegistry(engine=engine, state=state).server),
     ):
         if state.read(kind):
-            blobs = server.garbage(keep).blobs
+            try:
+                blobs = server.garbage(keep).blobs
+            except LabError as error:  # The rest can go all the same.
+                feedback.say(str(error))
+                continue
             what = f"{len(blobs)} blobs and cut-off uploads in '{server.name}' that no image needs"
             yield Heap(what, sum(blobs.values()), partial(server.collect_garbage, keep))
 

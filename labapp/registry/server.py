@@ -236,16 +236,26 @@ class RegistryServer:
         if paths:
             self.storage(["rm", "-rf", *paths])
 
-    def used_bytes(self) -> int:
-        """Return what its files take on the disk; RegistryError where it does not run."""
-        with self._engine.doing(f"measuring the files of '{self.name}'", RegistryError):
-            container = self._engine.client.containers.get(self.name)
-            output = container.exec_run(["du", "-sk", STORAGE]).output
-        return int(bytes(output).split()[0]) * 1024  # type: ignore[arg-type]
+    def used_bytes(self) -> int | None:
+        """Return what its files take on the disk; None where it does not run."""
+        return (
+            int(said.split()[0]) * 1024 if (said := self._within(["du", "-sk", STORAGE])) else None
+        )
 
     def garbage(self, keep: Collection[str]) -> Garbage:
         """Return what neither a tag nor a digest to keep needs; an index needs its images."""
-        return Garbage.of(self.storage(["sh", "-c", _SURVEY]), keep)
+        survey = ["sh", "-c", _SURVEY]
+        return Garbage.of(self._within(survey) or self.storage(survey), keep)
+
+    def _within(self, argv: list[str]) -> str:
+        """Return what a command prints in the running registry; that works on a full disk too."""
+        with self._engine.doing(f"looking at the files of '{self.name}'", RegistryError):
+            container = self._engine.container(self.name)
+            if container is None or container.status != "running":
+                return ""
+            ran = container.exec_run(argv, stderr=False)
+        output = ran.output if isinstance(ran.output, bytes) else b""
+        return output.decode("utf-8", "replace") if ran.exit_code == 0 else ""
 
     def collect_garbage(self, keep: Collection[str]) -> int:
         """Free what :meth:`garbage` tells, and return the bytes; RegistryError while one pushes.

@@ -132,7 +132,7 @@ def test_a_start_leaves_the_build_cache_and_a_tidy_frees_it(
         assert cached("second") == [True, True], "an image with a tag was touched"
         assert cached("first" * 99_999) == [True, False]
         assert is_whole(bench.registry, repository, kept)
-        assert bench.server.used_bytes() <= before
+        assert 0 < (bench.server.used_bytes() or 0) <= (before or 0)
         bench.registry.delete_manifest(repository, kept)
     finally:
         remove(bench.engine, tag)
