@@ -47,6 +47,14 @@ BASES = click.option(
     "Docker Hub, or Debian packages (root on Debian or Ubuntu). 'auto' tries them in this order.",
 )
 
+NOTEBOOKS = click.option(
+    "--notebooks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=REPOSITORY / "notebooks",
+    show_default="notebooks/ in the clone",
+    help="The folder of the chapters, for an instructor's own copy of them.",
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; the lab's errors are told without a traceback."""
@@ -90,13 +98,7 @@ def command() -> None:
     type=click.IntRange(1, 65535),
     help="JupyterLab's port. By default the first free one from 8888.",
 )
-@click.option(
-    "--notebooks",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=REPOSITORY / "notebooks",
-    show_default="notebooks/ in the clone",
-    help="The folder to serve, for an instructor's own copy of the chapters.",
-)
+@NOTEBOOKS
 @BASES
 def start(no_browser: bool, port: int | None, notebooks: Path, bases: str) -> None:
     """Set everything up and open JupyterLab on the chapters.
@@ -144,6 +146,7 @@ def status() -> int:
     The exit code is 0 when the lab is ready to work, else 1. 'doctor' looks closer.
     """
     from labapp import doctor as checks
+    from labapp import tidy as tidies
     from labapp.machine import jupyter
     from labapp.private import service
 
@@ -154,6 +157,7 @@ def status() -> int:
     server = jupyter.find(state)
     _line("JupyterLab", server.url if server else "is not running")
     _line("state", f"'{state.folder}', lab {state.lab_id}")
+    _line("on the disk", tidies.taken(state))
     return code
 
 
@@ -281,6 +285,40 @@ def reset(yes: bool, everything: bool) -> int:
     for line in left:
         click.echo(f"labapp: not removed: {line}", err=True)
     return 1 if left else 0
+
+
+@command.command()
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only show what can go.")
+@NOTEBOOKS
+def tidy(yes: bool, dry_run: bool, notebooks: Path) -> int:
+    """Show what of the disk can be freed, and free it.
+
+    That is what the registry holds and no image needs (the registry stands still meanwhile), images
+    without a tag and the builds' cache, as far as they are this lab's, and what 'inspect' has read
+    long ago. 'docker builder prune' and 'docker image prune' free what is anybody's.
+
+    Kept is every tag and what it names, each image of an index, and each digest that a receipt, a
+    file in 'work', a cell of a chapter or a container names.
+    """
+    from labapp import tidy as tidies
+
+    state, freed, left = State.open(), 0, 0
+    heaps = tidies.plan(state, notebooks)
+    for heap in heaps:
+        click.echo(f"{feedback.amount(heap.size):>9}  {heap.what}")
+    click.echo(f"{feedback.amount(sum(heap.size for heap in heaps)):>9}  can be freed")
+    if dry_run or not heaps or not (yes or click.confirm("Free all this?")):
+        return 0
+    with state.lock("prepare"):
+        for heap in heaps:
+            try:
+                freed += heap.free()
+            except LabError as error:
+                click.echo(f"labapp: {error}", err=True)
+                left = 1
+    click.echo(f"{feedback.amount(freed):>9}  freed")
+    return left
 
 
 @command.group()

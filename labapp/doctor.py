@@ -69,7 +69,8 @@ def examine_lab(state: State) -> list[Finding]:
 def disk(subject: str, folder: Path) -> Finding:
     """Look whether a folder's disk has room for images."""
     free = shutil.disk_usage(folder).free / 1e9
-    advice = "" if free >= NEEDED_GB else f": the lab needs {NEEDED_GB:.0f} GB. Free some space."
+    needed = f": the lab needs {NEEDED_GB:.0f} GB. Free some space; 'python3 -m labapp tidy' helps."
+    advice = "" if free >= NEEDED_GB else needed
     return Finding(subject, not advice, f"{free:.1f} GB free at '{folder}'{advice}")
 
 

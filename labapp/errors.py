@@ -5,6 +5,13 @@ A message has four parts: what was being done, the input in quotes, the cause, a
 
 from __future__ import annotations
 
+FULL = "Make room on the disk: 'python3 -m labapp tidy' shows what can go, and frees it."
+
+
+def on_a_full_disk(said: object) -> str:
+    """Return what to do if what an engine or a registry said is of a full disk, else nothing."""
+    return f" {FULL}" if "no space left" in str(said).lower() else ""
+
 
 class LabError(Exception):
     """Any failure that the lab reports; its text is written for the learner."""

@@ -131,6 +131,6 @@ def write_file(path: Path, content: bytes | str, *, mode: int = 0o600) -> None:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise StateError(
-            f"writing '{path}': {error.strerror or error}. Free some disk space, or choose a "
-            "folder that you may write to, then try again."
+            f"writing '{path}': {error.strerror or error}. Free some disk space ('python3 -m "
+            "labapp tidy' helps), or choose a folder that you may write to, then try again."
         ) from error

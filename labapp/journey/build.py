@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labapp import feedback
-from labapp.errors import BuildError, EngineLost
+from labapp.errors import BuildError, EngineLost, on_a_full_disk
 from labapp.feedback import Bars
 from labapp.journey.dockerfile import instructions
 from labapp.machine.engine import START, Engine
@@ -333,6 +333,8 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
         parts += [f"{FEWER}."]
     elif "connection refused" in cause:
         parts += [f"Does that registry run? {START} starts the lab's own."]
+    elif full := on_a_full_disk([cause, log]):
+        parts += [full.strip()]
     elif "requires BuildKit" in cause or (unread and heredoc):
         parts += ["This engine has the classic builder only; write the line without that."]
     elif keyword in {"COPY", "ADD"} and not unread:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import docker.errors
 
 from labapp import feedback
 from labapp.errors import (
+    FULL,
     DamagedContent,
     ImageError,
     NotInRegistry,
@@ -26,6 +28,7 @@ from labapp.errors import (
     PushError,
     RegistryError,
     RegistryUnreachable,
+    on_a_full_disk,
 )
 from labapp.feedback import amount
 from labapp.machine.engine import Engine
@@ -62,6 +65,7 @@ _ALTERED = re.compile(
 
 _ADVICE = {
     RATE_LIMIT.pattern: f"{FEWER}.",
+    r"no space left": FULL,
     r"no such host|connection refused": "Is the registry's name right, and its port? "
     "The lab's own registry is started by 'python3 -m labapp start'.",
     r"certificate|IP SANs|not valid for any names": "Does the engine trust the authority that "
@@ -193,7 +197,7 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
     """
     api, name = engine.client.api, str(with_tag(reference))
     with engine.doing(f"removing the image '{reference}'", ImageError):
-        before = _build_cache(engine)
+        before = build_cache(engine)
         try:
             history: Any = api.history(name) if before else ()  # type: ignore[no-untyped-call]
             said = api.remove_image(name)
@@ -206,7 +210,7 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
                 f"removing the image '{reference}': a container was made from it "
                 f"({error.explanation}). Remove that first: 'docker rm --force CONTAINER'."
             ) from error
-        free = [(k, r) for k, r in _build_cache(engine).items() if not r.get("Shared")]
+        free = [(k, r) for k, r in build_cache(engine).items() if not r.get("Shared")]
         left = {key for key, _ in free if before.get(key, {}).get("Shared")}
         if not left and any("Deleted" in each for each in said):
             # A RUN is told without its keyword and its build arguments.
@@ -214,20 +218,18 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
             steps = tuple(re.sub(words, "", each["CreatedBy"]) for each in history)
             left = {key for key, record in free if record["Description"].endswith(steps)}
         going: list[str] = []
-        for key, record in sorted(free, key=lambda item: str(item[1].get("CreatedAt"))):
-            # Engines up to 28 write the name with a space in front.
-            parents = record.get("Parents") or record.get(" Parents") or ()
-            if key in left or not set(parents).isdisjoint(going):
+        for key, record in free:
+            if key in left or not set(record["Parents"]).isdisjoint(going):
                 going.append(key)
-        # What was built on another goes before it.
-        for key in reversed(going):
-            only_this: Any = {"id": key}
-            api.prune_builds(filters=only_this)
+        prune(engine, going)
     return True
 
 
-def _build_cache(engine: Engine) -> dict[str, dict[str, Any]]:
-    """Return the records of BuildKit's cache by their IDs; ``Shared`` says that an image has it."""
+def build_cache(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Return the records of BuildKit's cache by their IDs, oldest first; each has its ``Parents``.
+
+    ``Shared`` says that an image has it.
+    """
     if engine.builder == "classic":
         return {}
     api = engine.client.api
@@ -235,7 +237,22 @@ def _build_cache(engine: Engine) -> dict[str, dict[str, Any]]:
     url = f"{api.base_url}/v{api.api_version}/system/df"
     answer = api.get(url, params={"type": "build-cache"}, timeout=api.timeout)
     answer.raise_for_status()
-    return {record["ID"]: record for record in answer.json().get("BuildCache") or ()}
+    found = answer.json().get("BuildCache") or ()
+    for record in found:
+        # Engines up to 28 write the name with a space in front.
+        record["Parents"] = record.get("Parents") or record.get(" Parents") or ()
+    found = sorted(found, key=lambda record: str(record.get("CreatedAt")))
+    return {record["ID"]: record for record in found}
+
+
+def prune(engine: Engine, going: Sequence[str]) -> int:
+    """Remove records of BuildKit's cache, given oldest first, and return the bytes freed."""
+    freed = 0
+    # What was built on another goes before it.
+    for key in reversed(going):
+        only_this: Any = {"id": key}
+        freed += engine.client.api.prune_builds(filters=only_this).get("SpaceReclaimed") or 0
+    return freed
 
 
 class _Way:
@@ -404,6 +421,8 @@ class _Way:
                 f"the registry '{self.reference.registry}' stopped on the way ({cause}). {_START} "
                 f"Then {self.verb} again."
             )
+        if self.own is not None and on_a_full_disk(self.own.logs(tail=20)):
+            return self.error(f"the disk under the registry is full. {FULL}")
         found = (advice for words, advice in _ADVICE.items() if re.search(words, cause, re.I))
         otherwise = "Is the name right, does the registry run, and has it room?"
         return self.error(f"{cause}. {next(found, otherwise)}")

@@ -37,7 +37,7 @@ from docker.models.containers import Container
 from docker.models.images import Image
 from docker.utils.config import find_config_file
 
-from labapp.errors import EngineError, EngineLost, EngineNotFound, LabError
+from labapp.errors import EngineError, EngineLost, EngineNotFound, LabError, on_a_full_disk
 from labapp.machine import own_engine
 from labapp.state import LABEL, ROLE_LABEL, State
 
@@ -128,7 +128,7 @@ class Engine:
             yield
         except docker.errors.DockerException as error:
             said = getattr(error, "explanation", None) or error
-            raise failure(f"{what}: the engine says: {said}") from error
+            raise failure(f"{what}: the engine says: {said}{on_a_full_disk(said)}") from error
         except KeyError as error:
             # Podman refuses a push without the "message" that the SDK then misses.
             if not isinstance(error.__context__, requests.HTTPError):

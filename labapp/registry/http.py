@@ -304,7 +304,8 @@ class Connection(requests.Session):
         is_registry = "Docker-Distribution-Api-Version" in answer.headers
         is_page = (answer.media_type == "text/html" or status == 403) and not is_registry
         if status == 507 or (status >= 500 and _FULL.search(answer.body)):
-            cause = "the disk under the registry is full. Make room there, then try again"
+            local = "'python3 -m labapp tidy' shows what can go" if is_local(self.url) else ""
+            cause = f"the disk under the registry is full. {local or 'Make room there'}"
         elif status == 429:
             after = answer.headers.get("Retry-After", "")
             said += f"; again in {after} s" if after.isdecimal() else ""

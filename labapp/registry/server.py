@@ -9,7 +9,8 @@ import contextlib
 import functools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,72 @@ _TAKEN = re.compile(
     re.IGNORECASE,
 )
 """What engines say of a port that they should publish and another program has."""
+
+_DIGEST = re.compile(r"\bsha\d+:[0-9a-f]{64,128}\b")
+
+_SURVEY = f"""
+cd {CONTENT} 2>/dev/null || exit 0
+find repositories -path '*/_uploads/*' -type f -mmin -1 -exec echo busy {{}} ';'
+find repositories -path '*/_uploads/*/data' -exec stat -c 'upload %s %n' {{}} +
+find blobs -name data -exec stat -c 'blob %s %n' {{}} +
+find repositories -path '*/_manifests/*' -name link | while read -r link; do
+  read -r digest < "$link"
+  case $link in
+    */tags/*/current/link) echo "tag $digest" ;;
+    */revisions/*) echo "at $digest ${{link%/link}}"; cat blobs/*/*/"${{digest#*:}}/data"; echo ;;
+  esac
+done 2>/dev/null
+true
+"""
+"""Prints uploads, those of the last minute first, blobs, tags, manifests' links with its bytes."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What of a registry's files nothing needs: bytes by digest, or by path of a cut-off upload.
+
+    ``links`` are the folders of these uploads, and those that make manifests of some blobs;
+    ``busy`` is whether somebody pushes.
+    """
+
+    links: list[str]
+    blobs: dict[str, int]
+    busy: bool
+
+    @classmethod
+    def of(cls, survey: str, keep: Collection[str]) -> Garbage:
+        """Read what the survey printed: needed is what a tag names, a digest to keep, or one such.
+
+        A digest anywhere in a manifest is one that it names. A signature or an attestation that
+        names its subject is needed with that.
+        """
+        sizes, texts, wanted = dict[str, int](), dict[str, str](), {*keep}
+        links, uploads, busy, digest = dict[str, list[str]](), list[str](), False, ""
+        for line in survey.splitlines():
+            match line.split(" "):
+                case ["busy", _]:
+                    busy = True
+                case ["upload", size, path]:
+                    sizes[path] = int(size)
+                    uploads.append(path.rpartition("/")[0])
+                case ["blob", size, path]:
+                    sizes[":".join(path.split("/")[1:4:2])] = int(size)
+                case ["tag", named_by_it]:
+                    wanted.add(named_by_it)
+                case ["at", digest, path]:
+                    links.setdefault(digest, []).append(path)
+                    texts[digest] = ""
+                case _ if digest:
+                    texts[digest] += line
+        named = {each: {*_DIGEST.findall(text)} for each, text in texts.items()}
+        needed: set[str] = set()
+        while more := (wanted & named.keys()) - needed:
+            needed |= more
+            wanted = {name for each in needed for name in named[each]}
+            wanted |= {d for d, text in texts.items() if '"subject"' in text and named[d] & needed}
+        gone = sizes.keys() - needed - {name for each in needed for name in named[each]}
+        away = [path for each in named.keys() - needed for path in links[each]]
+        return cls(away + uploads, {each: sizes[each] for each in gone}, busy)
 
 
 class RegistryServer:
@@ -141,7 +208,8 @@ class RegistryServer:
         """Run a command over the registry's files, or a folder of the engine's machine.
 
         It runs as root in a short-lived container of the registry's image, which has busybox, with
-        those files at ``STORAGE``. Returns what it printed; RegistryError if it fails.
+        those files at ``STORAGE``, and the lab's configuration of a registry. Returns what it
+        printed; RegistryError if it fails.
         """
         place = folder or self.name
         doing = f"working on the files of '{place}' with '{shlex.join(argv)[:80]}'"
@@ -155,6 +223,7 @@ class RegistryServer:
                 network_mode="none",
             )
             try:
+                container.put_archive("/", tar_of({CONFIG_INSIDE[1:]: CONFIG.read_bytes()}))
                 container.start()
                 status = container.wait()["StatusCode"]
                 printed = container.logs(stdout=True, stderr=status != 0).decode("utf-8", "replace")
@@ -170,6 +239,63 @@ class RegistryServer:
         paths = [f"{CONTENT}/blobs/{kind}/{value[:2]}/{value}" for kind, _, value in parts if value]
         if paths:
             self.storage(["rm", "-rf", *paths])
+
+    def used_bytes(self) -> int | None:
+        """Return what its files take on the disk; None where it does not run."""
+        return (
+            int(said.split()[0]) * 1024 if (said := self._within(["du", "-sk", STORAGE])) else None
+        )
+
+    def garbage(self, keep: Collection[str]) -> Garbage:
+        """Return what neither a tag nor a digest to keep needs; an index needs its images."""
+        survey = ["sh", "-c", _SURVEY]
+        return Garbage.of(self._within(survey) or self.storage(survey), keep)
+
+    def _within(self, argv: list[str]) -> str:
+        """Return what a command prints in the running registry; that works on a full disk too."""
+        with self._engine.doing(f"looking at the files of '{self.name}'", RegistryError):
+            container = self._engine.container(self.name)
+            if container is None or container.status != "running":
+                return ""
+            ran = container.exec_run(argv, stderr=False)
+        output = ran.output if isinstance(ran.output, bytes) else b""
+        return output.decode("utf-8", "replace") if ran.exit_code == 0 else ""
+
+    def collect_garbage(self, keep: Collection[str]) -> int:
+        """Free what :meth:`garbage` tells, and return the bytes; RegistryError while one pushes.
+
+        The registry's own collection frees the blobs that no manifest names. Which manifests go is
+        decided here: its ``--delete-untagged`` would take the digests to keep as well, and, of
+        version 2, the images of an index (distribution/distribution, issue 3178). The registry
+        stands still meanwhile, for a blob that came in would be lost, and would be remembered.
+        """
+        doing = f"collecting the garbage of '{self.name}'"
+        with self._state.lock(self._kind), self._engine.doing(doing, RegistryError):
+            if self.garbage(keep).busy:
+                raise RegistryError(
+                    f"{doing}: somebody pushes, or has within the last minute. Try again when that "
+                    "has ended."
+                )
+            container, was_running = self._engine.container(self.name), self.is_running()
+            self.stop()
+            try:
+                found = self.garbage(keep)
+                if found.links:
+                    self.storage(["rm", "-rf", *(f"{CONTENT}/{link}" for link in found.links)])
+                if found.blobs:  # An empty registry it takes for a damaged one.
+                    image = self._engine.client.images.get(self.image)
+                    collect = ["garbage-collect", CONFIG_INSIDE]
+                    volumes = (f"{self.name}:{STORAGE}", f"{CONFIG}:{CONFIG_INSIDE}")
+                    shown = [f"--volume={each}" for each in volumes]
+                    feedback.command(["docker", "run", "--rm", *shown, self.image, *collect])
+                    self.storage([*image.attrs["Config"]["Entrypoint"], *collect])
+                left = self.garbage(keep).blobs
+            finally:
+                if container is not None and was_running:
+                    feedback.command(["docker", "start", self.name])
+                    container.start()
+                    self._await(container, int(self._recorded("port")))
+        return sum(found.blobs.values()) - sum(left.values())
 
     def _recorded(self, name: str) -> str:
         found = self._state.read(self._kind).get(name)

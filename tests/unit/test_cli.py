@@ -14,7 +14,7 @@ from labapp.feedback import using
 from labapp.state import State
 
 COMMANDS = [
-    *("start", "stop", "status", "doctor", "run", "test", "reset", "bundle"),
+    *("start", "stop", "status", "doctor", "run", "test", "reset", "tidy", "bundle"),
     *("inspect", "compare", "progress", "report", "hand-in"),
 ]
 
@@ -50,6 +50,7 @@ def test_each_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtur
         (["start"], 1, "none.sock"),
         (["run", "77"], 1, "'77'"),
         (["reset", "--yes"], 1, "none.sock"),
+        (["tidy", "--yes"], 1, "none.sock"),
         (["bundle", "load", "/nosuch/file.zip"], 2, "does not exist"),
         (["test", "tests/integration"], 1, "none.sock"),
         (["inspect"], 2, "Missing argument 'REFERENCE'"),

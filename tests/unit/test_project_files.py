@@ -37,7 +37,7 @@ ORDER = [
     {"attacks"},
     {"course"},
     {"lab"},
-    {"bundle", "doctor", "reset"},
+    {"bundle", "doctor", "reset", "tidy"},
     {"cli"},
 ]
 """The rooms of the house: a module imports from its own room, and from those before it."""

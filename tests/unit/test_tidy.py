@@ -1,0 +1,186 @@
+"""What may go and what stays, decided without an engine; and what is said on a full disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Set
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import docker.errors
+import pytest
+from click.testing import CliRunner
+from recorded import CONTAINERD, recorded_engine
+
+from labapp import cli, tidy
+from labapp.errors import EngineError, PushError, RegistryError
+from labapp.journey import transfer
+from labapp.registry.server import Garbage
+from labapp.state import State
+
+MANIFESTS = {
+    "old": {"config": ["old-config"], "layers": ["base", "old-layer"]},
+    "new": {"config": ["new-config"], "layers": ["base", "new-layer"]},
+    "index": {"manifests": ["amd64", "arm64"]},
+    "amd64": {"config": ["amd64-config"], "layers": ["base"]},
+    "arm64": {"config": ["arm64-config"], "layers": ["arm64-layer"]},
+    "signature": {"config": ["empty"], "subject": ["new"]},
+}
+NAMED = [blob for each in MANIFESTS.values() for blobs in each.values() for blob in blobs]
+SIZES = {name: 2**at for at, name in enumerate(dict.fromkeys([*MANIFESTS, *NAMED, "loose"]))}
+
+OLD, NEW = {"old", "old-config", "old-layer"}, {"new", "new-config", "new-layer"}
+INDEX, ARM64 = {"index", "amd64", "amd64-config"}, {"arm64", "arm64-config", "arm64-layer"}
+SIGNATURE = {"signature", "empty"}
+
+
+UPLOAD = "repositories/shop/web/_uploads/1"
+
+
+def digest(name: str) -> str:
+    return "sha256:" + name.encode().hex().ljust(64, "0")
+
+
+def link(name: str) -> str:
+    return f"repositories/shop/web/_manifests/revisions/sha256/{digest(name)[7:]}"
+
+
+def survey(tagged: Set[str]) -> str:
+    """What is printed of a registry with all these images in one repository."""
+    lines = [f"blob {SIZES[each]} blobs/sha256/00/{digest(each)[7:]}/data" for each in SIZES]
+    lines += [f"tag {digest(each)}" for each in tagged]
+    for name, about in MANIFESTS.items():
+        content = {key: [digest(blob) for blob in blobs] for key, blobs in about.items()}
+        lines += [f"at {digest(name)} {link(name)}", json.dumps(content, indent=1), ""]
+    return "\n".join([f"upload 7 {UPLOAD}/data", *lines])
+
+
+@pytest.mark.parametrize(
+    ("tagged", "keep", "gone"),
+    [
+        ({"new", "index"}, set(), OLD),
+        ({"new"}, {"index"}, OLD),
+        ({"new"}, {"arm64"}, OLD | INDEX),
+        ({"new"}, {"old", "no-such"}, INDEX | ARM64),
+        ({"index"}, {"new-layer", "loose"}, OLD | NEW | SIGNATURE),
+        (set(), set(), {*SIZES}),
+        ({"old", "new", "index"}, set(), set()),
+    ],
+)
+def test_what_neither_a_tag_nor_a_kept_digest_needs(
+    tagged: set[str], keep: set[str], gone: set[str]
+) -> None:
+    found = Garbage.of(survey(tagged), {digest(each) for each in keep})
+    blobs = {digest(each): SIZES[each] for each in gone | {"loose"}}
+    assert found.blobs == {**blobs, f"{UPLOAD}/data": 7}
+    assert {*found.links} == {UPLOAD, *(link(each) for each in gone & {*MANIFESTS})}
+    assert not found.busy
+
+
+def test_an_empty_registry_and_a_push_under_way() -> None:
+    assert Garbage.of("", {digest("old")}) == Garbage([], {}, False)
+    assert Garbage.of(f"busy repositories/a/_uploads/1/data\n{survey({'new'})}", ()).busy
+
+
+def test_what_a_learner_names_is_kept_and_what_a_cell_printed_is_not(tmp_path: Path) -> None:
+    state = State.open(tmp_path / "state")
+    state.write("receipts", {"receipts": [{"evidence": {"image": f"web@{digest('receipt')}"}}]})
+    state.write("attacks/1", {"before": digest("undo")})
+    notebooks = tmp_path / "notebooks"
+    (notebooks / "work/03").mkdir(parents=True)
+    (notebooks / "work/03/deployment.yaml").write_text(f"image: shop/web@{digest('pin')}\n")
+    (notebooks / "work/03/large.whl").write_bytes(digest("large").encode() * 20_000)
+    output = [{"text": [f"Pushed: {digest('output')}\n"]}]
+    cell = {"source": [f"lab.pull('web@{digest('cell')}')\n"], "outputs": output}
+    (notebooks / "03.ipynb").write_text(json.dumps({"cells": [cell]}))
+    (notebooks / "half.ipynb").write_text(f'{{"cells": "{digest("half")}')
+    kept = {"receipt", "undo", "pin", "cell", "half"}
+    assert tidy.named(state, notebooks) == {digest(each) for each in kept}
+
+
+HERE, MINE = "localhost:41233/shop/web", {"labapp.lab": "0123abcd"}
+IMAGES = [  # what it is, labels, tags, names by digest
+    ("mine", MINE, ["<none>:<none>"], None),
+    ("pulled", {}, [], [f"{HERE}@{digest('pulled')}"]),
+    ("tagged", MINE, [f"{HERE}:1"], None),
+    ("pinned", MINE, [], [f"{HERE}@{digest('pin')}"]),
+    ("used", MINE, [], None),
+    ("of another lab", {"labapp.lab": "0badcafe"}, [], None),
+    ("somebody's", None, None, [f"localhost:4123/x@{digest('x')}"]),
+]
+CACHE = [  # what it is, what it was built on, its description
+    ("base", "", f"pulled from localhost:41233/base/python@{digest('base')}"),
+    ("step", "base", "[2/3] COPY . ."),
+    ("result", "step", "mount / from exec /bin/sh -c true"),
+    ("other base", "", f"pulled from localhost:4123/base/python@{digest('base')}"),
+    ("other step", "other base", "[2/3] COPY . ."),
+    ("context", "", "local source for context"),
+]
+
+
+def test_on_the_engine_only_what_is_this_labs_and_unused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "id").write_text("0123abcd")
+    state = State.open(tmp_path)
+    state.write("registry", {"port": 41233})
+    about = {"Size": 9, "SharedSize": 4}
+    images = [
+        {"Id": name, "Labels": labels, "RepoTags": tags, "RepoDigests": digests, **about}
+        for name, labels, tags, digests in IMAGES
+    ]
+    records = {
+        name: {"Parents": [parent], "Description": text, "Size": 1, "Shared": False, "InUse": False}
+        for name, parent, text in CACHE
+    }
+    records["base"]["Shared"] = True
+    gone: list[str] = []
+    api = SimpleNamespace(df=lambda: {"Images": images}, remove_image=gone.append)
+    engine = recorded_engine(CONTAINERD, api=api)
+    monkeypatch.setattr(transfer, "build_cache", lambda _: records)
+    monkeypatch.setattr(transfer, "prune", lambda _, going: gone.extend(going))
+    heaps = (tidy._images(engine, state, {digest("pin"), "used"}), tidy._build_cache(engine, state))
+    for heap in heaps:
+        heap.free()
+    assert gone == ["mine", "pulled", "step", "result"]
+    assert [heap.size for heap in heaps] == [10, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "freed"),
+    [
+        (["--dry-run", "--yes"], "", []),
+        ([], "n", []),
+        ([], "y", ["one", "two"]),
+        (["--yes"], "", ["one", "two"]),
+    ],
+)
+def test_nothing_goes_unless_it_is_asked_for(
+    options: list[str], answer: str, freed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def free(name: str) -> int:
+        done.append(name)
+        if name == "one":
+            raise RegistryError("somebody pushes")
+        return 2_000
+
+    heaps = [tidy.Heap(name, 1_500_000, partial(free, name)) for name in ("one", "two")]
+    monkeypatch.setattr(tidy, "plan", lambda *_: heaps)
+    ran = CliRunner().invoke(cli.command, ["tidy", *options], input=answer, standalone_mode=False)
+    assert done == freed
+    assert "1.5 MB  one" in ran.output and "3.0 MB  can be freed" in ran.output
+    assert ("2.0 kB  freed" in ran.output, "somebody pushes" in ran.output) == (bool(freed),) * 2
+    assert ran.return_value == (1 if freed else 0)
+
+
+def test_on_a_full_disk_the_error_names_what_helps() -> None:
+    said = "write /var/lib/docker/tmp/x: no space left on device"
+    api = SimpleNamespace(push=lambda *_, **__: (event for event in [{"error": said}]))
+    engine = recorded_engine(CONTAINERD, api=api)
+    with pytest.raises(EngineError, match="labapp tidy"), engine.doing("running 'x'"):
+        raise docker.errors.APIError("500", explanation=said)
+    with pytest.raises(PushError, match="labapp tidy"):
+        transfer.push(engine, None, "registry.example/shop/web:1")
