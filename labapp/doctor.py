@@ -71,7 +71,9 @@ def _docker(engine: Engine) -> Finding:
     """Look for the command line, which the chapters show beside each step."""
     command = ["docker", "version", "--format", "{{.Client.Version}}"]
     try:
-        answer = subprocess.run(command, env=engine.environment(), capture_output=True, text=True)
+        answer = subprocess.run(
+            command, env=engine.environment(), capture_output=True, encoding="utf-8"
+        )
     except FileNotFoundError:
         needed = "cells that start with '!docker' need this command: install your system's package "
         return Finding("docker", False, f"{needed}'docker-cli', or Docker Desktop.")

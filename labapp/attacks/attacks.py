@@ -407,7 +407,11 @@ def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False
     words += [f"--label={name}={value}" for name, value in bench.engine.labels.items()]
     words += ["--entrypoint", "python3", str(reference), "-c", _PROBE, json.dumps(TOOLS)]
     looked = subprocess.run(
-        words, env=bench.engine.environment(), capture_output=True, text=True, errors="replace"
+        words,
+        env=bench.engine.environment(),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if looked.returncode:
         raise AttackError(

@@ -144,8 +144,8 @@ def _fill(venv: Path, extras: Sequence[str]) -> None:
     uv = [*python, "uv", "pip", "install", "--reinstall", *options]
     environ = {"UV_NATIVE_TLS": "1", **os.environ, "VIRTUAL_ENV": str(venv)}
     ways = ([*pip, "uv"], [*uv, *project])
-    told = subprocess.run([*python, "pip", "config", "list"], capture_output=True, text=True).stdout
-    elsewhere = re.search(r"\.(index-url|no-index)=", told)
+    told = subprocess.run([*python, "pip", "config", "list"], capture_output=True).stdout
+    elsewhere = re.search(rb"\.(index-url|no-index)=", told)
     uv_may = elsewhere is None or any(name.startswith("UV_") for name in os.environ)
     if not uv_may or any(subprocess.run(way, env=environ).returncode for way in ways):
         say("Installing with pip, which takes a minute or two.")

@@ -43,6 +43,12 @@ OWNER_LABEL = "labapp.owner"
 
 START = "'python3 -m labapp start'"
 
+PIPE_ERROR: type[Exception] = getattr(sys.modules.get("pywintypes"), "error", OSError)
+"""What the SDK raises for a named pipe, on Windows, where no engine answers: no OSError."""
+
+_NONSENSE = (ValueError, KeyError, TypeError)
+"""What the SDK makes of an address or an answer that is none."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -88,7 +94,9 @@ class Engine:
         command = ["docker", "buildx", "version"]
         # Podman speaks the classic build API, and not that of BuildKit.
         with contextlib.suppress(OSError):
-            said = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
+            said = subprocess.run(
+                command, env=self.environment(), capture_output=True, encoding="utf-8"
+            )
             version = re.search(r"buildx v?(\d+\.\d+)", said.stdout)
             if version and self.name != "Podman":
                 return f"buildx {version[1]}"
@@ -96,7 +104,7 @@ class Engine:
 
     def is_alive(self) -> bool:
         """Tell whether the engine still answers."""
-        with contextlib.suppress(docker.errors.DockerException, OSError):
+        with contextlib.suppress(docker.errors.DockerException, OSError, PIPE_ERROR):
             return bool(self.client.ping())
         return False
 
@@ -126,7 +134,7 @@ class Engine:
                 raise
             answer = error.__context__.response.text.strip()
             raise failure(f"{what}: the engine says: {answer}") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, PIPE_ERROR) as error:
             if self.is_alive():
                 raise failure(f"{what}: the engine broke off the answer: {error}") from error
             raise EngineLost(
@@ -141,8 +149,7 @@ def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     for host, source in places(environ, own=own_engine.host(state)):
         try:
             return _connect(host, source, state.labels)
-        except (docker.errors.DockerException, OSError, ValueError, KeyError, TypeError) as error:
-            # The last three are what the SDK makes of an address or an answer that is none.
+        except (docker.errors.DockerException, OSError, PIPE_ERROR, *_NONSENSE) as error:
             cause, advice = _why(host, source, error)
             told.append(f"  - {source} '{host}': {cause} {advice}".rstrip())
             advised = advised or bool(advice)

@@ -164,14 +164,17 @@ def test_why_an_engine_does_not_answer(state: State, tmp_path: Path, host: str, 
     ("cause", "helps", "offered"),
     [
         (ConnectionRefusedError("refused"), "reason x", True),
+        # What pywin32 raises for a pipe that nobody opened.
+        (type("PipeError", (Exception,), {})(2, "CreateFile", "no file"), "reason x", True),
         # Another engine would be no help, and neither would another start.
         (PermissionError("denied"), "usermod", False),
     ],
 )
 def test_an_engine_is_offered_only_where_none_is_there(
-    state: State, cause: OSError, helps: str, offered: bool, monkeypatch: pytest.MonkeyPatch
+    state: State, cause: Exception, helps: str, offered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_engine, "can_start", lambda: "reason x")
+    monkeypatch.setattr(engines, "PIPE_ERROR", type(cause))
     monkeypatch.setattr(engines, "places", lambda *_, **__: [("unix:///theirs", "socket")])
     monkeypatch.setattr(docker.DockerClient, "version", Mock(side_effect=cause))
     with pytest.raises(EngineNotFound, match=f"(?s)unix:///theirs.*{helps}") as caught:
