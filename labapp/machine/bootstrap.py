@@ -40,8 +40,11 @@ def main(argv: Sequence[str]) -> int:
             _make(venv, extras)
         # Go on in the environment, in place of this process.
         command = [str(python_of(venv)), "-m", "labapp", *argv]
-        if os.name == "nt":  # Windows has no exec.
-            return subprocess.call(command)
+        if os.name == "nt":  # Windows has no exec. At Ctrl-C, the other one cleans up after itself.
+            with subprocess.Popen(command) as process:
+                with contextlib.suppress(KeyboardInterrupt):
+                    process.wait()
+                return process.wait()
         os.execv(command[0], command)
     except KeyboardInterrupt:
         say("interrupted; the next start goes on from here.")
