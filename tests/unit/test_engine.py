@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,7 +183,9 @@ def test_an_engine_is_offered_only_where_none_is_there(
     assert ("install" in str(caught.value).lower()) is offered
 
 
-def test_the_docker_context_is_honoured(state: State, tmp_path: Path) -> None:
+def test_the_docker_context_is_honoured(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "home" / ".docker"
     meta = config / "contexts" / "meta" / hashlib.sha256(b"mine").hexdigest()
     meta.mkdir(parents=True)
@@ -194,6 +197,13 @@ def test_the_docker_context_is_honoured(state: State, tmp_path: Path) -> None:
         assert (engine.host, engine.source) == (host, "docker context")
         (config / "config.json").write_text("{}")
         assert engines.find(state, environ={"DOCKER_CONTEXT": "mine"}).host == host
+    pipe = "npipe:////./pipe/dockerDesktopLinuxEngine"
+    (meta / "meta.json").write_text(json.dumps(content).replace(host, pipe))
+    with monkeypatch.context() as windows:
+        windows.setattr(sys, "platform", "win32")
+        windows.delattr(os, "getuid")
+        found = [*engines.places({"DOCKER_CONTEXT": "mine"}, own=None)]
+    assert found == [(pipe, "docker context")]
     (meta / "meta.json").write_text("{")
     with pytest.raises(EngineNotFound, match=r"context mine.*docker context ls"):
         engines.find(state, environ={"DOCKER_CONTEXT": "mine"})
