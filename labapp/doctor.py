@@ -71,13 +71,12 @@ def _docker(engine: Engine) -> Finding:
     """Look for the command line, which the chapters show beside each step."""
     command = ["docker", "version", "--format", "{{.Client.Version}}"]
     try:
-        answer = subprocess.run(
-            command, env=engine.environment(), capture_output=True, encoding="utf-8"
-        )
+        answer = subprocess.run(command, env=engine.environment(), capture_output=True)
     except FileNotFoundError:
         needed = "cells that start with '!docker' need this command: install your system's package "
         return Finding("docker", False, f"{needed}'docker-cli', or Docker Desktop.")
-    return Finding("docker", answer.returncode == 0, (answer.stdout or answer.stderr).strip())
+    said = (answer.stdout or answer.stderr).decode("utf-8", "replace").strip()
+    return Finding("docker", answer.returncode == 0, said)
 
 
 def _tried(subject: str, look: Callable[..., str], *arguments: object) -> Finding:

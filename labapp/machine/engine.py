@@ -94,12 +94,10 @@ class Engine:
         command = ["docker", "buildx", "version"]
         # Podman speaks the classic build API, and not that of BuildKit.
         with contextlib.suppress(OSError):
-            said = subprocess.run(
-                command, env=self.environment(), capture_output=True, encoding="utf-8"
-            )
-            version = re.search(r"buildx v?(\d+\.\d+)", said.stdout)
+            said = subprocess.run(command, env=self.environment(), capture_output=True)
+            version = re.search(rb"buildx v?(\d+\.\d+)", said.stdout)
             if version and self.name != "Podman":
-                return f"buildx {version[1]}"
+                return f"buildx {version[1].decode()}"
         return "classic"
 
     def is_alive(self) -> bool:
