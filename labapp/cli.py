@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -58,6 +59,10 @@ NOTEBOOKS = click.option(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; the lab's errors are told without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A pipe on Windows has not all of the letters that names of files and images have.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = command.main(args=argv, prog_name="python3 -m labapp", standalone_mode=False)
     except click.ClickException as error:

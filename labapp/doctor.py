@@ -76,9 +76,9 @@ def disk(subject: str, folder: Path) -> Finding:
 
 def _builder(engine: Engine) -> Finding:
     """Tell what the lab builds with, and if ``docker build`` takes another builder elsewhere."""
-    told = f"{engine.builder}, the engine's own"
+    told = "Podman's own" if engine.name == "Podman" else f"{engine.builder}, the engine's own"
     if engine.builder != "classic":
-        now = subprocess.run(["docker", "buildx", "inspect"], capture_output=True, text=True).stdout
+        now = subprocess.run(["docker", "buildx", "inspect"], capture_output=True).stdout.decode()
         if other := re.match(r"Name: +(\S+)\nDriver: +(?!docker$)(\S+)$", now, re.MULTILINE):
             # 'docker build' goes by the variable alone, not by 'docker buildx use'.
             way = "docker build" if os.environ.get("BUILDX_BUILDER") else "docker buildx build"
@@ -94,14 +94,15 @@ def _docker(engine: Engine) -> Finding:
     """Look for the command line, which the chapters show beside each step."""
     command = ["docker", "version", "--format", "{{.Client.Version}}"]
     try:
-        answer = subprocess.run(command, env=engine.environment(), capture_output=True, text=True)
+        answer = subprocess.run(command, env=engine.environment(), capture_output=True)
     except OSError:
         package = "'docker-cli', or Docker Desktop"
         if feedback.program() == "podman":
             package = "'podman-docker'; all else the lab does with 'podman'"
         needed = "cells that start with '!docker' need this command: install your system's package"
         return Finding("docker", False, f"{needed} {package}.")
-    return Finding("docker", answer.returncode == 0, (answer.stdout or answer.stderr).strip())
+    said = (answer.stdout or answer.stderr).decode("utf-8", "replace").strip()
+    return Finding("docker", answer.returncode == 0, said)
 
 
 def _tried(subject: str, look: Callable[..., str], *arguments: object) -> Finding:

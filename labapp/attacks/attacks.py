@@ -408,13 +408,12 @@ def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False
     feedback.command([*words, str(reference)])
     words += [f"--label={name}={value}" for name, value in bench.engine.labels.items()]
     words += ["--entrypoint", "python3", str(reference), "-c", _PROBE, json.dumps(TOOLS)]
-    looked = subprocess.run(
-        words, env=bench.engine.environment(), capture_output=True, text=True, errors="replace"
-    )
+    looked = subprocess.run(words, env=bench.engine.environment(), capture_output=True)
     if looked.returncode:
         raise AttackError(
             f"looking into a container of '{reference}': the look ended with {looked.returncode}: "
-            f"{looked.stderr[-300:]}. Take an image that is there, and has Python."
+            f"{looked.stderr[-300:].decode('utf-8', 'replace')}. Take an image that is there, and "
+            "has Python."
         )
     rows = json.loads(looked.stdout.splitlines()[-1])
     return pd.DataFrame(rows, columns=["question", "answer", "open"])

@@ -10,13 +10,12 @@ to come through the mirror.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import itertools
-import os
 import random
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -310,6 +309,8 @@ def _layers(held: Image) -> set[str]:
 
 def run_step(script: Path, name: str, environment: Mapping[str, str]) -> Step:
     """Run a script for one step in its own folder; an interruption ends all that it started."""
+    import psutil
+
     script = script.absolute()
     began = time.monotonic()
     with subprocess.Popen(
@@ -326,7 +327,11 @@ def run_step(script: Path, name: str, environment: Mapping[str, str]) -> Step:
         try:
             output, _ = process.communicate()
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                first = psutil.Process(process.pid)
+                for each in (first, *first.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
             raise
     return Step(name, process.returncode, output, time.monotonic() - began)
 

@@ -137,7 +137,7 @@ def hashed_requirements(requirements: Path, wheels: Path) -> str:
 
 def _read(requirements: Path, doing: str) -> list[str]:
     try:
-        return requirements.read_text(encoding="utf-8").splitlines()
+        return requirements.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise AttackError(f"{doing}: {error.strerror or error}. {_FRESH}") from error
 

@@ -115,6 +115,6 @@ def _context_files(folder: Path, builder: str) -> set[str]:
     beside = ["Dockerfile.dockerignore"] if builder != "classic" else []
     names = [*beside, ".dockerignore"]
     ignore = next((folder / name for name in names if (folder / name).is_file()), None)
-    lines = ignore.read_text(encoding="utf-8-sig").splitlines() if ignore else []
+    lines = ignore.read_text(encoding="utf-8-sig", errors="replace").splitlines() if ignore else []
     patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     return {Path(path).as_posix() for path in exclude_paths(str(folder), patterns)}

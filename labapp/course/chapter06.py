@@ -41,7 +41,7 @@ def check_06_secret(bench: Bench, answer: object) -> Verdict:
     used = [content for path, content in checks.added(bench, held) if path == "/src/used"]
     if not used or "/src/used" not in set(checks.contents(bench, held).files["path"]):
         raise Wrong("No password in it, but no '/src/used' either: the build has to use it once.")
-    ways = (secret, secret.strip(), word, word + b"\n")
+    ways = (secret, secret.strip(), *(word + end for end in (b"", b"\n", b"\r", b"\r\n")))
     if not any(hashlib.sha256(way).hexdigest().encode() in used[-1] for way in ways):
         raise Wrong("'/src/used' was not made from the password in 'safe/.env'.")
     return correct("The build used the password, and no layer knows it.", image=held.pinned)
@@ -103,7 +103,7 @@ def check_06_base(bench: Bench, answer: object) -> Verdict:
 def check_06_wheel(bench: Bench, answer: object) -> Verdict:
     """Has each requirement the digest of the wheel that was tested, and was the shop built?"""
     file = checks.written(bench, "app/requirements.txt")
-    found = _requirements(file.read_text(encoding="utf-8", errors="replace"))
+    found = _requirements(file.read_text(encoding="utf-8-sig", errors="replace"))
     if not any(found.values()):
         raise NotYet("'app/requirements.txt' names versions, and no digest.")
     _check_requirements(bench, found)

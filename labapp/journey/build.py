@@ -347,4 +347,4 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
 def _shown(path: Path) -> str:
     """Return a path as one would type it here."""
     whole, here = path.absolute(), Path.cwd()
-    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(path)
+    return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else str(path)

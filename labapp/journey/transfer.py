@@ -107,11 +107,15 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Login:
-    """An account at a registry, or nobody; ``config`` is the folder that keeps the login."""
+    """An account at a registry, or nobody; ``config`` is the folder that keeps the login.
+
+    ``token`` is for an engine that can't ask the token service for one itself.
+    """
 
     registry: Registry
     config: Path
     credentials: Credentials | None = None
+    token: str = ""
 
     def command(self, *words: str) -> list[str]:
         """Return a docker command line that uses the login."""
@@ -120,6 +124,8 @@ class Login:
     @property
     def auth_config(self) -> dict[str, str]:
         """The login as the Docker SDK takes it; nothing of what it finds elsewhere is added."""
+        if self.token:
+            return {"registrytoken": self.token}
         if self.credentials is None:
             return {}
         return {"username": self.credentials.username, "password": self.credentials.password}

@@ -40,8 +40,11 @@ def main(argv: Sequence[str]) -> int:
             _make(venv, extras)
         # Go on in the environment, in place of this process.
         command = [str(python_of(venv)), "-m", "labapp", *argv]
-        if os.name == "nt":  # Windows has no exec.
-            return subprocess.call(command)
+        if os.name == "nt":  # Windows has no exec. At Ctrl-C, the other one cleans up after itself.
+            with subprocess.Popen(command) as process:
+                with contextlib.suppress(KeyboardInterrupt):
+                    process.wait()
+                return process.wait()
         os.execv(command[0], command)
     except KeyboardInterrupt:
         say("interrupted; the next start goes on from here.")
@@ -144,8 +147,8 @@ def _fill(venv: Path, extras: Sequence[str]) -> None:
     uv = [*python, "uv", "pip", "install", "--reinstall", *options]
     environ = {"UV_NATIVE_TLS": "1", **os.environ, "VIRTUAL_ENV": str(venv)}
     ways = ([*pip, "uv"], [*uv, *project])
-    told = subprocess.run([*python, "pip", "config", "list"], capture_output=True, text=True).stdout
-    elsewhere = re.search(r"\.(index-url|no-index)=", told)
+    told = subprocess.run([*python, "pip", "config", "list"], capture_output=True).stdout
+    elsewhere = re.search(rb"\.(index-url|no-index)=", told)
     uv_may = elsewhere is None or any(name.startswith("UV_") for name in os.environ)
     if not uv_may or any(subprocess.run(way, env=environ).returncode for way in ways):
         say("Installing with pip, which takes a minute or two.")

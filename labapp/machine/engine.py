@@ -46,6 +46,9 @@ OWNER_LABEL = "labapp.owner"
 
 START = "'python3 -m labapp start'"
 
+PIPE_ERROR: type[Exception] = getattr(sys.modules.get("pywintypes"), "error", OSError)
+"""What the SDK raises for a named pipe, on Windows, where no engine answers: no OSError."""
+
 SET_ASIDE = ("DOCKER_API_VERSION", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY")
 """Variables that would lead the docker command another way than the lab, and so are emptied."""
 
@@ -97,15 +100,15 @@ class Engine:
         command = ["docker", "buildx", "version"]
         # Podman speaks the classic build API, and not that of BuildKit.
         with contextlib.suppress(OSError):
-            said = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
-            version = re.search(r"buildx v?(\d+\.\d+)", said.stdout)
+            said = subprocess.run(command, env=self.environment(), capture_output=True)
+            version = re.search(rb"buildx v?(\d+\.\d+)", said.stdout)
             if version and self.name != "Podman":
-                return f"buildx {version[1]}"
+                return f"buildx {version[1].decode()}"
         return "classic"
 
     def is_alive(self) -> bool:
         """Tell whether the engine still answers."""
-        with contextlib.suppress(docker.errors.DockerException, OSError):
+        with contextlib.suppress(docker.errors.DockerException, OSError, PIPE_ERROR):
             return bool(self.client.ping())
         return False
 
@@ -135,7 +138,7 @@ class Engine:
                 raise
             answer = error.__context__.response.text.strip()
             raise failure(f"{what}: the engine says: {answer}") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, PIPE_ERROR) as error:
             if self.is_alive():
                 raise failure(f"{what}: the engine broke off the answer: {error}") from error
             raise EngineLost(
@@ -150,7 +153,13 @@ def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     for host, source in places(environ, own=own_engine.host(state)):
         try:
             return _connect(host, source, state.labels)
-        except (docker.errors.DockerException, OSError, ValueError, *_NOT_ITS_SHAPE) as error:
+        except (
+            docker.errors.DockerException,
+            OSError,
+            PIPE_ERROR,
+            ValueError,
+            *_NOT_ITS_SHAPE,
+        ) as error:
             cause, advice = _why(host, source, error)
             told.append(f"  - {source} '{host}': {cause} {advice}".rstrip())
             advised = advised or bool(advice)

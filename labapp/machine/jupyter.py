@@ -106,6 +106,8 @@ def environment(state: State, engine: Engine) -> dict[str, str]:
     found["JUPYTER_RUNTIME_DIR"] = str(_log(state).parent)
     # Else a kernel of the same name that the learner once installed would come first.
     found["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # Else, on Windows, cells would read and write files in the code page of the country.
+    found["PYTHONUTF8"] = "1"
     if any(found.get(proxy) for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")):
         # So that 'curl http://localhost:…' in a terminal tab reaches the registry.
         for name in ("NO_PROXY", "no_proxy"):

@@ -38,7 +38,7 @@ def program(name: str) -> str | None:
 
 def as_root(argv: Sequence[str]) -> list[str]:
     """Return the command line that runs another one as root."""
-    return [*argv] if os.geteuid() == 0 else ["sudo", "-n", *argv]
+    return [*argv] if os.name == "nt" or os.geteuid() == 0 else ["sudo", "-n", *argv]
 
 
 def run_as_root(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -49,7 +49,7 @@ def run_as_root(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
             env={**os.environ, "PATH": search_path()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
     except OSError as error:
@@ -72,7 +72,7 @@ def install_packages(needed: Sequence[str], *, welcome: Sequence[str] = ()) -> N
         return
     # An index that can't be reached is no failure here: the installation tells what it misses.
     _apt_get("update")
-    names = subprocess.run(["apt-cache", "pkgnames"], capture_output=True, text=True).stdout
+    names = subprocess.run(["apt-cache", "pkgnames"], capture_output=True, encoding="utf-8").stdout
     wanted = _missing([*needed, *sorted({*welcome} & {*names.split()})])
     if status := _apt_get("install", "--yes", "--no-install-recommends", *wanted):
         raise EngineError(
@@ -84,7 +84,7 @@ def install_packages(needed: Sequence[str], *, welcome: Sequence[str] = ()) -> N
 
 def _missing(names: Sequence[str]) -> list[str]:
     query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names]
-    listing = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    listing = subprocess.run(query, capture_output=True, encoding="utf-8").stdout.splitlines()
     return [name for name in names if f"{name} installed" not in listing]
 
 

@@ -20,7 +20,7 @@ from labapp.errors import InvalidReference, RegistryError, RegistryUnreachable
 from labapp.journey import transfer
 from labapp.journey.transfer import Login, Transfer
 from labapp.machine.engine import Engine
-from labapp.machine.ports import LOOPBACK
+from labapp.machine.ports import LOOPBACK, ask
 from labapp.machine.root import run_as_root
 from labapp.private import service
 from labapp.private.accounts import Accounts
@@ -68,6 +68,11 @@ class PrivateRegistry:
         return self.server.address
 
     @property
+    def _is_apart(self) -> bool:
+        """Whether the engine is in a virtual machine, or in another network than this process."""
+        return self.host == LOOPBACK and self._engine.name != "Podman"
+
+    @property
     def authority(self) -> Path:
         """The file to trust: the certificate of the authority that signed the registry's own."""
         return self._state.folder / "private" / self.host / "authority.pem"
@@ -85,10 +90,11 @@ class PrivateRegistry:
         registry = self.server.start(image=image, files=files)
         feedback.say(f"Its certificate is signed by '{self.authority}'.")
         # Podman verifies it there too; an engine in a virtual machine has no other address here.
-        if self.host == LOOPBACK and self._engine.name != "Podman":
+        if self._is_apart:
             feedback.say(
-                f"At {registry.address}, Docker takes any certificate: this engine runs in a "
-                "virtual machine. The lab's own client verifies it all the same."
+                f"At {registry.address}, Docker takes any certificate: this engine's network is "
+                "not this one, as in a virtual machine. The lab's own client verifies it all the "
+                "same, and asks for the engine's tokens: a 'docker push' by hand can't, and fails."
             )
         return self
 
@@ -161,7 +167,7 @@ class PrivateRegistry:
             RegistryUnreachable: registry or token service do not run.
         """
         name = self._mine(reference, "pushing")
-        return transfer.push(self._engine, self.server, name, login=self._login())
+        return transfer.push(self._engine, self.server, name, login=self._login(name, "pull,push"))
 
     def pull(self, reference: str) -> Transfer:
         """Fetch an image, as the account that is logged in: ``docker pull``.
@@ -169,7 +175,7 @@ class PrivateRegistry:
         It fails as :meth:`push` does, with PullError in place of PushError.
         """
         name = self._mine(reference, "pulling")
-        return transfer.pull(self._engine, self.server, name, login=self._login())
+        return transfer.pull(self._engine, self.server, name, login=self._login(name, "pull"))
 
     def decisions(self) -> pd.DataFrame:
         """Return what the token service was asked, and what it granted, oldest first.
@@ -183,11 +189,16 @@ class PrivateRegistry:
         table["time"] = pd.to_datetime(table["time"], utc=True, format="ISO8601")
         return table
 
-    def _login(self) -> Login:
+    def _login(self, wanted: Reference | None = None, actions: str = "") -> Login:
         folder = (self._state.folder / _DOCKER_CONFIG).parent
         kept = self._state.read(_DOCKER_CONFIG).get("auths", {}).get(self.address)
         known = Credentials(*decode_auth(kept["auth"])) if kept else None
-        return Login(self._client(self.address, known), folder, known)
+        token, realm = "", service.find(self._state) if wanted and self._is_apart else None
+        if wanted and realm:
+            headers = {"Authorization": known.basic} if known else {}
+            scope = f"{realm}?scope=repository:{wanted.repository}:{actions}"
+            token = ask(scope, seconds=10, headers=headers).json().get("token", "")
+        return Login(self._client(self.address, known), folder, known, token)
 
     def _mine(self, reference: str, verb: str) -> Reference:
         """Return a reference that the login may be used for, while there is somebody to use it."""

@@ -17,6 +17,7 @@ from labapp.errors import InvalidReference, PullError, PushError, RegistryError
 from labapp.feedback import QuietFeedback, using
 from labapp.journey import transfer
 from labapp.machine.engine import Engine, tar_of
+from labapp.machine.ports import LOOPBACK
 from labapp.private import registry as trust
 from labapp.private import service
 from labapp.private.registry import PrivateRegistry, make_certificates
@@ -162,6 +163,36 @@ def test_the_engine_pushes_nothing_without_the_right(private: PrivateRegistry, i
         asked = rows[rows["repository"] != ""].iloc[-1]
         assert asked["account"] == name
         assert "push" in asked["why"]
+
+
+def test_an_engine_that_does_not_reach_the_token_service(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    # As in a virtual machine: published ports lead there, and nothing of it leads here.
+    answer = service._Handler.do_GET
+
+    def answer_this_side(asked: service._Handler) -> None:
+        here = asked.headers["User-Agent"].startswith(("labapp", "python-requests"))
+        answer(asked) if here else asked.connection.close()
+
+    monkeypatch.setattr(service._Handler, "do_GET", answer_this_side)
+    monkeypatch.setattr(trust, "bridge_address", lambda _: LOOPBACK)
+    private = new(bench, tmp_path / "state").start()
+    image = f"{private.address}/shop/web:1"
+    try:
+        image_of(engine, image)
+        for name, rights in {"ann": ("pull", "push"), "bob": ("pull",)}.items():
+            private.accounts.add(name, name, rights={"shop/*": rights})
+        private.log_in("ann", "ann")
+        assert list(private.push(image).layers["outcome"]) == ["sent"]
+        private.log_in("bob", "bob")
+        assert private.pull(image).reference.tag == "1"
+        image_of(engine, image)
+        with pytest.raises(PushError, match="no right to that"):
+            private.push(image)
+    finally:
+        transfer.remove(engine, image)
+        remove(engine, at(private))
 
 
 def test_a_wrong_login_is_told_at_once_and_not_kept(private: PrivateRegistry) -> None:

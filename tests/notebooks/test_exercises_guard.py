@@ -125,8 +125,10 @@ def told(desk: Guarded, content: Any) -> Any:
     secret = (safe(desk) / ".env").read_bytes()
     word = secret.decode().strip().rpartition("=")[2]
     used = f"{hashlib.sha256(secret).hexdigest()}  /src/.env\n"
-    of_word = hashlib.sha256(word.encode()).hexdigest()
-    return content.replace("OF-WORD", of_word).replace("WORD", word).replace("USE", used)
+    for end in ("\r\n", ""):
+        of_word = hashlib.sha256(f"{word}{end}".encode()).hexdigest()
+        content = content.replace(f"OF-WORD{end}", of_word)
+    return content.replace("WORD", word).replace("USE", used)
 
 
 @step
@@ -183,6 +185,7 @@ STATES["06-secret"] = [
     layers({"./src/used": "USE"}, **ZSTD),
     layers({"src/used": "older"}, USED),
     layers({"src/used": "OF-WORD"}),
+    layers({"src/used": "OF-WORD\r\n"}),  # of a file as Windows writes it
     in_index({"src/used": "another"}),
     (nothing, "NotYet"),
     (safe, "NotYet", "team/safe:1"),
@@ -315,6 +318,7 @@ def hashed(
     *then: Steps,
     edit: Callable[[list[str]], list[str]] = list,
     also: Callable[[Path], str] | None = None,
+    end: str = "\n",
 ) -> None:
     """Write hashed requirements, a line each, from the wheels that were tested, with a slip.
 
@@ -326,7 +330,8 @@ def hashed(
     desk.lab.attack("dependency")
     if also:
         lines = [f"{line} --hash={also(wheels[line.split()[0]])}" for line in lines]
-    (app / "requirements.txt").write_text("\n".join(edit(lines)) + "\n")
+    text = "\n".join(edit(lines)) + "\n"
+    (app / "requirements.txt").write_text(text, encoding="utf-8", newline=end)
     all_of(*then)(desk)
 
 
@@ -363,6 +368,7 @@ STATES["06-wheel"] = [
     wheel_typed,
     hashed(HASHED),
     hashed(HASHED, also=lambda wheel: digest_of(b"of another platform")),
+    hashed(HASHED, edit=lambda lines: [f"\ufeff{lines[0]}", *lines[1:]], end="\r\n"),
     (nothing, "NotYet"),
     (wheel_attack, "NotYet"),
     (hashed(HASHED, edit=lambda lines: [f"# {line}" for line in lines] + bare(lines)), "NotYet"),

@@ -191,11 +191,15 @@ class TestWheels:
         one = wheel(folder, "small_one-1.0-py3-none-any.whl")
         other = wheel(folder, "small_one-1.0-cp313-cp313-linux_x86_64.whl", package="other")
         requirements = tmp_path / "requirements.txt"
-        requirements.write_text("# comment\n\nSmall.One==1.0  # the only one\n")
         digests = sorted(digest_of(path.read_bytes()) for path in (one, other))
-        assert forging.hashed_requirements(requirements, folder) == (
-            f"# comment\n\nSmall.One==1.0 \\\n    --hash={digests[0]} \\\n    --hash={digests[1]}\n"
-        )
+        # The second is as Notepad writes it.
+        for mark, end in (("", "\n"), ("\ufeff", "\r\n")):
+            text = f"{mark}# comment\n\nSmall.One==1.0  # the only one\n"
+            requirements.write_text(text, encoding="utf-8", newline=end)
+            assert forging.hashed_requirements(requirements, folder) == (
+                "# comment\n\nSmall.One==1.0 "
+                f"\\\n    --hash={digests[0]} \\\n    --hash={digests[1]}\n"
+            )
 
         for text, fact in [
             ("# x\nsmall>=1.0\n", "line 2.*'small>=1.0'"),

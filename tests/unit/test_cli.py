@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,14 @@ def test_each_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtur
     for name in COMMANDS:
         assert cli.main([name, "--help"]) == 0
         assert f"Usage: python3 -m labapp {name}" in capsys.readouterr().out
+
+
+def test_a_pipe_that_lacks_a_letter_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="latin-1"))
+    assert cli.main(["inspect", "--help"]) == 0
+    sys.stdout.flush()
+    assert b"owner/image@sha256:?" in pipe.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,14 +172,17 @@ def test_why_an_engine_does_not_answer(state: State, tmp_path: Path, host: str, 
     ("cause", "helps", "offered"),
     [
         (ConnectionRefusedError("refused"), "reason x", True),
+        # What pywin32 raises for a pipe that nobody opened.
+        (type("PipeError", (Exception,), {})(2, "CreateFile", "no file"), "reason x", True),
         # Another engine would be no help, and neither would another start.
         (PermissionError("denied"), "ls -l /theirs", False),
     ],
 )
 def test_an_engine_is_offered_only_where_none_is_there(
-    state: State, cause: OSError, helps: str, offered: bool, monkeypatch: pytest.MonkeyPatch
+    state: State, cause: Exception, helps: str, offered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_engine, "can_start", lambda: "reason x")
+    monkeypatch.setattr(engines, "PIPE_ERROR", type(cause))
     monkeypatch.setattr(engines, "places", lambda *_, **__: [("unix:///theirs", "socket")])
     monkeypatch.setattr(docker.DockerClient, "version", Mock(side_effect=cause))
     with pytest.raises(EngineNotFound, match=f"(?s)unix:///theirs.*{helps}") as caught:
@@ -258,7 +262,9 @@ def test_the_way_to_a_socket(
         assert ("usermod" in text) == (advice[:7] == "usermod") and "Install" not in text
 
 
-def test_the_docker_context_is_honoured(state: State, tmp_path: Path) -> None:
+def test_the_docker_context_is_honoured(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "home" / ".docker"
     meta = config / "contexts" / "meta" / hashlib.sha256(b"mine").hexdigest()
     meta.mkdir(parents=True)
@@ -270,6 +276,13 @@ def test_the_docker_context_is_honoured(state: State, tmp_path: Path) -> None:
         assert (engine.host, engine.source) == (host, "docker context")
         (config / "config.json").write_text("{}")
         assert engines.find(state, environ={"DOCKER_CONTEXT": "mine"}).host == host
+    pipe = "npipe:////./pipe/dockerDesktopLinuxEngine"
+    (meta / "meta.json").write_text(json.dumps(content).replace(host, pipe))
+    with monkeypatch.context() as windows:
+        windows.setattr(sys, "platform", "win32")
+        windows.delattr(os, "getuid")
+        found = [*engines.places({"DOCKER_CONTEXT": "mine"}, own=None)]
+    assert found == [(pipe, "docker context")]
     (meta / "meta.json").write_text("{")
     with pytest.raises(EngineNotFound, match=r"context mine.*docker context ls"):
         engines.find(state, environ={"DOCKER_CONTEXT": "mine"})

@@ -73,6 +73,14 @@ DOCKERFILES = {
 }
 
 
+def as_notepad(text: str) -> str:
+    """Return a text as an editor on Windows may write it."""
+    return "\ufeff" + re.sub("\r?\n", "\r\n", text.removeprefix("\ufeff"))
+
+
+WRITTEN = pytest.mark.parametrize("written", [str, as_notepad])
+
+
 def _write(path: Path, text: str, registry: Registry) -> bytes:
     data = text.replace("R/", f"{registry.address}/").replace("@D", f"@{D}")
     raw = data.encode("utf-8", errors="surrogateescape")
@@ -96,9 +104,12 @@ def pinned(act: Act, before: str, after: str, registry: Registry, path: Path) ->
     assert len(changes) == after.count("@D")
 
 
+@WRITTEN
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_dockerfile(name: str, registry: Registry, tmp_path: Path) -> None:
-    after = DOCKERFILES[name]
+def test_dockerfile(
+    name: str, written: Callable[[str], str], registry: Registry, tmp_path: Path
+) -> None:
+    after = written(DOCKERFILES[name])
     pinned(pin_dockerfile, after.replace("@D", ""), after, registry, tmp_path / "Dockerfile")
 
 
@@ -126,9 +137,12 @@ DEPLOYMENTS = {
 }
 
 
+@WRITTEN
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_deployment(name: str, registry: Registry, tmp_path: Path) -> None:
-    text = DEPLOYMENTS[name]
+def test_deployment(
+    name: str, written: Callable[[str], str], registry: Registry, tmp_path: Path
+) -> None:
+    text = written(DEPLOYMENTS[name])
     before, after = re.sub("«(.*?)»", r"\1", text), re.sub("«.*?»", "@D", text)
     pinned(pin_deployment, before, after, registry, tmp_path / "deployment.yaml")
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -81,6 +82,47 @@ def test_no_code_stands_in_an_init_file() -> None:
         body = ast.parse(file.read_text(encoding="utf-8")).body
         kinds = {type(node) for node in body[1:]}
         assert kinds <= {ast.ImportFrom, ast.Assign}, file
+
+
+LACKING = {
+    *("fcntl", "grp", "pty", "pwd", "resource", "termios"),
+    *("chown", "fork", "getegid", "geteuid", "getgid", "getuid", "killpg", "setsid", "uname"),
+    *("SIGHUP", "SIGKILL", "is_socket", "symlink_to"),
+}
+"""Modules and names that Python on Windows lacks; only ``machine`` may have them, in functions."""
+
+SLIPS = """
+import fcntl
+os.killpg(1, signal.SIGKILL)
+path.read_text()
+path.open("w")
+subprocess.run(command, text=True)
+"""
+
+
+def slips(tree: ast.Module, *, machine: bool) -> Iterator[str]:
+    """Yield what Windows lacks, and what reads or writes text in the code page of a country."""
+    for node in tree.body if machine else ast.walk(tree):
+        names = {alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)}
+        yield from LACKING & {*names, getattr(node, "attr", ""), getattr(node, "module", "")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "attr", "")
+            words = {each.arg for each in node.keywords}
+            mode = getattr(node.args[0], "value", "") if node.args else ""
+            text = called in {"read_text", "write_text"} or (called == "run" and "text" in words)
+            text |= called == "open" and re.fullmatch("[rwax][+t]*", str(mode)) is not None
+            if text and "encoding" not in words:
+                yield f"{called}, line {node.lineno}"
+
+
+def test_the_package_needs_nothing_that_a_system_lacks() -> None:
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        tree, machine = ast.parse(file.read_text(encoding="utf-8")), file.parent.name == "machine"
+        found += [f"{file.name}: {slip}" for slip in slips(tree, machine=machine)]
+    assert found == []
+    assert len([*slips(ast.parse(SLIPS), machine=False)]) == 6
 
 
 def test_the_public_names() -> None:
