@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Set
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import docker.errors
 import pytest
 from click.testing import CliRunner
-from recorded import CONTAINERD, recorded_engine
+from recorded import engine_that_said
 
 from labapp import cli, tidy
 from labapp.errors import EngineError, PushError, RegistryError
@@ -137,7 +138,8 @@ def test_on_the_engine_only_what_is_this_labs_and_unused(
     records["base"]["Shared"] = True
     gone: list[str] = []
     api = SimpleNamespace(df=lambda: {"Images": images}, remove_image=gone.append)
-    engine = recorded_engine(CONTAINERD, api=api)
+    with engine_that_said("docker-26", tmp_path) as real:
+        engine = replace(real, client=SimpleNamespace(api=api))  # type: ignore[arg-type]
     monkeypatch.setattr(transfer, "build_cache", lambda _: records)
     monkeypatch.setattr(transfer, "prune", lambda _, going: gone.extend(going))
     heaps = (tidy._images(engine, state, {digest("pin"), "used"}), tidy._build_cache(engine, state))
@@ -176,11 +178,11 @@ def test_nothing_goes_unless_it_is_asked_for(
     assert ran.return_value == (1 if freed else 0)
 
 
-def test_on_a_full_disk_the_error_names_what_helps() -> None:
+def test_on_a_full_disk_the_error_names_what_helps(tmp_path: Path) -> None:
     said = "write /var/lib/docker/tmp/x: no space left on device"
-    api = SimpleNamespace(push=lambda *_, **__: (event for event in [{"error": said}]))
-    engine = recorded_engine(CONTAINERD, api=api)
-    with pytest.raises(EngineError, match="labapp tidy"), engine.doing("running 'x'"):
-        raise docker.errors.APIError("500", explanation=said)
-    with pytest.raises(PushError, match="labapp tidy"):
-        transfer.push(engine, None, "registry.example/shop/web:1")
+    (tmp_path / "it.jsonl").write_text(f'{{"http_status": 200}}\n{json.dumps({"error": said})}\n')
+    with engine_that_said("docker-26", tmp_path, str(tmp_path / "it")) as engine:
+        with pytest.raises(EngineError, match="labapp tidy"), engine.doing("running 'x'"):
+            raise docker.errors.APIError("500", explanation=said)
+        with pytest.raises(PushError, match="labapp tidy"):
+            transfer.push(engine, None, "registry.example/shop/web:1")
