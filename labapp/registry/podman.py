@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from labapp import feedback
 from labapp.errors import LabError
@@ -20,7 +20,7 @@ from labapp.machine.ports import free_port, wait_until
 from labapp.registry.server import STORAGE, RegistryServer
 from labapp.state import State, write_file
 
-SYSTEM = Path("/etc/containers")
+SYSTEM = PurePosixPath("/etc/containers")
 FOLDER = "registries.conf.d"
 RECORD = "podman"
 """What the state folder keeps: the file that was written, and the port of a mirror."""
@@ -49,12 +49,11 @@ def allow_http(engine: Engine, state: State, server: RegistryServer) -> None:
         engine.client.close()  # a connection that is kept open keeps the service
         return taken
 
-    file, port = _file(engine, state), mirror_port(state) or free_port()
-    text = "".join(map(_entry, (address, f"localhost:{port}")))
-    feedback.say(f"Podman is told in '{file}' that {address} speaks plain HTTP.")
-    state.write(RECORD, {"file": str(file), "mirror": port})
+    file = _file(engine, state)
+    state.write(RECORD, {"file": str(file), "mirror": mirror_port(state) or free_port()})
+    feedback.say(f"Telling Podman in '{file}' that {address} speaks plain HTTP.")
     try:
-        _write(server, file, text)
+        _write(server, file, _settings(state, address))
         # Not by its signal to reload: Podman 5 forgets thereby where its volumes are.
         if wait_until(is_told, seconds=20, every=7):
             return
@@ -67,10 +66,10 @@ def advice(engine: Engine, state: State, address: str) -> str:
     """Return what a person has to do where the lab can't."""
     return (
         f"Podman does not take plain HTTP from '{address}', so it can't pull from there or push. "
-        f"Write these three lines into '{_file(engine, state)}' on the machine where Podman runs "
+        f"Write these lines into '{_file(engine, state)}' on the machine where Podman runs "
         "(on macOS and Windows after 'podman machine ssh'), and restart its service, such as by "
         f"'systemctl {'--user ' if engine.rootless else ''}restart podman':\n"
-        f"{_entry(address)}Then run 'python3 -m labapp start'."
+        f"{_settings(state, address)}Then run 'python3 -m labapp start'."
     )
 
 
@@ -79,8 +78,9 @@ def mirror_port(state: State) -> int:
     return int(state.read(RECORD).get("mirror", 0))
 
 
-def _entry(address: str) -> str:
-    return f'[[registry]]\nlocation = "{address}"\ninsecure = true\n'
+def _settings(state: State, address: str) -> str:
+    places = [address] + ([f"localhost:{port}"] if (port := mirror_port(state)) else [])
+    return "".join(f'[[registry]]\nlocation = "{each}"\ninsecure = true\n' for each in places)
 
 
 def written(state: State) -> str:
@@ -91,21 +91,22 @@ def written(state: State) -> str:
 def forget(engine: Engine | None, state: State) -> None:
     """Remove the file again; without an engine there is none to be told."""
     if engine is not None and (name := written(state)):
-        _write(RegistryServer(engine=engine, state=state), Path(name), "")
+        _write(RegistryServer(engine=engine, state=state), PurePosixPath(name), "")
         state.write(RECORD, {})
 
 
-def _file(engine: Engine, state: State) -> Path:
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    folder = home / "containers" if engine.rootless else SYSTEM
+def _file(engine: Engine, state: State) -> PurePosixPath:
+    home = os.environ.get("XDG_CONFIG_HOME") or (Path.home() / ".config").as_posix()
+    folder = PurePosixPath(home) / "containers" if engine.rootless else SYSTEM
     return folder / FOLDER / f"labapp-{state.lab_id}.conf"
 
 
-def _write(server: RegistryServer, file: Path, text: str) -> None:
+def _write(server: RegistryServer, file: PurePosixPath, text: str) -> None:
     """Write a file on the engine's machine; an empty one is removed."""
     if not file.is_relative_to(SYSTEM):
         if sys.platform == "linux":  # elsewhere, an ordinary user's Podman has a machine of its own
-            write_file(file, text, mode=0o644) if text else file.unlink(missing_ok=True)
+            here = Path(file)
+            write_file(here, text, mode=0o644) if text else here.unlink(missing_ok=True)
         return
     script = f"cd {STORAGE} && mkdir -p {FOLDER} && rm -f {FOLDER}/{file.name}"
     script += f' && printf %s "$1" > {FOLDER}/{file.name}' if text else ""
