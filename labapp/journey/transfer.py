@@ -205,7 +205,8 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
     with engine.doing(f"removing the image '{reference}'", ImageError):
         before = build_cache(engine)
         try:
-            history: Any = api.history(name) if before else ()  # type: ignore[no-untyped-call]
+            # An image that was put together by hand has none.
+            history: Any = (before and api.history(name)) or ()  # type: ignore[no-untyped-call]
             said = api.remove_image(name)
         except docker.errors.NotFound:
             return False
