@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -405,6 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--chapters", nargs="+", default=CHAPTERS, metavar="CHAPTER")
     asked = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engine is ended, too
     names = list(KINDS) if "all" in asked.names else asked.names
     if asked.here:
         record_here(names[0])
