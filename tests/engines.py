@@ -304,7 +304,8 @@ def _outcomes(report: Path) -> Iterator[tuple[str, str]]:
     for case in ET.parse(report).getroot().iter("testcase"):
         number = re.search(r"\[(\d\d)_", case.get("name", ""))
         fault = case.find("failure") if case.find("error") is None else case.find("error")
-        told = "" if fault is None else (fault.text or "").strip().splitlines()[-1]
+        lines = re.sub(r"#x1B\[[0-9;]*m", "", (fault is not None and fault.text) or "").split("\n")
+        told = next((each.strip("E ") for each in reversed(lines) if each.strip("E ")), "")
         seconds = f"{float(case.get('time', 0)):.0f} s"
         yield number[1] if number else "?", f"fault ({told})" if told else seconds
 
