@@ -136,20 +136,21 @@ def _address(state: State) -> str:
 
 
 def _registries(engine: Engine, state: State, keep: Collection[str]) -> Iterator[Heap]:
-    from labapp.private.registry import PrivateRegistry  # cryptography, which 'status' can spare
+    servers = []
+    if state.read("registry"):
+        servers.append(RegistryServer(engine=engine, state=state))
+    if state.read("private"):
+        from labapp.private.registry import PrivateRegistry  # cryptography takes a while
 
-    for kind, server in (
-        ("registry", RegistryServer(engine=engine, state=state)),
-        ("private", PrivateRegistry(engine=engine, state=state).server),
-    ):
-        if state.read(kind):
-            try:
-                blobs = server.garbage(keep).blobs
-            except LabError as error:  # The rest can go all the same.
-                feedback.say(str(error))
-                continue
-            what = f"{len(blobs)} blobs and cut-off uploads in '{server.name}' that no image needs"
-            yield Heap(what, sum(blobs.values()), partial(server.collect_garbage, keep))
+        servers.append(PrivateRegistry(engine=engine, state=state).server)
+    for server in servers:
+        try:
+            blobs = server.garbage(keep).blobs
+        except LabError as error:  # The rest can go all the same.
+            feedback.say(str(error))
+            continue
+        what = f"{len(blobs)} blobs and cut-off uploads in '{server.name}' that no image needs"
+        yield Heap(what, sum(blobs.values()), partial(server.collect_garbage, keep))
 
 
 def _old_layers(state: State) -> Heap:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +36,13 @@ exit "$STATUS"
 
 
 @contextlib.contextmanager
-def engine_that_said(name: str, folder: Path, transfer: str = "") -> Iterator[Engine]:
-    """Yield an engine that answers as that one did; to a push or pull with a recording of one."""
+def engine_that_said(
+    name: str, folder: Path, transfer: str = "", also: Callable[[Seen], object] = lambda _: None
+) -> Iterator[Engine]:
+    """Yield an engine that answers as that one did; to a push or pull with a recording of one.
+
+    What is ``also`` asked may be answered with something to be told as JSON.
+    """
     about = json.loads((RECORDED / name / "about.json").read_text())
 
     def answer(seen: Seen) -> Reply:
@@ -49,6 +54,8 @@ def engine_that_said(name: str, folder: Path, transfer: str = "") -> Iterator[En
             return Reply(status, rest, kind, chunks=[rest] if status == 200 else None)
         if seen.path.endswith("_ping"):
             return Reply(body=b"OK")
+        if (answered := also(seen)) is not None:
+            return told(answered)
         found = re.search(r"/(version|info)", seen.path)
         return told(about[found[1]]) if found else told({"message": "no such"}, 404)
 
@@ -61,7 +68,11 @@ def engine_that_said(name: str, folder: Path, transfer: str = "") -> Iterator[En
 
 @contextlib.contextmanager
 def engine_that_built(
-    name: str, build: Path | str, folder: Path, status: int = 0
+    name: str,
+    build: Path | str,
+    folder: Path,
+    status: int = 0,
+    also: Callable[[Seen], object] = lambda _: None,
 ) -> Iterator[Engine]:
     """Yield an engine whose ``docker`` prints what was recorded for a build.
 
@@ -77,7 +88,7 @@ def engine_that_built(
         "SEEN": str(folder),
         "STATUS": str(status),
     }
-    with engine_that_said(name, folder) as engine:
+    with engine_that_said(name, folder, also=also) as engine:
         # The lab's own id is another one in each test; that of the recorded builds is this one.
         labels = {"labapp.lab": "0123abcd"}
         yield replace(engine, variables=engine.variables | variables, labels=labels)

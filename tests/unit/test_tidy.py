@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Set
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from urllib.parse import unquote
 
 import docker.errors
 import pytest
 from click.testing import CliRunner
-from recorded import engine_that_said
+from recorded import engine_that_built, engine_that_said
+from registries import Seen
 
 from labapp import cli, tidy
 from labapp.errors import EngineError, PushError, RegistryError
@@ -123,30 +123,40 @@ CACHE = [  # what it is, what it was built on, its description
 def test_on_the_engine_only_what_is_this_labs_and_unused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "id").write_text("0123abcd")
-    state = State.open(tmp_path)
-    state.write("registry", {"port": 41233})
-    about = {"Size": 9, "SharedSize": 4}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "id").write_text("0123abcd")
+    State.open(tmp_path / "state").write("receipts", {"image": digest("pin")})
+    about, free = {"Size": 9, "SharedSize": 4}, {"Shared": False, "InUse": False}
     images = [
-        {"Id": name, "Labels": labels, "RepoTags": tags, "RepoDigests": digests, **about}
+        {"Id": digest(name), "Labels": labels, "RepoTags": tags, "RepoDigests": digests, **about}
         for name, labels, tags, digests in IMAGES
     ]
-    records = {
-        name: {"Parents": [parent], "Description": text, "Size": 1, "Shared": False, "InUse": False}
-        for name, parent, text in CACHE
-    }
-    records["base"]["Shared"] = True
+    records = [
+        {"ID": name, "Parents": [parent], "Description": text, "Size": 1, "CreatedAt": at, **free}
+        for at, (name, parent, text) in enumerate(CACHE)
+    ]
+    records[0]["Shared"] = True
     gone: list[str] = []
-    api = SimpleNamespace(df=lambda: {"Images": images}, remove_image=gone.append)
-    with engine_that_said("docker-26", tmp_path) as real:
-        engine = replace(real, client=SimpleNamespace(api=api))  # type: ignore[arg-type]
-    monkeypatch.setattr(transfer, "build_cache", lambda _: records)
-    monkeypatch.setattr(transfer, "prune", lambda _, going: gone.extend(going))
-    heaps = (tidy._images(engine, state, {digest("pin"), "used"}), tidy._build_cache(engine, state))
-    for heap in heaps:
-        heap.free()
-    assert gone == ["mine", "pulled", "step", "result"]
-    assert [heap.size for heap in heaps] == [10, 2]
+
+    def answer(seen: Seen) -> object:
+        if "/system/df" in seen.path:
+            return {"Images": images, "BuildCache": records}
+        if "/containers/json" in seen.path:
+            return [{"ImageID": digest("used")}]
+        if seen.method == "DELETE" or "/build/prune" in seen.path:
+            gone.append(unquote(seen.path))
+            return {"SpaceReclaimed": 1}
+        return images if "/images/json" in seen.path else None
+
+    with engine_that_built("docker-26", "build", tmp_path, also=answer) as engine:
+        state = State.open(tmp_path / "state")
+        state.write("registry", {"port": 41233})
+        for name, value in engine.variables.items():
+            monkeypatch.setenv(name, value)
+        heaps = tidy.plan(state, tmp_path / "none")
+        assert [heap.size for heap in heaps] == [heap.free() for heap in heaps] == [10, 2]
+    going = [digest("mine"), digest("pulled"), '"result"', '"step"']
+    assert [name in request for name, request in zip(going, gone, strict=True)] == [True] * 4
 
 
 @pytest.mark.parametrize(
