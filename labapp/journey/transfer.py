@@ -211,6 +211,8 @@ def remove(engine: Engine, reference: Reference | str) -> bool:
         except docker.errors.NotFound:
             return False
         except docker.errors.APIError as error:
+            if "tag not known" in str(error):  # Podman 4 has it by a tag, which is another name
+                return False
             if error.status_code != 409:
                 raise
             raise ImageError(

@@ -230,8 +230,12 @@ def forget(bench: Bench, *repositories: str, prune: bool = True) -> None:
     """
     for name in on_engine(bench):
         if name.repository in repositories:
-            with contextlib.suppress(docker.errors.NotFound):
+            try:
                 bench.engine.client.api.remove_image(str(name), force=True, noprune=not prune)
+            except docker.errors.APIError as error:
+                # Podman 4 lists names by digest that it has not.
+                if error.status_code != 404 and "tag not known" not in str(error):
+                    raise
     registry = bench.registry
     for repository in {*repositories} & {*registry.repositories()}:
         # A push that was broken off leaves a repository without a tag.
