@@ -242,7 +242,7 @@ def running(name: str, folder: Path) -> Iterator[Place]:
             wait_until(lambda: process.poll() is not None or socket.is_socket(), seconds=60)
             if not socket.is_socket():
                 raise SystemExit(f"{name} does not run:\n{(place / 'log').read_text()[-2000:]}")
-            yield Place(_beside(base, enter), _variables(kind, base, place))
+            yield Place(enter, _variables(kind, base, place))
         finally:
             # With a rootless engine's kit, its engine ends as well.
             subprocess.run(["pkill", "-TERM", "-g", str(process.pid)])
@@ -251,12 +251,6 @@ def running(name: str, folder: Path) -> Iterator[Place]:
             subprocess.run(["pkill", "-KILL", "-g", str(process.pid)])
             process.wait()
             shutil.rmtree(place, ignore_errors=True)
-
-
-def _beside(base: Path, enter: Sequence[str]) -> list[str]:
-    """Return the command before one that is to see the engine's network and settings."""
-    mount = f"mkdir -p /etc/containers; mount --bind {base}/etc/containers /etc/containers"
-    return [*enter, "unshare", "--mount", "sh", "-ec", f'{mount}; exec "$@"', "beside"]
 
 
 def _variables(kind: Kind, base: Path, place: Path) -> dict[str, str]:
@@ -274,7 +268,7 @@ def _variables(kind: Kind, base: Path, place: Path) -> dict[str, str]:
         "LABAPP_BASES": "auto",
     }
     if kind.rootless:
-        variables["XDG_CONFIG_HOME"] = str(base / "home" / LEARNER / ".config")
+        variables["XDG_CONFIG_HOME"] = f"/home/{LEARNER}/.config"
     # A test that runs this is none of the tests that run there.
     mine = {key: text for key, text in os.environ.items() if not key.startswith("PYTEST_")}
     return mine | variables

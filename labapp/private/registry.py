@@ -7,6 +7,7 @@ Sources: CNCF Distribution, "Configuring a registry", ``http.tls`` and ``auth.to
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from labapp.private import service
 from labapp.private.accounts import Accounts
 from labapp.private.service import Decision
 from labapp.reference import Reference
+from labapp.registry import podman
 from labapp.registry.client import Registry
 from labapp.registry.http import Credentials, is_local
 from labapp.registry.manifests import Platform
@@ -106,9 +108,11 @@ class PrivateRegistry:
     def trust(self) -> None:
         """Make the engine trust the authority, for this registry alone, or raise RegistryError."""
         place = SYSTEM
-        if self._engine.rootless:
-            program = "containers" if self._engine.name == "Podman" else "docker"
-            place = str(Path.home() / ".config" / program / "certs.d")
+        if self._engine.rootless and self._engine.name == "Podman":
+            place = str(podman.settings(self._engine) / "certs.d")
+        elif self._engine.rootless:
+            home = os.environ.get("XDG_CONFIG_HOME") or (Path.home() / ".config").as_posix()
+            place = f"{home}/docker/certs.d"
         file = f"{place}/{self.address}/ca.crt"
         argv = ["install", "-D", "-m", "644", str(self.authority), file]
         feedback.command(["sudo", *argv] if place == SYSTEM else argv)

@@ -9,16 +9,15 @@ Source: containers-registries.conf(5), containers-registries.conf.d(5), podman-s
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import Any
 
 from labapp import feedback
 from labapp.errors import LabError
 from labapp.machine.engine import Engine
 from labapp.machine.ports import free_port, wait_until
 from labapp.registry.server import STORAGE, RegistryServer
-from labapp.state import State, write_file
+from labapp.state import State
 
 SYSTEM = PurePosixPath("/etc/containers")
 FOLDER = "registries.conf.d"
@@ -30,12 +29,23 @@ def takes_http(engine: Engine, address: str) -> bool:
     """Tell whether the engine takes plain HTTP from a registry; only Podman has to be asked."""
     if engine.name != "Podman":
         return True
+    known = (_info(engine).get("registries") or {}).get(address)
+    return isinstance(known, dict) and bool(known.get("Insecure"))
+
+
+def settings(engine: Engine) -> PurePosixPath:
+    """Return the folder of Podman's settings on its machine; a user's own where it has no root."""
+    own = PurePosixPath((_info(engine).get("store") or {}).get("configFile") or SYSTEM / "none")
+    return own.parent if engine.rootless else SYSTEM
+
+
+def _info(engine: Engine) -> dict[str, Any]:
     api = engine.client.api
-    with engine.doing("asking Podman which registries it knows"):
+    with engine.doing("asking Podman about itself"):
         answer = api.get(f"{api.base_url}/v4.0.0/libpod/info", timeout=api.timeout)
         answer.raise_for_status()
-    known = (answer.json().get("registries") or {}).get(address)
-    return isinstance(known, dict) and bool(known.get("Insecure"))
+        told: dict[str, Any] = answer.json()
+    return told
 
 
 def allow_http(engine: Engine, state: State, server: RegistryServer) -> None:
@@ -53,7 +63,7 @@ def allow_http(engine: Engine, state: State, server: RegistryServer) -> None:
     state.write(RECORD, {"file": str(file), "mirror": mirror_port(state) or free_port()})
     feedback.say(f"Telling Podman in '{file}' that {address} speaks plain HTTP.")
     try:
-        _write(server, file, _settings(state, address))
+        _write(server, file, _text(state, address))
         # Not by its signal to reload: Podman 5 forgets thereby where its volumes are.
         if wait_until(is_told, seconds=20, every=7):
             return
@@ -69,7 +79,7 @@ def advice(engine: Engine, state: State, address: str) -> str:
         f"Write these lines into '{_file(engine, state)}' on the machine where Podman runs "
         "(on macOS and Windows after 'podman machine ssh'), and restart its service, such as by "
         f"'systemctl {'--user ' if engine.rootless else ''}restart podman':\n"
-        f"{_settings(state, address)}Then run 'python3 -m labapp start'."
+        f"{_text(state, address)}Then run 'python3 -m labapp start'."
     )
 
 
@@ -78,7 +88,7 @@ def mirror_port(state: State) -> int:
     return int(state.read(RECORD).get("mirror", 0))
 
 
-def _settings(state: State, address: str) -> str:
+def _text(state: State, address: str) -> str:
     places = [address] + ([f"localhost:{port}"] if (port := mirror_port(state)) else [])
     return "".join(f'[[registry]]\nlocation = "{each}"\ninsecure = true\n' for each in places)
 
@@ -96,19 +106,10 @@ def forget(engine: Engine | None, state: State) -> None:
 
 
 def _file(engine: Engine, state: State) -> PurePosixPath:
-    home = os.environ.get("XDG_CONFIG_HOME") or (Path.home() / ".config").as_posix()
-    folder = PurePosixPath(home) / "containers" if engine.rootless else SYSTEM
-    return folder / FOLDER / f"labapp-{state.lab_id}.conf"
+    return settings(engine) / FOLDER / f"labapp-{state.lab_id}.conf"
 
 
 def _write(server: RegistryServer, file: PurePosixPath, text: str) -> None:
-    """Write a file on the engine's machine; an empty one is removed."""
-    if not file.is_relative_to(SYSTEM):
-        if sys.platform == "linux":  # elsewhere, an ordinary user's Podman has a machine of its own
-            here = Path(file)
-            write_file(here, text, mode=0o644) if text else here.unlink(missing_ok=True)
-        return
-    script = f"cd {STORAGE} && mkdir -p {FOLDER} && rm -f {FOLDER}/{file.name}"
-    script += f' && printf %s "$1" > {FOLDER}/{file.name}' if text else ""
-    argv = ["sh", "-c", script, "sh", text]
-    server.storage(argv, folder=str(SYSTEM))
+    """Write a file on the engine's machine, by a container there; an empty one is removed."""
+    script = f'cd {STORAGE} && rm -f "$1"' + (' && printf %s "$2" > "$1"' if text else "")
+    server.storage(["sh", "-c", script, "sh", file.name, text], folder=str(file.parent))

@@ -221,6 +221,8 @@ class RegistryServer:
                 labels={**self._state.labels, ROLE_LABEL: "oneshot", OWNER_LABEL: owner()},
                 volumes={place: {"bind": STORAGE, "mode": "rw"}},
                 network_mode="none",
+                # Else SELinux keeps a container out of the machine's own folders.
+                security_opt=["label=disable"] if folder else [],
             )
             try:
                 container.put_archive("/", tar_of({CONFIG_INSIDE[1:]: CONFIG.read_bytes()}))
