@@ -246,6 +246,9 @@ def published_url(container: Container, port: int | None = None) -> str | None:
 def discard(container: Container) -> None:
     """Remove a container, running or not; one that is gone already is fine."""
     with contextlib.suppress(docker.errors.NotFound):
+        # Podman removes by force only after ten seconds of asking.
+        with contextlib.suppress(docker.errors.APIError):
+            container.kill()
         container.remove(force=True, v=True)
 
 
