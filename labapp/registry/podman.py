@@ -29,8 +29,10 @@ def takes_http(engine: Engine, address: str) -> bool:
     """Tell whether the engine takes plain HTTP from a registry; only Podman has to be asked."""
     if engine.name != "Podman":
         return True
-    known = (_info(engine).get("registries") or {}).get(address)
-    return isinstance(known, dict) and bool(known.get("Insecure"))
+    known = _info(engine).get("registries") or {}
+    # A person may have named the host alone.
+    entries = (known.get(name) for name in (address, address.partition(":")[0]))
+    return any(isinstance(each, dict) and each.get("Insecure") for each in entries)
 
 
 def settings(engine: Engine) -> PurePosixPath:
