@@ -318,6 +318,7 @@ def test_a_bundle_for_another_platform_too(
     monkeypatch.setattr(Bench, "application", application)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("LABAPP_BASES", "auto")
     monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
     wheels.fetch(wheel_folder, platform=bench.engine.platform)
     own, far = (Platform.parse(each) for each in (bench.engine.platform, FAR))
