@@ -204,12 +204,14 @@ class RegistryServer:
             return said
         return b""
 
-    def storage(self, argv: Sequence[str], *, folder: str | None = None) -> str:
+    def storage(
+        self, argv: Sequence[str], *, folder: str | None = None, files: Mapping[str, bytes] = {}
+    ) -> str:
         """Run a command over the registry's files, or a folder of the engine's machine.
 
         It runs as root in a short-lived container of the registry's image, which has busybox, with
-        those files at ``STORAGE``, and the lab's configuration of a registry. Returns what it
-        printed; RegistryError if it fails.
+        those files at ``STORAGE``, and further ``files`` by their paths. Returns what it printed;
+        RegistryError if it fails.
         """
         place = folder or self.name
         doing = f"working on the files of '{place}' with '{shlex.join(argv)[:80]}'"
@@ -225,7 +227,9 @@ class RegistryServer:
                 security_opt=["label=disable"] if folder else [],
             )
             try:
-                container.put_archive("/", tar_of({CONFIG_INSIDE[1:]: CONFIG.read_bytes()}))
+                if files:
+                    archive = tar_of({path.lstrip("/"): data for path, data in files.items()})
+                    container.put_archive("/", archive)
                 container.start()
                 status = container.wait()["StatusCode"]
                 printed = container.logs(stdout=True, stderr=status != 0).decode("utf-8", "replace")
@@ -290,7 +294,8 @@ class RegistryServer:
                     volumes = (f"{self.name}:{STORAGE}", f"{CONFIG}:{CONFIG_INSIDE}")
                     shown = [f"--volume={each}" for each in volumes]
                     feedback.command(["docker", "run", "--rm", *shown, self.image, *collect])
-                    self.storage([*image.attrs["Config"]["Entrypoint"], *collect])
+                    config = {CONFIG_INSIDE: CONFIG.read_bytes()}
+                    self.storage([*image.attrs["Config"]["Entrypoint"], *collect], files=config)
                 left = self.garbage(keep).blobs
             finally:
                 if container is not None and was_running:
