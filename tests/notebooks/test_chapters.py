@@ -14,6 +14,7 @@ from desk import empty
 from nbformat import NotebookNode
 
 from labapp import reset
+from labapp.attacks.journal import Change, Journal
 from labapp.bench import Bench
 from labapp.course.exercises import all_exercises
 from labapp.course.pages import execute, to_html
@@ -123,6 +124,38 @@ def test_a_step_before_its_time_is_told_in_one_line(tmp_path: Path, bench: Bench
     error = next(o for o in notebook.cells[1].outputs if o.output_type == "error")
     assert error.ename == "PushError" and "hello/web:1.0" in error.evalue
     assert len(error.traceback) == 1, "a learner is shown the lab's stack"
+
+
+DESK = [
+    ("for id in ('00-tag', '00-run'):\n    lab.check(id)\nverdict = lab.check('00-tag')", 3, ""),
+    ("lab.check('00-tag')", 1, ""),
+    ("verdict", 1, ""),
+    ("for _ in range(3):\n    lab.hint('00-tag')", 0, "lab.solution"),
+    (
+        "pd.DataFrame({'step': [7]})",
+        0,
+        "<th>step</th>\\s*</tr>\\s*</thead>\\s*<tbody>\\s*<tr>\\s*<td>",
+    ),
+    ("pd.DataFrame({'step': [7]}, index=['mine'])", 0, "<th>mine</th>"),
+]
+"""What a learner writes into a cell, how many verdicts it shows, and what else."""
+
+
+def test_what_a_cell_shows(tmp_path: Path, bench: Bench) -> None:
+    empty(bench)
+    notebook = read(FILES[0], "setup", *["build-run"] * len(DESK))
+    setup, *cells = notebook.cells = [copied(c, str(n)) for n, c in enumerate(notebook.cells)]
+    setup.source = f"import pandas as pd\n{setup.source}"
+    for cell, (source, _, _) in zip(cells, DESK, strict=True):
+        cell.source = source
+    Journal(bench.state).note(Change("base", "file", str(tmp_path / "none" / "x"), {"after": ""}))
+    run(notebook, tmp_path, bench)
+    assert "mid-attack" in json.dumps(setup.outputs)
+    for cell, (source, count, text) in zip(cells, DESK, strict=True):
+        assert len(shown([cell], "labapp-verdict")) == count, source
+        said = [o.data for o in cell.outputs if "data" in o]
+        every = "".join(str(value) for data in said for value in data.values())
+        assert re.search(text, every), source
 
 
 def test_reset_in_mid_chapter(
