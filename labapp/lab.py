@@ -24,7 +24,7 @@ from labapp.inside import inspection
 from labapp.inside.inspection import Comparison, Inspection
 from labapp.journey import build, deploy, pin, run, transfer
 from labapp.private.registry import PrivateRegistry
-from labapp.reference import DOCKER_HUB, Reference
+from labapp.reference import DOCKER_HUB, Reference, is_digest
 from labapp.registry import log
 from labapp.registry.client import Registry
 from labapp.registry.log import Wire
@@ -69,7 +69,7 @@ def open_lab(chapter: str) -> Lab | Submission:
             journal.undo(bench)
         except AttackError as error:
             feedback.say(str(error))
-    _show_tables_without_numbers()
+    _show_tables_plainly()
     lab = Lab(bench, Coach(bench))
     feedback.say(
         f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "
@@ -78,8 +78,8 @@ def open_lab(chapter: str) -> Lab | Submission:
     return lab
 
 
-def _show_tables_without_numbers() -> None:
-    """Let a notebook show no column for an index that has no name, and only counts from 0."""
+def _show_tables_plainly() -> None:
+    """Let a notebook show an instruction whole, a digest's beginning, and no nameless numbers."""
     if "ipykernel" not in sys.modules:
         return
     import pandas as pd
@@ -87,8 +87,11 @@ def _show_tables_without_numbers() -> None:
 
     def html(rows: pd.DataFrame) -> str:
         named = rows.index.name is not None or not pd.api.types.is_integer_dtype(rows.index)
-        limits = (pd.get_option("display.max_rows"), pd.get_option("display.max_columns"))
-        return rows.to_html(index=named, max_rows=limits[0], max_cols=limits[1], notebook=True)
+        cut = len(rows) > pd.get_option("display.max_rows")
+        most = pd.get_option("display.min_rows") if cut else None
+        shown = rows.map(lambda each: f"{each[:19]}…" if is_digest(str(each)) else each)
+        with pd.option_context("display.max_colwidth", 100):
+            return shown.to_html(index=named, max_rows=most, show_dimensions=cut, notebook=True)
 
     formatters = get_ipython().display_formatter.formatters
     formatters["text/html"].for_type(pd.DataFrame, html)

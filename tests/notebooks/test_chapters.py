@@ -136,7 +136,8 @@ DESK = [
         0,
         "<th>step</th>\\s*</tr>\\s*</thead>\\s*<tbody>\\s*<tr>\\s*<td>",
     ),
-    ("pd.DataFrame({'step': [7]}, index=['mine'])", 0, "<th>mine</th>"),
+    ("pd.DataFrame({'step': ['x' * 80]}, index=['mine'])", 0, "<th>mine</th>\\s*<td>x{80}</td>"),
+    ("pd.DataFrame({'digest': ['sha256:' + 'a' * 64]})", 0, "<td>sha256:a{12}…</td>"),
 ]
 """What a learner writes into a cell, how many verdicts it shows, and what else."""
 
