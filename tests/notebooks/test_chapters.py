@@ -13,7 +13,7 @@ import pytest
 from desk import empty
 from nbformat import NotebookNode
 
-from labapp import reset
+from labapp import cli, reset
 from labapp.attacks.journal import Change, Journal
 from labapp.bench import Bench
 from labapp.course.exercises import all_exercises
@@ -21,6 +21,8 @@ from labapp.course.pages import execute, to_html
 from labapp.course.receipts import Attempt, Receipts
 from labapp.errors import ChapterError
 from labapp.feedback import QuietFeedback
+from labapp.journey.bases import SLIM
+from labapp.reference import Reference
 from labapp.state import State
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -157,6 +159,27 @@ def test_what_a_cell_shows(tmp_path: Path, bench: Bench) -> None:
         said = [o.data for o in cell.outputs if "data" in o]
         every = "".join(str(value) for data in said for value in data.values())
         assert re.search(text, every), source
+
+
+def test_run_leaves_the_learners_lab_alone(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DOCKER_HOST", "LABAPP_MIRROR"):  # so that they are put back
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
+    chapter = read(FILES[0], "setup", "page", "dockerfile", "build-run", "push-run")
+    chapter.cells[-1].source = "lab.push(hello)\nprint(lab.id)"
+    shutil.copytree(NOTEBOOKS / "quiz", tmp_path / "notebooks" / "quiz")
+    nbformat.write(chapter, tmp_path / "notebooks" / FILES[0].name)
+    mine, registry = Reference.parse(f"{bench.registry.address}/hello/web:1.0"), bench.registry
+    registry.copy(registry, registry.image(bench.base(SLIM)), to=mine)
+    before = registry.digest(mine)
+    assert cli.main(["run", "00", "--out", str(tmp_path)]) == 0
+    last = read(tmp_path / FILES[0].name).cells[-1].outputs[-1].text.split()[-1]
+    assert re.fullmatch("[0-9a-f]{8}", last) and last != bench.state.lab_id
+    assert registry.digest(mine) == before
+    assert reset.things(bench.engine, State(tmp_path, last)) == []
+    assert not cli.running_folder().exists()
 
 
 def test_reset_in_mid_chapter(
