@@ -337,7 +337,7 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
         parts += [full.strip()]
     elif "requires BuildKit" in cause or (unread and heredoc):
         parts += ["This engine has the classic builder only; write the line without that."]
-    elif keyword == "FROM" and "@sha256:" in text.split("\n")[(line or 1) - 1]:
+    elif keyword == "FROM" and "@sha256:" in cause:
         parts += [
             "Does the registry serve that digest? An image ID is none; 'lab.digest' tells it."
         ]
