@@ -65,7 +65,7 @@ def open_lab(chapter: str) -> Lab | Submission:
     if "LAB_SERVICE" not in os.environ:
         try:
             if journal.Journal(bench.state).changes():
-                feedback.say("The kernel before this one ended in mid-attack. So this is put back:")
+                feedback.say("An attack of another session was still on. It is taken back:")
             journal.undo(bench)
         except AttackError as error:
             feedback.say(str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def conversation(rows: pd.DataFrame, *, layers: pd.DataFrame) -> Chart:
         for each in (layers[is_new], layers[~is_new])
     )
     bands = ["at first", there.format("there already"), new.format("new"), "config", "manifest"]
-    steps = rows.assign(band=_bands(rows, layers["digest"][is_new], layers["digest"][~is_new]))
+    steps = rows.assign(band=_bands(rows, layers["digest"].map(_eight), is_new))
     steps = steps.groupby(["band", *keys], sort=False)["bytes"].agg(["sum", "size"]).reset_index()
     steps = steps.sort_values("band", kind="stable")
     client, drawn = str(rows["client"].iloc[0]), steps["band"].nunique()
@@ -124,19 +124,18 @@ def conversation(rows: pd.DataFrame, *, layers: pd.DataFrame) -> Chart:
     return Chart(axes, f"Sequence diagram between {client} and the registry. {words}.")
 
 
-def _bands(rows: pd.DataFrame, new: Iterable[str], there: Iterable[str]) -> list[int]:
-    """Return the number of the band of each request.
+def _bands(rows: pd.DataFrame, layers: pd.Series[str], is_new: pd.Series[bool]) -> list[int]:
+    """Return the number of the band of each request, given the layers' first eight digits.
 
     One that starts an upload names no digest; as many are started as are finished, in that order.
     """
-    digest = rows["digest"].astype(str).str.rpartition(":")[2].str[:8]
+    digest = rows["digest"].map(_eight)
     asked = set(digest[rows["method"] == "POST"])
     starts = rows.index[(rows["method"] == "POST") & (digest == "")]
     ends = rows.index[(rows["meaning"] == "finish the upload") & ~digest.isin(asked)]
     for start, end in zip(starts, ends, strict=False):
         digest[start] = digest[end]
-    known = {each.rpartition(":")[2][:8]: 1 for each in there}
-    known |= {each.rpartition(":")[2][:8]: 2 for each in new}
+    known = {each: 2 if new else 1 for each, new in zip(layers, is_new, strict=True)}
     return [
         4 if "/manifests/" in path else known.get(each, 3) if "/blobs/" in path else 0
         for each, path in zip(digest, rows["path"].astype(str), strict=True)

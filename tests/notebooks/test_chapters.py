@@ -153,7 +153,7 @@ def test_what_a_cell_shows(tmp_path: Path, bench: Bench) -> None:
         cell.source = source
     Journal(bench.state).note(Change("base", "file", str(tmp_path / "none" / "x"), {"after": ""}))
     run(notebook, tmp_path, bench)
-    assert "mid-attack" in json.dumps(setup.outputs)
+    assert "another session" in json.dumps(setup.outputs)
     for cell, (source, count, text) in zip(cells, DESK, strict=True):
         assert len(shown([cell], "labapp-verdict")) == count, source
         said = [o.data for o in cell.outputs if "data" in o]
