@@ -107,12 +107,12 @@ def conversation(rows: pd.DataFrame, *, layers: pd.DataFrame) -> Chart:
             write(axes, wide / 2, y + 11, bands[band], ha="center", weight="bold")
             said.append(f"{bands[band]}: ")
         y += _EXCHANGE
-        said.append(f"{count} times {method} {meaning}: {status}; ")
+        often = f"{count} times " if count > 1 else ""
+        said.append(f"{often}{method} {meaning}: {status}; ")
         axes.annotate("", xy=(right, y), xytext=(left, y),
                       arrowprops={"arrowstyle": "-|>", "color": BLUE})  # fmt: skip
         carries = f", {amount(size)}" if size > 2 else ""  # an empty answer may have two
-        request = (f"{count} times " if count > 1 else "") + f"{method}  {meaning}"
-        request += carries * (method != "GET")
+        request = f"{often}{method}  {meaning}" + carries * (method != "GET")
         request = fitted(request, 0.94 * (right - left), TEXT)
         write(axes, left + 16, y - 4, request, size=TEXT, va="bottom")
         axes.annotate("", xy=(left, y + 13), xytext=(right, y + 13),

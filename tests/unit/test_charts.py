@@ -340,16 +340,16 @@ SAID = [
     ("conversation", "2 of 3 layers had to travel, and the manifest came last"),
     (
         "conversation",
-        "registry. at first: 1 times GET are you a registry?: 200; there already: 1 l",
+        "registry. at first: GET are you a registry?: 200; there already: 1 l",
     ),
     (
         "conversation",
-        "there already: 1 layer, 448.0 MB: 1 times HEAD is this blob there?: 200; new",
+        "there already: 1 layer, 448.0 MB: HEAD is this blob there?: 200; new",
     ),
     ("conversation", "new: 2 layers, 31.0 MB: 2 times HEAD is this blob there?: 404; 2 times POST"),
-    ("conversation", "201; 1 times HEAD is this blob there?: 200; config: 1 times POST"),
+    ("conversation", "201; HEAD is this blob there?: 200; config: POST"),
     ("conversation", "PUT finish the upload, 5.0 kB"),
-    ("conversation", "200; manifest: 1 times PUT store the manifest: 201."),
+    ("conversation", "200; manifest: PUT store the manifest: 201."),
     ("conversation about nothing new", "there already: 3 layers, 479.0 MB: 2 times HEAD"),
     ("a tag's history", "the tag names aaaabbbb and the server runs 60000000"),
 ]
