@@ -210,7 +210,7 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
     first = prepare(State.open(), source=bases)
     os.environ["DOCKER_HOST"] = first.engine.host
     os.environ["LABAPP_MIRROR"] = f"http://{first.registry.address}"
-    state = State.open(running_folder())
+    state = State.open(apart("run"))
     try:
         environment = jupyter.environment(state, prepare(state, source="mirror").engine)
         for file in files:
@@ -218,12 +218,6 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
     finally:
         with feedback.using(feedback.QuietFeedback()):
             resets.carry_out(resets.plan(state, everything=True))
-
-
-def running_folder() -> Path:
-    """Return the state folder of the lab in which ``run`` executes chapters."""
-    mine = State.open().folder
-    return mine.with_name(f"{mine.name}-run")
 
 
 @command.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
@@ -276,9 +270,14 @@ def test(pytest_args: tuple[str, ...], engines: tuple[str, ...]) -> int:
 
 def tests_folder() -> Path:
     """Return the state folder of the tests' own lab."""
-    mine = State.open().folder
     named = os.environ.get("LABAPP_STATE_TEST")
-    return Path(named).expanduser().absolute() if named else mine.with_name(f"{mine.name}-test")
+    return Path(named).expanduser().absolute() if named else apart("test")
+
+
+def apart(name: str) -> Path:
+    """Return the state folder of a lab beside the learner's, in which a command works."""
+    mine = State.open().folder
+    return mine.with_name(f"{mine.name}-{name}")
 
 
 @command.command()
@@ -297,7 +296,7 @@ def reset(yes: bool, everything: bool) -> int:
     state, tests = State.open(), tests_folder()
     work = REPOSITORY / "notebooks" / "work"
     plans = [resets.plan(state, everything=everything, work=work)]
-    for lab in (tests, tests.with_name(tests.name + SECOND), running_folder()):
+    for lab in (tests, tests.with_name(tests.name + SECOND), apart("run")):
         if everything and lab.exists():
             plans.append(resets.plan(State.open(lab), everything=True))
     lines = [line for plan in plans for line in plan.lines()]

@@ -179,7 +179,7 @@ def test_run_leaves_the_learners_lab_alone(
     assert re.fullmatch("[0-9a-f]{8}", last) and last != bench.state.lab_id
     assert registry.digest(mine) == before
     assert reset.things(bench.engine, State(tmp_path, last)) == []
-    assert not cli.running_folder().exists()
+    assert not cli.apart("run").exists()
 
 
 def test_reset_in_mid_chapter(
