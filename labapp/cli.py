@@ -106,7 +106,7 @@ def command() -> None:
 @NOTEBOOKS
 @BASES
 def start(no_browser: bool, port: int | None, notebooks: Path, bases: str) -> None:
-    """Set everything up and open JupyterLab on the chapters.
+    """Set everything up, and open your chapter in JupyterLab.
 
     Finds the container engine (on Debian and Ubuntu, as root, installs and starts one if there is
     none), starts the registry, prepares the base images, and serves the notebooks until Ctrl-C.
@@ -115,11 +115,15 @@ def start(no_browser: bool, port: int | None, notebooks: Path, bases: str) -> No
     died since is mended. When JupyterLab runs already, its address is printed.
     """
     from labapp.bench import prepare
+    from labapp.course.progress import chapter_of
+    from labapp.course.receipts import Receipts
     from labapp.machine import jupyter
 
-    state = State.open()
+    state, folder = State.open(), notebooks.resolve()
     engine = prepare(state, source=bases, clean=jupyter.find(state) is None).engine
-    jupyter.serve(state, engine, folder=notebooks.resolve(), port=port, browser=not no_browser)
+    file = chapter_of(Receipts(state), folder)
+    name = file.name if file else ""
+    jupyter.serve(state, engine, folder=folder, chapter=name, port=port, browser=not no_browser)
 
 
 @command.command()
@@ -193,16 +197,27 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
 
     CHAPTER is a number or a name: 'run 02', 'run 02_registry'. Without any, all are run. Their
     notebooks and HTML pages, which need no internet to be read, go to out/.
+
+    They run in a lab of their own on the same engine, which is removed at the end: what you have
+    made in your chapters stays as it is.
     """
+    from labapp import reset as resets
     from labapp.bench import prepare
     from labapp.course import pages
     from labapp.machine import jupyter
 
-    state = State.open()
     files = pages.chapters(REPOSITORY / "notebooks", chapters)
-    environment = jupyter.environment(state, prepare(state, source=bases).engine)
-    for file in files:
-        pages.run_chapter(file, out, environment=environment)
+    first = prepare(State.open(), source=bases)
+    os.environ["DOCKER_HOST"] = first.engine.host
+    os.environ["LABAPP_MIRROR"] = f"http://{first.registry.address}"
+    state = State.open(apart("run"))
+    try:
+        environment = jupyter.environment(state, prepare(state, source="mirror").engine)
+        for file in files:
+            pages.run_chapter(file, out, environment=environment)
+    finally:
+        with feedback.using(feedback.QuietFeedback()):
+            resets.carry_out(resets.plan(state, everything=True))
 
 
 @command.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
@@ -255,9 +270,14 @@ def test(pytest_args: tuple[str, ...], engines: tuple[str, ...]) -> int:
 
 def tests_folder() -> Path:
     """Return the state folder of the tests' own lab."""
-    mine = State.open().folder
     named = os.environ.get("LABAPP_STATE_TEST")
-    return Path(named).expanduser().absolute() if named else mine.with_name(f"{mine.name}-test")
+    return Path(named).expanduser().absolute() if named else apart("test")
+
+
+def apart(name: str) -> Path:
+    """Return the state folder of a lab beside the learner's, in which a command works."""
+    mine = State.open().folder
+    return mine.with_name(f"{mine.name}-{name}")
 
 
 @command.command()
@@ -276,7 +296,7 @@ def reset(yes: bool, everything: bool) -> int:
     state, tests = State.open(), tests_folder()
     work = REPOSITORY / "notebooks" / "work"
     plans = [resets.plan(state, everything=everything, work=work)]
-    for lab in (tests, tests.with_name(tests.name + SECOND)):
+    for lab in (tests, tests.with_name(tests.name + SECOND), apart("run")):
         if everything and lab.exists():
             plans.append(resets.plan(State.open(lab), everything=True))
     lines = [line for plan in plans for line in plan.lines()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -17,12 +19,12 @@ from labapp.attacks.delivery import Judgement, PipelineRun
 from labapp.bench import Bench, prepare
 from labapp.course.exercises import Coach, Submission, Verdict, saboteur, submission
 from labapp.course.progress import JourneyMap, journey_map
-from labapp.errors import AttackError, ImageError
+from labapp.errors import AttackError, ImageError, RegistryError
 from labapp.inside import inspection
 from labapp.inside.inspection import Comparison, Inspection
 from labapp.journey import build, deploy, pin, run, transfer
 from labapp.private.registry import PrivateRegistry
-from labapp.reference import Reference
+from labapp.reference import DOCKER_HUB, Reference, is_digest
 from labapp.registry import log
 from labapp.registry.client import Registry
 from labapp.registry.log import Wire
@@ -62,16 +64,37 @@ def open_lab(chapter: str) -> Lab | Submission:
     # Not from a delivery script, which would undo what it has to survive.
     if "LAB_SERVICE" not in os.environ:
         try:
-            # What a kernel that died in mid-attack has left.
+            if journal.Journal(bench.state).changes():
+                feedback.say("An attack of another session was still on. It is taken back:")
             journal.undo(bench)
         except AttackError as error:
             feedback.say(str(error))
+    _show_tables_plainly()
     lab = Lab(bench, Coach(bench))
     feedback.say(
         f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "
         f"registry {lab.address} · lab {lab.id}"
     )
     return lab
+
+
+def _show_tables_plainly() -> None:
+    """Let a notebook show an instruction whole, a digest's beginning, and no nameless numbers."""
+    if "ipykernel" not in sys.modules:
+        return
+    import pandas as pd
+    from IPython import get_ipython
+
+    def html(rows: pd.DataFrame) -> str:
+        named = rows.index.name is not None or not pd.api.types.is_integer_dtype(rows.index)
+        cut = len(rows) > pd.get_option("display.max_rows")
+        most = pd.get_option("display.min_rows") if cut else None
+        shown = rows.map(lambda each: f"{each[:19]}…" if is_digest(str(each)) else each)
+        with pd.option_context("display.max_colwidth", 100):
+            return shown.to_html(index=named, max_rows=most, show_dimensions=cut, notebook=True)
+
+    formatters = get_ipython().display_formatter.formatters
+    formatters["text/html"].for_type(pd.DataFrame, html)
 
 
 @dataclass(frozen=True)
@@ -185,22 +208,22 @@ class Lab:
 
     def tag(self, source: str, target: str) -> None:
         """Give an image on the engine one more name: ``docker tag``."""
-        transfer.tag(self.bench.engine, source, target)
+        transfer.tag(self.bench.engine, self._in_full(source), target)
 
     def push(self, reference: str) -> Transfer:
         """Send an image to its registry: ``docker push``; then check that it arrived whole."""
-        return transfer.push(self.bench.engine, self.bench.server, reference)
+        return transfer.push(self.bench.engine, self.bench.server, self._in_full(reference))
 
     def pull(self, reference: str) -> Transfer:
         """Fetch an image from its registry: ``docker pull``."""
-        return transfer.pull(self.bench.engine, self.bench.server, reference)
+        return transfer.pull(self.bench.engine, self.bench.server, self._in_full(reference))
 
     def run(self, reference: str, *, name: str | None = None, wait_for: str = "/health") -> Running:
         """Start a container and wait until it answers at a path: ``docker run -d``.
 
         A container of this lab that has the name already is replaced.
         """
-        return run.run(self.bench.engine, reference, name=name, wait_for=wait_for)
+        return run.run(self.bench.engine, self._in_full(reference), name=name, wait_for=wait_for)
 
     def run_once(
         self,
@@ -215,8 +238,26 @@ class Lab:
         Started ``beside`` a running container, it sees that one's processes and network. Of an
         index, ``platform``, ``linux/arm64`` say, asks for another image than the engine's own.
         """
-        engine = self.bench.engine
-        return run.run_once(engine, reference, command, beside=beside, platform=platform)
+        engine, name = self.bench.engine, self._in_full(reference)
+        return run.run_once(engine, name, command, beside=beside, platform=platform)
+
+    def _in_full(self, reference: str) -> str:
+        """Return a name; ImageError if it lacks the registry's address, and only so means nothing.
+
+        Docker would look for it on Docker Hub, and tell of that.
+        """
+        short, engine = transfer.with_tag(reference), self.bench.engine
+        full = f"{self.address}/{short}"
+        if short.registry == DOCKER_HUB and not str(reference).startswith(DOCKER_HUB):
+            with engine.doing(f"looking for the image '{short}'", ImageError):
+                lacks = not engine.image(str(short))
+            with contextlib.suppress(RegistryError):  # it is down, or has none of it
+                if lacks and self.registry.digest(full):
+                    raise ImageError(
+                        f"looking for the image '{reference}': without a registry in front, it is "
+                        f"one of Docker Hub's. The lab's registry has '{full}': write it so."
+                    )
+        return reference
 
     def remove(self, *references: str) -> None:
         """Take images off the engine, as if it had never seen them: ``docker image rm``.
@@ -228,7 +269,8 @@ class Lab:
         Raises:
             ImageError: another container was made from one of them.
         """
-        engine, names = self.bench.engine, [str(transfer.with_tag(each)) for each in references]
+        engine = self.bench.engine
+        names = [str(transfer.with_tag(self._in_full(each))) for each in references]
         with engine.doing(f"removing the images {', '.join(map(repr, names))}", ImageError):
             held = {str(image.id): image for name in names if (image := engine.image(name))}
             for container in run.remove_running(engine, of=held):
@@ -323,8 +365,8 @@ class Lab:
         return journey_map(self.coach.receipts.read().passed)
 
     def clean_up(self) -> None:
-        """Remove the containers that this lab started; images stay, so that a return is quick."""
-        for name in run.remove_running(self.bench.engine):
+        """Remove the containers that run images of this lab; these stay: a return is quick."""
+        for name in run.remove_running(self.bench.engine, address=self.address):
             feedback.command(["docker", "rm", "--force", name])
 
     @property

@@ -32,6 +32,9 @@ LINES = {"slow": 10, "typical": 100, "fast": 1000}
 _NOTICED = 0.05
 """A step that takes less, in seconds, only wrote down a setting."""
 
+_NAME, _KEY = 230.0, 14.0
+"""How wide a bar's name may get, in two lines, and how high a line of the key is."""
+
 _ROW, _HEAD, _GAP = 18.0, 24.0, 24.0
 """Of a small chart: the height of a bar's row and of the name above, and what is between two."""
 
@@ -66,16 +69,30 @@ class Row:
         return self.begin + sum(block.length for block in self.blocks)
 
 
-def stacked_bars(rows: Sequence[Row], *, title: str, unit: str, alt: str, note: str = "") -> Chart:
-    """Draw rows, the first on top; those of another group stand half a row apart."""
+def stacked_bars(
+    rows: Sequence[Row],
+    *,
+    title: str,
+    unit: str,
+    alt: str,
+    note: str = "",
+    key: Sequence[tuple[str, str]] = (),
+) -> Chart:
+    """Draw rows, the first on top; those of another group stand half a row apart.
+
+    The ``key``, below the axis, says what colours mean.
+    """
     starts = [number > 0 and row.group != rows[number - 1].group for number, row in enumerate(rows)]
     places = [number + 0.5 * sum(starts[: number + 1]) for number in range(len(rows))]
-    names = [fitted(row.name, 230, TEXT) for row in rows]
+    names = [_named(row.name) for row in rows]
     groups = {row.group: wrapped(row.group, 140, TEXT, bold=True)[:2] for row in rows}
     of_groups = max(text_width(line, TEXT, bold=True) for g in groups.values() for line in g)
-    left = MARGIN + max(text_width(name, TEXT) for name in names) + 8
+    left = MARGIN + max(text_width(line, TEXT) for name in names for line in name.split("\n")) + 8
     left += of_groups + 12 if of_groups else 0
-    axes = frame(title=title, height=_HIGH * (places[-1] + 1), left=left, right=20, note=note)
+    axes = frame(
+        title=title, height=_HIGH * (places[-1] + 1), left=left, right=20, note=note,
+        bottom=40 + _KEY * len(key),
+    )  # fmt: skip
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_yticks(places, names, fontsize=TEXT, parse_math=False)
@@ -93,9 +110,19 @@ def stacked_bars(rows: Sequence[Row], *, title: str, unit: str, alt: str, note: 
             axes, (MARGIN - left) / scale, statistics.mean(own), "\n".join(lines), size=TEXT,
             weight="bold",
         )  # fmt: skip
+    for number, (colour, text) in enumerate(key):
+        place = places[-1] + 0.5 + (40 + _KEY * (number + 0.5)) / _HIGH
+        write(axes, (MARGIN - left) / scale, place, "■", size=TEXT, color=colour)
+        write(axes, (MARGIN - left + 14) / scale, place, text)
     # A bar of nothing is seen to be one.
     axes.axvline(0, color=GREY, linewidth=1, zorder=0)
     return Chart(axes, alt)
+
+
+def _named(name: str) -> str:
+    """Return a bar's name in one line, or else in two."""
+    first, *more = wrapped(name, _NAME, TEXT)
+    return "\n".join([first, *([fitted(" ".join(more), _NAME, TEXT)] if more else [])])
 
 
 def _scale(lengths: Iterable[float], words: Sequence[str], room: float) -> float:
@@ -310,31 +337,42 @@ def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
     checked_all("build times", builds, "instruction", "cached", "seconds")
     stages = {name: _stages(steps) for name, steps in builds.items()}
     has_stages = any(stage for parts in stages.values() for stage, _ in parts)
+    ran = pd.concat([steps[steps["cached"].astype(str) != "True"] for steps in builds.values()])
+    longest = ran.groupby("instruction", sort=False)["seconds"].max()
+    seen = 0.02 * max(steps["seconds"].sum() for steps in builds.values())
+    most = longest[longest >= seen].nlargest(len(PALETTE) - 1)
+    told = [text for text in longest.index if text in most]
+    looks = {each: look for each, *look in zip(told, PALETTE, string.ascii_uppercase, strict=False)}
+    key = [
+        (colour, f"{letter}  {fitted(_telling(each), WIDTH - 60, SMALL)}")
+        for each, (colour, letter) in looks.items()
+    ]
+    key += [(GREY, "all other steps")] * (len(longest) > len(told))
     rows, said = [], []
     for name, parts in stages.items():
         begin, worked = 0.0, 0
         by = []
         for stage, steps in parts:
-            blocks = [
-                Block(step.seconds, GREY) if step.cached
-                else Block(step.seconds, (PALE, DEEP)[step.Index % 2], str(step.instruction))
-                for step in steps
-            ]  # fmt: skip
-            had_work = sum(not step.cached and step.seconds >= _NOTICED for step in steps)
+            blocks = []
+            for step in steps:
+                known = {} if step.cached else looks
+                colour, letter = known.get(step.instruction, (GREY, ""))
+                blocks.append(Block(step.seconds, colour, letter=letter))
+            count = sum(not step.cached and step.seconds >= _NOTICED for step in steps)
             seconds = sum(block.length for block in blocks)
-            words = f"{duration(seconds)}, {counted(had_work, 'step')} had work to do"
+            words = f"{duration(seconds)}, {counted(count, 'step')} ran"
             label, group = (stage or "all steps", name) if has_stages else (name, "")
             rows.append(Row(label, blocks, words, group, begin))
             by.append(f"{label} {duration(seconds)}")
-            begin, worked = begin + seconds, worked + had_work
-        said.append(f"{name}: {duration(begin)}, {counted(worked, 'step')} had work to do")
+            begin, worked = begin + seconds, worked + count
+        said.append(f"{name}: {duration(begin)}, {counted(worked, 'step')} ran")
         if len(parts) > 1:
             said[-1] += f" (by stage: {listed(by)})"
-    title = "Each block is a step that had work to do; steps from the cache take no time"
+    title = "A step has the same colour in every bar; one from the cache takes no time"
     if has_stages:
         title += ". A stage's row begins where the one before it ended"
     alt = f"Bar chart of build times. {'; '.join(said)}."
-    return stacked_bars(rows, title=title, unit="seconds of work", alt=alt)
+    return stacked_bars(rows, title=title, unit="seconds of work", alt=alt, key=key)
 
 
 def _stages(steps: pd.DataFrame) -> list[tuple[str, list[Any]]]:

@@ -38,6 +38,9 @@ PHRASES = {200: "yes", 201: "stored", 202: "go on", 404: "no"}
 _EXCHANGE = 36.0
 """How much room a request and its answer take."""
 
+_BAND = 20.0
+"""How much room the head of a band takes."""
+
 _LINES = (
     (DEEP, "-", "o"), (ORANGE, "--", "s"), ("#832db6", "-.", "^"),
     ("#717581", ":", "D"), (BLUE, (0, (6, 1, 1, 1, 1, 1)), "v"),
@@ -58,48 +61,85 @@ _LINE, _NAME, _ATTACK, _CONTROL = 22.0, 44.0, 160.0, 396.0
 """Where, from the left, the journey's line and its columns stand."""
 
 
-def conversation(rows: pd.DataFrame) -> Chart:
-    """Draw requests to a registry as a sequence diagram.
+def conversation(rows: pd.DataFrame, *, layers: pd.DataFrame) -> Chart:
+    """Draw what is said in a push as a sequence diagram, in bands: by what the requests are about.
 
     Engines send several layers side by side, so that their requests are mixed in the log. Equal
-    requests are drawn once, where the first of them came, with their number.
+    requests of a band are drawn once, with their number.
 
     Args:
-        rows: requests in order; columns ``client``, ``method``, ``meaning``, ``status``, ``bytes``.
+        rows: requests in order; columns ``client``, ``method``, ``meaning``, ``digest``, ``path``,
+            ``status``, ``bytes``.
+        layers: the layers of what was pushed; columns ``digest``, ``bytes`` and ``outcome``.
     """
     keys = ["method", "meaning", "status"]
-    checked("a conversation", rows, "client", *keys, "bytes")
-    steps = rows.groupby(keys, sort=False)["bytes"].agg(["sum", "size"]).reset_index()
-    client = str(rows["client"].iloc[0])
-    axes = canvas(
-        title="Equal requests are drawn once, where the first of them came",
-        height=_EXCHANGE * (len(steps) + 0.9),
+    checked("a conversation", rows, "client", *keys, "digest", "path", "bytes")
+    checked("a conversation about layers", layers, "digest", "bytes", "outcome")
+    is_new = layers["outcome"] == "sent"
+    new, there = (
+        f"{{}}: {counted(len(each), 'layer')}, {amount(each['bytes'].sum())}"
+        for each in (layers[is_new], layers[~is_new])
     )
-    left, right = 75.0, WIDTH - 2 * MARGIN - 75
+    bands = ["at first", there.format("there already"), new.format("new"), "config", "manifest"]
+    steps = rows.assign(band=_bands(rows, layers["digest"].map(_eight), is_new))
+    steps = steps.groupby(["band", *keys], sort=False)["bytes"].agg(["sum", "size"]).reset_index()
+    steps = steps.sort_values("band", kind="stable")
+    client, drawn = str(rows["client"].iloc[0]), steps["band"].nunique()
+    axes = canvas(
+        title=f"{is_new.sum()} of {counted(len(layers), 'layer')} had to travel, and the manifest "
+        "came last",
+        height=_EXCHANGE * (len(steps) + 0.9) + _BAND * drawn,
+        note="A request that came several times about the same kind of thing is drawn once.",
+    )
+    wide = WIDTH - 2 * MARGIN
+    left, right = 75.0, wide - 75
     for x, name in ((left, client), (right, "registry")):
-        axes.plot(
-            [x, x], [0.5 * _EXCHANGE, (len(steps) + 0.7) * _EXCHANGE], color=GREY, linewidth=1
-        )
+        end = (len(steps) + 0.7) * _EXCHANGE + _BAND * drawn
+        axes.plot([x, x], [0.5 * _EXCHANGE, end], color=GREY, linewidth=1)
         name = fitted(name, 140, TEXT, bold=True)
         write(axes, x, 0.28 * _EXCHANGE, name, size=TEXT, ha="center", weight="bold")
-    said = []
+    said, y, last = [], 0.0, None
     exchanges: list[Any] = list(steps.itertuples(index=False))
-    for number, (method, meaning, status, size, count) in enumerate(exchanges, start=1):
-        y = number * _EXCHANGE
-        said.append(f"{count} times {method} {meaning}: {status}")
+    for band, method, meaning, status, size, count in exchanges:
+        if band != last:
+            y, last = y + _BAND, band
+            axes.barh(y + 11, wide, 14, color=PALE)
+            write(axes, wide / 2, y + 11, bands[band], ha="center", weight="bold")
+            said.append(f"{bands[band]}: ")
+        y += _EXCHANGE
+        often = f"{count} times " if count > 1 else ""
+        said.append(f"{often}{method} {meaning}: {status}; ")
         axes.annotate("", xy=(right, y), xytext=(left, y),
                       arrowprops={"arrowstyle": "-|>", "color": BLUE})  # fmt: skip
-        request = (f"{count} times " if count > 1 else "") + f"{method}  {meaning}"
+        carries = f", {amount(size)}" if size > 2 else ""  # an empty answer may have two
+        request = f"{often}{method}  {meaning}" + carries * (method != "GET")
         request = fitted(request, 0.94 * (right - left), TEXT)
         write(axes, left + 16, y - 4, request, size=TEXT, va="bottom")
         axes.annotate("", xy=(left, y + 13), xytext=(right, y + 13),
                       arrowprops={"arrowstyle": "-|>", "color": GREY, "ls": "--"})  # fmt: skip
-        answer = f"{status} {PHRASES.get(status, '')}".strip()
-        answer += f", {amount(size)}" if size > 2 else ""
+        answer = f"{status} {PHRASES.get(status, '')}".strip() + carries * (method == "GET")
         write(axes, right - 25, y + 13, answer, ha="right",
               bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
-    words = "; ".join(said)
+    words = "".join(said).rstrip("; ")
     return Chart(axes, f"Sequence diagram between {client} and the registry. {words}.")
+
+
+def _bands(rows: pd.DataFrame, layers: pd.Series[str], is_new: pd.Series[bool]) -> list[int]:
+    """Return the number of the band of each request, given the layers' first eight digits.
+
+    One that starts an upload names no digest; as many are started as are finished, in that order.
+    """
+    digest = rows["digest"].map(_eight)
+    asked = set(digest[rows["method"] == "POST"])
+    starts = rows.index[(rows["method"] == "POST") & (digest == "")]
+    ends = rows.index[(rows["meaning"] == "finish the upload") & ~digest.isin(asked)]
+    for start, end in zip(starts, ends, strict=False):
+        digest[start] = digest[end]
+    known = {each: 2 if new else 1 for each, new in zip(layers, is_new, strict=True)}
+    return [
+        4 if "/manifests/" in path else known.get(each, 3) if "/blobs/" in path else 0
+        for each, path in zip(digest, rows["path"].astype(str), strict=True)
+    ]
 
 
 def tag_history(rows: pd.DataFrame) -> Chart:

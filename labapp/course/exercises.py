@@ -11,11 +11,13 @@ import html
 import importlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
+from labapp import feedback
 from labapp.course import receipts
 from labapp.course.receipts import SUBMITTED, Attempt, Receipts
 from labapp.errors import ExerciseError, StateError
@@ -46,9 +48,21 @@ class Verdict:
     outcome: Literal["Correct", "NotYet", "Wrong"]
     message: str
     evidence: Mapping[str, str] = field(default_factory=dict)
+    _shown: set[int] = field(default_factory=set, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{_SIGNS[self.outcome]}: {self.message}"
+
+    def _ipython_display_(self) -> None:
+        """Show it once in a cell: a check does so by itself, wherever in the cell it stands."""
+        from IPython import get_ipython
+        from IPython.display import display
+
+        count = getattr(get_ipython(), "execution_count", 0)
+        if count not in self._shown:
+            self._shown.add(count)
+            shown = {"text/html": self._repr_html_(), "text/plain": str(self)}
+            display(shown, raw=True)  # type: ignore[no-untyped-call]
 
     def _repr_html_(self) -> str:
         colour = _COLOURS[self.outcome]
@@ -176,12 +190,15 @@ class Coach:
         return _insisted(verdict, strict=strict)
 
     def hint(self, id: str) -> None:
-        """Show the next hint for an exercise; after the last one, the last again."""
+        """Show the next hint for an exercise; the last one says so, and is shown again."""
         hints = find_exercise(id).hints
         number = self._shown[id] = min(self._shown.get(id, 0) + 1, len(hints))
         with _told():
             self.receipts.note(id, Attempt(hints=number))
-        _show(f"**Hint {number} of {len(hints)}.** {hints[number - 1]}")
+        text = f"**Hint {number} of {len(hints)}.** {hints[number - 1]}"
+        if number == len(hints):
+            text += f'\n\nThat was the last hint. `lab.solution("{id}")` shows one way to do it.'
+        _show(text)
 
     def solution(self, id: str) -> None:
         """Show a way to solve an exercise, and why it works."""
@@ -249,6 +266,10 @@ def submission(folder: Path) -> Submission | None:
 def _insisted(verdict: Verdict, *, strict: bool) -> Verdict:
     if strict and verdict.outcome != "Correct":
         raise AssertionError(str(verdict))
+    if "ipykernel" in sys.modules:
+        verdict._ipython_display_()
+    else:
+        feedback.say(str(verdict))
     return verdict
 
 

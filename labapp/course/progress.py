@@ -45,6 +45,14 @@ def overview(receipts: Receipts, notebooks: Path) -> str:
     return "\n\n".join(parts) + f"\nThe receipts are in '{receipts.file}'."
 
 
+def chapter_of(receipts: Receipts, notebooks: Path) -> Path | None:
+    """Return the file of the chapter where a learner goes on: the first with work left in it."""
+    passed = receipts.read().passed
+    files = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
+    left = {id[:2] for id in all_exercises() if id not in passed}
+    return next((file for file in files if file.name[:2] in left), files[-1] if files else None)
+
+
 def _by_chapter(took: Mapping[str, Attempt], files: Mapping[str, str]) -> str:
     """Return a line for each chapter: its exercises with a sign each, and what they took."""
     rows = []

@@ -337,6 +337,10 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
         parts += [full.strip()]
     elif "requires BuildKit" in cause or (unread and heredoc):
         parts += ["This engine has the classic builder only; write the line without that."]
+    elif keyword == "FROM" and "@sha256:" in cause:
+        parts += [
+            "Does the registry serve that digest? An image ID is none; 'lab.digest' tells it."
+        ]
     elif keyword in {"COPY", "ADD"} and not unread:
         parts += [f"Paths count from '{context}'. Does .dockerignore leave the file out?"]
     else:

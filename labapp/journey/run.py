@@ -140,13 +140,22 @@ def run_once(
             discard(container)
 
 
-def remove_running(engine: Engine, *, of: Collection[str] | None = None) -> list[str]:
-    """Remove this lab's containers, ``of`` all images or of these IDs; return their names."""
+def remove_running(
+    engine: Engine, *, of: Collection[str] | None = None, address: str | None = None
+) -> list[str]:
+    """Remove this lab's containers, ``of`` all images or of these IDs; return their names.
+
+    With them go those that somebody started by hand from an image of the registry at ``address``.
+    """
     removed = []
     with engine.doing("removing this lab's containers", RunError):
-        for container in containers(engine):
-            meant = of is None or container.attrs["Image"] in of
-            if meant and container.labels.get(ROLE_LABEL) in {"run", "service"}:
+        found = [c for c in containers(engine) if c.labels.get(ROLE_LABEL) in {"run", "service"}]
+        if address:
+            every = engine.client.containers.list(all=True, ignore_removed=True)
+            by_hand = [c for c in every if ROLE_LABEL not in c.labels]
+            found += [c for c in by_hand if c.attrs["Config"]["Image"].startswith(f"{address}/")]
+        for container in found:
+            if of is None or container.attrs["Image"] in of:
                 discard(container)
                 removed.append(str(container.name))
     return removed

@@ -12,6 +12,7 @@ import sys
 import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from labapp import feedback
 from labapp.errors import LabError
@@ -52,15 +53,24 @@ def find(state: State) -> Server | None:
 
 
 def serve(
-    state: State, engine: Engine, *, folder: Path, port: int | None = None, browser: bool = True
+    state: State,
+    engine: Engine,
+    *,
+    folder: Path,
+    chapter: str = "",
+    port: int | None = None,
+    browser: bool = True,
 ) -> None:
-    """Serve a folder's notebooks until Ctrl-C; when JupyterLab runs already, only tell where."""
+    """Serve a folder's notebooks until Ctrl-C; when JupyterLab runs already, only tell where.
+
+    The address that is told, and opened in the browser, is that of a ``chapter``'s file.
+    """
     with contextlib.ExitStack() as ending:
         with state.lock("jupyter"):
             server = find(state)
             if server is not None:
                 feedback.say("JupyterLab is running already:")
-                _show(server, browser=browser)
+                _show(server, chapter, browser=browser)
                 return
             # A polite kill and a closed terminal count as Ctrl-C. What is ignored stays so: that
             # is how 'nohup' keeps a program.
@@ -79,7 +89,7 @@ def serve(
                 )
         with contextlib.suppress(KeyboardInterrupt):
             feedback.say("JupyterLab is ready:")
-            _show(server, browser=browser)
+            _show(server, chapter, browser=browser)
             feedback.say("Ctrl-C ends it; the lab's engine and registry then run on.")
             if status := process.wait():
                 raise LabError(
@@ -124,18 +134,22 @@ def _launch(
     overrides = state.path("jupyter", "settings", "overrides.json")
     overrides.write_text(json.dumps(OVERRIDES), encoding="utf-8")
     command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+        # From the folder where it runs, it imports nothing.
+        *(sys.executable, "-P", "-m", "jupyterlab", "--no-browser", "--allow-root"),
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.root_dir={folder}",
         # A password in the learner's own settings would refuse the token.
         "--PasswordIdentityProvider.hashed_password=",
         f"--LabApp.app_settings_dir={overrides.parent}",
+        # In the window is what belongs to the lab, whatever else adds menus to JupyterLab here.
+        "--LabApp.labextensions_path=[]",
         # Without one that was asked for, it takes the first free one from 8888.
         *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []),
     ]
     with _log(state).open("wb") as output:
         return subprocess.Popen(
             command,
+            cwd=folder,  # where its terminals open
             # In no command line, which others on this machine could read.
             env={**environment(state, engine), "JUPYTER_TOKEN": secrets.token_hex(24)},
             stdin=subprocess.DEVNULL,
@@ -157,12 +171,15 @@ def _end(pid: int) -> None:
             left.kill()
 
 
-def _show(server: Server, *, browser: bool) -> None:
-    feedback.say(f"  {server.url}")
+def _show(server: Server, chapter: str, *, browser: bool) -> None:
+    url = server.url.replace("/lab?", f"/lab/tree/{quote(chapter)}?") if chapter else server.url
+    feedback.say(f"  {url}")
+    if chapter:
+        feedback.say(f"That is '{chapter}', where you go on. Shift+Enter runs a cell.")
     # Without a screen, Python would open a text browser in this terminal.
     names = ("DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME")
     screen = sys.platform in {"darwin", "win32"} or any(map(os.environ.get, names))
-    if browser and not (screen and webbrowser.open(server.url)):
+    if browser and not (screen and webbrowser.open(url)):
         feedback.say("Open this address in a browser.")
 
 

@@ -81,7 +81,7 @@ def listening(server: RegistryServer) -> Iterator[Wire]:
 
     The rows have ``time`` (UTC), ``client``, ``method``, ``meaning`` in plain words, ``digest``
     (the first eight digits of what it is about, where the request tells), ``path`` without its
-    query, ``status``, ``bytes`` (of the answer's body, or of the blob for a finished upload;
+    query, ``status``, ``bytes`` (of the answer's body, or of the blob that a request brings;
     missing where the registry no longer tells) and ``milliseconds``.
     """
     with hearing(server) as wire:
@@ -90,12 +90,15 @@ def listening(server: RegistryServer) -> Iterator[Wire]:
     is_end = (rows["meaning"] == "finish the upload") & (rows["status"] == 201)
     for end in rows[is_end].itertuples():
         # Only this request says which digest the bytes have; the log tells the answer's length.
-        rows.loc[list(rows["path"] == end.path), "digest"] = str(end.digest)
-        rows.loc[end.Index, "bytes"] = None
+        upload = rows["path"] == end.path
+        rows.loc[list(upload), "digest"] = str(end.digest)
+        rows.loc[list(upload), "bytes"] = 0
+        carrier = [*rows.index[upload & (rows["method"] == "PATCH")], end.Index][0]
+        rows.loc[carrier, "bytes"] = None
         repository = str(end.path).removeprefix("/v2/").partition("/blobs/uploads/")[0]
         with contextlib.suppress(LabError):  # the registry is down; its log can be read
             size = server.registry().blob_size(repository, str(end.digest))
-            rows.loc[end.Index, "bytes"] = size
+            rows.loc[carrier, "bytes"] = size
     rows["digest"] = rows["digest"].str.split(":").str[-1].str[:8]
 
 

@@ -225,7 +225,10 @@ def test_what_the_lab_removes_was_never_seen_or_it_says_why(
     learners = containers.create(image)
     with pytest.raises(ImageError, match=f"{image}.*{learners.short_id}"):
         lab.remove(image)
-    learners.remove()
+    lab.clean_up()
+    assert engine.container(learners.id) is None
+    with pytest.raises(ImageError, match=image):  # That short, it would be one of Docker Hub's.
+        lab.pull(image.partition("/")[2])
     containers.create(image, name=fresh[7:-2], labels={**engine.labels, ROLE_LABEL: "run"})
     for name in (other := image.replace(":1", ":2"), fresh):
         tag(engine, image, name)

@@ -31,7 +31,8 @@ from labapp.state import State
 # A shell without job control starts its background jobs with Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 state = State.open()
-jupyter.serve(state, engine.find(state), folder=Path(sys.argv[1]), browser=False)
+folder = Path(sys.argv[1])
+jupyter.serve(state, engine.find(state), folder=folder, chapter="00 a.ipynb", browser=False)
 """
 
 
@@ -78,16 +79,20 @@ def test_a_second_start_tells_where_it_is_and_a_stop_ends_it_when_its_starter_wa
     assert jupyter.find(own) is None
     with serving(own, engine) as first:
         url = address(first)
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab\?token=[0-9a-f]{48}", url)
-        assert requests.get(url, timeout=10).status_code == 200
-        bare, _, token = url.partition("?token=")
+        at = r"(http://127\.0\.0\.1:\d+/lab)/tree/00%20a\.ipynb\?token=([0-9a-f]{48})"
+        bare, token = re.fullmatch(at, url).groups()  # type: ignore[union-attr]
+        # The tests have nbgrader installed, which would add a menu.
+        window = requests.get(f"{bare}?token={token}", timeout=10)
+        assert window.status_code == 200 and '"federated_extensions": []' in window.text
         settings = f"{bare}/api/settings/@jupyterlab/notebook-extension:tracker?token={token}"
         found = requests.get(settings, timeout=10).json()
         assert found["schema"]["properties"]["windowingMode"]["default"] == "defer"
         # The token is asked for, and stands in no command line that others could read.
         assert "/login" in requests.get(bare, timeout=10).url
         server = jupyter.find(own)
-        assert server is not None and server.url == url
+        assert server is not None and server.url == f"{bare}?token={token}"
+        # Its terminals open there.
+        assert psutil.Process(server.pid).cwd() == str(own.folder)
         assert token not in " ".join(psutil.Process(server.pid).cmdline())
         with serving(own, engine) as second:
             assert (address(second), second.wait(timeout=30)) == (url, 0)

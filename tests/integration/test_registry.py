@@ -246,23 +246,30 @@ def test_what_is_said_to_it_is_told_request_by_request(own: RegistryServer) -> N
     curl = requests.Session()
     curl.trust_env, curl.headers["User-Agent"] = False, "curl/8"
 
-    def upload() -> None:
+    def upload(*, patched: bool = False) -> None:
         place = curl.post(f"{base}/v2/shop/told/blobs/uploads/").headers["Location"]
         typed = {"Content-Type": "application/octet-stream"}
-        curl.put(f"{base}{place}&digest={blob}", data=b"told", headers=typed)
+        if patched:
+            place = curl.patch(base + place, data=b"told", headers=typed).headers["Location"]
+        data = b"" if patched else b"told"
+        curl.put(f"{base}{place}&digest={blob}", data=data, headers=typed)
 
     with listening(own) as wire:
         put_image(registry, "shop/told")  # the lab's own words are left out
         upload()
+        upload(patched=True)
         curl.get(f"{base}/v2/shop/told/manifests/none")
     rows = wire.rows
     assert rows["time"].is_monotonic_increasing
     assert rows[["client", "meaning", "status", "digest"]].to_numpy().tolist() == [
         ["curl", "start an upload", 202, ""],
         ["curl", "finish the upload", 201, blob[7:15]],
+        ["curl", "start an upload", 202, ""],
+        ["curl", "take these bytes", 202, blob[7:15]],
+        ["curl", "finish the upload", 201, blob[7:15]],
         ["curl", "give me the manifest of tag none", 404, ""],
     ]
-    assert rows["bytes"].iloc[1] == 4
+    assert list(rows["bytes"])[:5] == [0, 4, 0, 4, 0], "with the request that brings them"
     # More than is read of the log at first.
     with listening(own) as wire:
         for _ in range(300):

@@ -13,13 +13,16 @@ import pytest
 from desk import empty
 from nbformat import NotebookNode
 
-from labapp import reset
+from labapp import cli, reset
+from labapp.attacks.journal import Change, Journal
 from labapp.bench import Bench
 from labapp.course.exercises import all_exercises
 from labapp.course.pages import execute, to_html
 from labapp.course.receipts import Attempt, Receipts
 from labapp.errors import ChapterError
 from labapp.feedback import QuietFeedback
+from labapp.journey.bases import SLIM
+from labapp.reference import Reference
 from labapp.state import State
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -123,6 +126,60 @@ def test_a_step_before_its_time_is_told_in_one_line(tmp_path: Path, bench: Bench
     error = next(o for o in notebook.cells[1].outputs if o.output_type == "error")
     assert error.ename == "PushError" and "hello/web:1.0" in error.evalue
     assert len(error.traceback) == 1, "a learner is shown the lab's stack"
+
+
+DESK = [
+    ("for id in ('00-tag', '00-run'):\n    lab.check(id)\nverdict = lab.check('00-tag')", 3, ""),
+    ("lab.check('00-tag')", 1, ""),
+    ("verdict", 1, ""),
+    ("for _ in range(3):\n    lab.hint('00-tag')", 0, "lab.solution"),
+    (
+        "pd.DataFrame({'step': [7]})",
+        0,
+        "<th>step</th>\\s*</tr>\\s*</thead>\\s*<tbody>\\s*<tr>\\s*<td>",
+    ),
+    ("pd.DataFrame({'step': ['x' * 80]}, index=['mine'])", 0, "<th>mine</th>\\s*<td>x{80}</td>"),
+    ("pd.DataFrame({'digest': ['sha256:' + 'a' * 64]})", 0, "<td>sha256:a{12}…</td>"),
+]
+"""What a learner writes into a cell, how many verdicts it shows, and what else."""
+
+
+def test_what_a_cell_shows(tmp_path: Path, bench: Bench) -> None:
+    empty(bench)
+    notebook = read(FILES[0], "setup", *["build-run"] * len(DESK))
+    setup, *cells = notebook.cells = [copied(c, str(n)) for n, c in enumerate(notebook.cells)]
+    setup.source = f"import pandas as pd\n{setup.source}"
+    for cell, (source, _, _) in zip(cells, DESK, strict=True):
+        cell.source = source
+    Journal(bench.state).note(Change("base", "file", str(tmp_path / "none" / "x"), {"after": ""}))
+    run(notebook, tmp_path, bench)
+    assert "another session" in json.dumps(setup.outputs)
+    for cell, (source, count, text) in zip(cells, DESK, strict=True):
+        assert len(shown([cell], "labapp-verdict")) == count, source
+        said = [o.data for o in cell.outputs if "data" in o]
+        every = "".join(str(value) for data in said for value in data.values())
+        assert re.search(text, every), source
+
+
+def test_run_leaves_the_learners_lab_alone(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DOCKER_HOST", "LABAPP_MIRROR"):  # so that they are put back
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
+    chapter = read(FILES[0], "setup", "page", "dockerfile", "build-run", "push-run")
+    chapter.cells[-1].source = "lab.push(hello)\nprint(lab.id)"
+    shutil.copytree(NOTEBOOKS / "quiz", tmp_path / "notebooks" / "quiz")
+    nbformat.write(chapter, tmp_path / "notebooks" / FILES[0].name)
+    mine, registry = Reference.parse(f"{bench.registry.address}/hello/web:1.0"), bench.registry
+    registry.copy(registry, registry.image(bench.base(SLIM)), to=mine)
+    before = registry.digest(mine)
+    assert cli.main(["run", "00", "--out", str(tmp_path)]) == 0
+    last = read(tmp_path / FILES[0].name).cells[-1].outputs[-1].text.split()[-1]
+    assert re.fullmatch("[0-9a-f]{8}", last) and last != bench.state.lab_id
+    assert registry.digest(mine) == before
+    assert reset.things(bench.engine, State(tmp_path, last)) == []
+    assert not cli.apart("run").exists()
 
 
 def test_reset_in_mid_chapter(

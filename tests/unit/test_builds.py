@@ -193,6 +193,16 @@ def test_stages_that_run_side_by_side_and_older_words_of_failure(tmp_path: Path)
     assert (caught.value.log, caught.value.line) == (("making",), 2)
 
 
+def test_a_digest_that_no_registry_serves_is_doubted(tmp_path: Path) -> None:
+    pinned = f"localhost:1/team/base@sha256:{'1' * 64}"
+    (tmp_path / "it.Dockerfile").write_text(f"FROM {pinned}\n")
+    # What a registry says of a config's digest, the image ID of some engines.
+    said = f"{pinned}: unexpected status from HEAD request: 500 Internal Server Error"
+    (tmp_path / "it.txt").write_text(f"it.Dockerfile:1\nERROR: failed to solve: {said}\n")
+    with pytest.raises(BuildError, match="image ID"):
+        built("docker-26", str(tmp_path / "it"), tmp_path, status=1)
+
+
 LINES = ["FROM a AS b", "RUN x \\", "# c", "", "COPY <<E /x", "E", "ARG A=b", "  \\", "\ufeff"]
 LINE = st.sampled_from(LINES) | st.text("ab =#<\t\\\x85é", max_size=12)
 

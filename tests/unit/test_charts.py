@@ -102,10 +102,41 @@ KINDS = ["packages", "CVEs fixed since release", "shells", "compilers", "set-uid
 SURFACE: dict[str, dict[str, Any]] = {
     name: {kind: [431, 118, 99, 0, None][n] for kind in KINDS} for n, name in enumerate(FIVE)
 }
-HEAD = ("docker/20.10", "HEAD", "is this layer there?", 404, 0)
-PATCH = ("docker/20.10", "PATCH", "here are the bytes of a layer " * 6, 202, 31e6)
+BLOBS = "/v2/shop/web/blobs"
 REQUESTS = pd.DataFrame(
-    [HEAD, HEAD, PATCH], columns=["client", "method", "meaning", "status", "bytes"]
+    [
+        ("GET", "are you a registry?", "", "/v2/", 200, 2),
+        ("HEAD", "is this blob there?", "1ayer0ne", f"{BLOBS}/1", 404, 0),
+        ("HEAD", "is this blob there?", "1ayertw0", f"{BLOBS}/2", 404, 0),
+        ("POST", "start an upload", "", f"{BLOBS}/uploads/", 202, 0),
+        ("HEAD", "is this blob there?", "theba5e0", f"{BLOBS}/0", 200, 0),
+        ("POST", "start an upload", "", f"{BLOBS}/uploads/", 202, 0),
+        ("PATCH", "here are the bytes of a layer " * 6, "1ayertw0", f"{BLOBS}/uploads/2", 202, 9),
+        (
+            "PATCH",
+            "here are the bytes of a layer " * 6,
+            "1ayer0ne",
+            f"{BLOBS}/uploads/1",
+            202,
+            31e6,
+        ),
+        ("PUT", "finish the upload", "1ayer0ne", f"{BLOBS}/uploads/1", 201, 0),
+        ("PUT", "finish the upload", "1ayertw0", f"{BLOBS}/uploads/2", 201, 0),
+        # Not all engines ask before: this one sends the config, and makes sure.
+        ("POST", "start an upload", "", f"{BLOBS}/uploads/", 202, 0),
+        ("PUT", "finish the upload", "c0nf1g00", f"{BLOBS}/uploads/3", 201, 5e3),
+        ("HEAD", "is this blob there?", "c0nf1g00", f"{BLOBS}/3", 200, 0),
+        ("HEAD", "is this blob there?", "1ayer0ne", f"{BLOBS}/1", 200, 0),
+        ("PUT", "store the manifest", "", "/v2/shop/web/manifests/1.0", 201, 0),
+    ],
+    columns=["method", "meaning", "digest", "path", "status", "bytes"],
+).assign(client="docker/20.10")
+SENT = pd.DataFrame(
+    {
+        "digest": ["sha256:theba5e0ff", "sha256:1ayer0neff", "sha256:1ayertw0ff"],
+        "bytes": [448e6, 31e6, 9],
+        "outcome": ["mounted", "sent", "sent"],
+    }
 )
 EVENTS = pd.DataFrame(
     {
@@ -155,7 +186,10 @@ HARD: dict[str, Draw] = {
     "pushes": lambda: labapp.charts.pushes(
         {"first": PUSH, LONG: PUSH.assign(outcome="already there")}
     ),
-    "conversation": lambda: labapp.charts.conversation(REQUESTS),
+    "conversation": lambda: labapp.charts.conversation(REQUESTS, layers=SENT),
+    "conversation about nothing new": lambda: labapp.charts.conversation(
+        REQUESTS[REQUESTS["method"] == "HEAD"], layers=SENT.assign(outcome="already there")
+    ),
     "a tag's history": lambda: labapp.charts.tag_history(EVENTS),
     "sizes of one": lambda: labapp.charts.variant_sizes({"minimal": MINIMAL}),
     "sizes of two": lambda: labapp.charts.variant_sizes({"full": FULL, "slim": SLIM}),
@@ -285,11 +319,12 @@ SAID = [
     # What two images share is the same number in both heads; files may be empty.
     ("map of stripped", "2 packages of both: 62.0 MB"),
     ("map of stripped", "2 packages of both: 13.0 MB"),
-    ("stages", "from nothing: 11 s, 3 steps had work to do (by stage: build 9.7 s and the last "),
-    ("stages", "a line of the shop changed: 4.4 s, 2 steps had work to do"),
+    ("stages", "from nothing: 11 s, 3 steps ran (by stage: build 9.7 s and the last "),
+    ("stages", "a line of the shop changed: 4.4 s, 2 steps ran"),
     ("stages", "all steps"),
-    ("build times", f"cold: 11 s, 3 steps had work to do; {LONG}: 11 s, 0 steps had work to do"),
-    ("build times", "…install -r requirements.txt"),
+    ("build times", f"cold: 11 s, 3 steps ran; {LONG}: 11 s, 0 steps ran"),
+    ("build times", "A RUN pip --python /opt/venv install -r requirements.txt"),
+    ("layers", "RUN apt-get update && apt-get install -y gcc"),
     ("layers", "The largest is 'RUN apt-get update"),
     ("layers", "with 41.0 MB, 39% of the"),
     ("pushes", f"first: 2.0 MB: 2 of 3 layers; {LONG}: 0 B: 0 of 3 layers"),
@@ -302,7 +337,20 @@ SAID = [
     ("a journey", "Lit: Step 0 and Step 5. Step 0: 3 of 3 exercises passed; Step 1: 2 of 3 exer"),
     ("a journey before its first day", "None is lit yet\n"),
     ("a journey's end", "All 2 steps are lit"),
-    ("conversation", "2 times HEAD is this layer there?: 404"),
+    ("conversation", "2 of 3 layers had to travel, and the manifest came last"),
+    (
+        "conversation",
+        "registry. at first: GET are you a registry?: 200; there already: 1 l",
+    ),
+    (
+        "conversation",
+        "there already: 1 layer, 448.0 MB: HEAD is this blob there?: 200; new",
+    ),
+    ("conversation", "new: 2 layers, 31.0 MB: 2 times HEAD is this blob there?: 404; 2 times POST"),
+    ("conversation", "201; HEAD is this blob there?: 200; config: POST"),
+    ("conversation", "PUT finish the upload, 5.0 kB"),
+    ("conversation", "200; manifest: PUT store the manifest: 201."),
+    ("conversation about nothing new", "there already: 3 layers, 479.0 MB: 2 times HEAD"),
     ("a tag's history", "the tag names aaaabbbb and the server runs 60000000"),
 ]
 
@@ -350,6 +398,8 @@ LENGTHS: dict[str, tuple[str, list[float]]] = {
     "one layer": ("megabytes", [8.0]),
     "pushes": ("megabytes", [2.0001, 0.0]),
     "layers of one": ("megabytes", [73.005292]),
+    "build times": ("seconds", [10.92, 10.92]),
+    "layers": ("megabytes", [32, 41, 92e-6, 5200e-6, 32, 0, *(3e-3 * n for n in range(5))]),
     "sizes": ("gigabytes", [1e-9, 3000.0, 0.0]),
     "measured pull": ("seconds", [203.2, 20.32, 2.032, 31.0]),
 }
@@ -367,6 +417,25 @@ def test_bars_are_as_long_as_their_numbers(name: str) -> None:
     assert unit in hard(name).axes.get_xlabel()
 
 
+def test_a_step_has_one_colour_in_all_bars_and_the_key_says_which() -> None:
+    from matplotlib.colors import to_hex
+
+    looks: dict[str, set[str]] = {}
+    steps = [*BUILD.itertuples(), *AGAIN.itertuples(), *SINGLE.itertuples()]
+    bars = sorted(rectangles("stages"), key=lambda bar: round(bar.get_y(), 3))
+    # Steps before the first stage take no time, and no row.
+    shown = [
+        step for step in steps if getattr(step, "stage", "all") or "ARG" not in step.instruction
+    ]
+    for bar, step in zip(bars, shown, strict=True):
+        looks.setdefault(str(step.instruction), set()).add(to_hex(bar.get_facecolor()))
+    key = [text for text in hard("stages").axes.texts if text.get_text() == "■"]
+    named = [text.get_text() for text in hard("stages").axes.texts if text.get_text()[1:3] == "  "]
+    for square, text in zip(key, named, strict=False):
+        assert to_hex(square.get_color()) in looks[text[3:]]
+    assert len(key) == len({to_hex(square.get_color()) for square in key}) == 4
+
+
 def test_a_stage_begins_where_the_one_before_it_ended() -> None:
     rows = {round(bar.get_y(), 3): bar.get_x() for bar in reversed(rectangles("stages"))}
     assert sorted(rows.values()) == pytest.approx([0, 0, 0, 3.11, 9.71])
@@ -376,7 +445,7 @@ def test_stages_with_and_without_names() -> None:
     steps = BUILD.iloc[:3].assign(instruction="RUN true", seconds=1.0, cached=False)
     for stages in (["", "", ""], ["build", "build", ""], ["", "build", "build"], ["", "a", ""]):
         alt = labapp.charts.build_times({"cold": steps.assign(stage=stages)}).alt
-        assert "cold: 3.0 s, 3 steps had work to do" in alt
+        assert "cold: 3.0 s, 3 steps ran" in alt
         assert ("by stage" in alt) == any(stages)
 
 
@@ -449,7 +518,11 @@ def test_a_chart_in_a_notebook(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_chart_is_drawn_here_and_tells_that_there_is_nothing_to_draw() -> None:
     drawn = {name for draw in HARD.values() for name in draw.__code__.co_names}
-    more = {"sizes": {"title": "Sizes"}, "cves_since_release": DEBIAN}
+    more = {
+        "sizes": {"title": "Sizes"},
+        "conversation": {"layers": SENT},
+        "cves_since_release": DEBIAN,
+    }
     every = {name: chart for name, chart in vars(labapp.charts).items() if callable(chart)}
     del every["Chart"]
     assert every.keys() <= drawn

@@ -105,6 +105,47 @@ def test_a_quiz_has_one_right_answer_and_explains_every_wrong_one(number: str) -
         assert all(len(answer["feedback"]) > 15 for answer in question["answers"])
 
 
+# ---------------------------------------------------------------- what differs by machine
+
+QUANTITY = re.compile(
+    r"\b(?:\d[\d,.]*|two|three|four|five|six|seven|eight|nine|ten|twelve|some hundred)[ -]?"
+    r"(?:(?:seconds?|minutes?|m?s|[kMG]B|[kmg]\w*bytes|bytes|layers|steps|packages|CVEs|percent)\b"
+    r"|%)"
+)
+"""How much, or how long: on the next machine, engine or visit it is another number."""
+
+HELD = {
+    "00 key": "four steps",  # the journey's
+    "01 context": "20 MB",  # a cell makes the file
+    "03 deploy": "19 %",  # the shop's source says it
+    "05 minimal": "51 MB",
+    "07 compressed": "two digests some 200 bytes",
+    "07 exercise-upload": "two layers",  # the task
+    "08 script": "five steps",
+    "08 trail-read": "five steps",
+    "08 look": "five steps",  # the script's own
+}
+"""Numbers that something in the lab holds; all others, a cell computes."""
+
+
+def test_prose_names_no_number_that_the_next_machine_contradicts(notebook: Any) -> None:
+    prose = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "markdown"}
+    del prose["title"]  # its minutes are the chapter's own
+    for id, each in all_exercises().items():
+        if id.startswith(notebook.number):
+            prose[id] = " ".join([*each.hints, each.why])
+    for id, text in prose.items():
+        held = HELD.get(f"{notebook.number} {id}", "")
+        assert [said for said in QUANTITY.findall(text) if said not in held] == [], id
+
+
+def test_paths_hold_from_the_folder_where_a_terminal_opens(notebook: Any) -> None:
+    text = "\n".join(cell.source for cell in notebook.cells)
+    paths = re.findall(r"(\S*)\bwork/(\d\d)?", text)
+    assert {number for _, number in paths} <= {notebook.number, ""}
+    assert [before for before, _ in paths if before.endswith("/")] == []
+
+
 # ---------------------------------------------------------------- the texts of exercises
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from labapp import cli
 from labapp.course.exercises import Submission, all_exercises, find_exercise, submission
-from labapp.course.progress import journey_map, overview
+from labapp.course.progress import chapter_of, journey_map, overview
 from labapp.course.receipts import Attempt, Receipts, read
 from labapp.errors import ExerciseError, StateError
 from labapp.state import State
@@ -199,6 +199,17 @@ def test_progress_says_where_to_go_on(three: Receipts) -> None:
         three.note(id, Attempt(tries=1), {})
     summary, _, advice = overview(three, NOTEBOOKS).split("\n\n")
     assert "26 of 26" in summary and ".ipynb" not in advice
+
+
+def test_where_a_learner_goes_on(three: Receipts, tmp_path: Path) -> None:
+    new = Receipts(State.open(tmp_path / "new"))
+    assert [chapter_of(each, NOTEBOOKS).stem[:2] for each in (new, three)] == ["00", "01"]
+    for last in ("03", "09"):
+        for id in [id for id in all_exercises() if id < last]:
+            three.note(id, Attempt(tries=1), {})
+        # Who has passed all of it is shown the last one.
+        assert chapter_of(three, NOTEBOOKS).stem[:2] == min(last, "08")
+    assert chapter_of(three, tmp_path) is None
 
 
 def test_progress_tells_what_is_wrong_with_the_receipts(three: Receipts) -> None:
