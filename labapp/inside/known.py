@@ -1,8 +1,8 @@
 """Which known CVEs an image's packages carry, by sources that are each named and dated.
 
-*Debian's own fixes* compare the installed packages with the security suite that the image's own apt
-configuration names, and read the changelogs of its updates. A *snapshot* brings what a mirror told
-to a class without internet.
+*Debian's own fixes* compare the installed packages with the security suite and the point releases
+that the image's own apt configuration names, and read the changelogs of their updates. A *snapshot*
+brings what a mirror told to a class without internet.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Report:
     date: datetime
     notes: tuple[str, ...] = ()
     blind: ClassVar[str] = (
-        "A lower bound: it sees only what Debian has fixed in its security suite and named in a "
-        "changelog, not what is unfixed, what came with a point release alone, and nothing outside "
-        "Debian's packages."
+        "A lower bound: it sees only what Debian has fixed, in its security suite or a point "
+        "release, and named in a changelog; not what is unfixed, and nothing outside Debian's "
+        "packages."
     )
 
     @cached_property
@@ -106,8 +106,8 @@ def known(contents: Contents, *, folder: Path, source: str = "auto") -> Report:
     if source == "snapshot":
         return _last_read(release, installed, architecture, folder)
     try:
-        suite = debian_mirror.security_suite(contents.apt_sources, release)
-        fixes = debian_mirror.read(suite, architecture, set(installed["source"]), folder=folder)
+        suites, sources = debian_mirror.suites(contents.apt_sources, release), installed["source"]
+        fixes = debian_mirror.read(suites, release, architecture, set(sources), folder=folder)
         return _judged(installed, fixes, release)
     except VulnerabilityError as error:
         if source == "auto":
