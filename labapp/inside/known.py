@@ -50,10 +50,20 @@ class Report:
         "packages."
     )
 
-    @cached_property
+    @property
+    def is_live(self) -> bool:
+        """Whether the mirror said so just now, and not some day before."""
+        return self.source == DEBIAN
+
+    @property
+    def lacking(self) -> pd.DataFrame:
+        """The rows for which a fix is there that the image lacks; without the kernel's headers."""
+        return self._run[self._run["state"] == "missing"]
+
+    @property
     def missing(self) -> int:
         """How many CVEs the image has for which a fix is there; without the kernel's headers."""
-        return int(self._run[self._run["state"] == "missing"]["cve"].nunique())
+        return int(self.lacking["cve"].nunique())
 
     @cached_property
     def since_release(self) -> int:
@@ -114,7 +124,7 @@ def known(contents: Contents, *, folder: Path, source: str = "auto") -> Report:
             with contextlib.suppress(VulnerabilityError):
                 report = _last_read(release, installed, architecture, folder)
                 # What the mirror did not give just now is no verdict.
-                if report.source != DEBIAN or not report.notes:
+                if not report.is_live or not report.notes:
                     taken = f"{report.source}, of {report.date:%Y-%m-%d}"
                     feedback.say(f"{error} Taken instead: {taken}.")
                     return report

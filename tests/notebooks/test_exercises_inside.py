@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from desk import Desk, States, Tried, copied, forget, nothing, step
+from datetime import UTC, datetime
 
+import pytest
+from desk import Desk, States, Tried, copied, forget, nothing, step, verdict
+
+from labapp.bench import Bench
 from labapp.course import checks
+from labapp.inside.known import DEBIAN, Report, table
 from labapp.registry.client import RegistryImage
 
 SITE = "/opt/venv/lib/python3.13/site-packages"
@@ -172,3 +176,25 @@ STATES: States = {
 
 class TestExercises(Tried):
     chapters = ("04", "05")
+
+
+@pytest.mark.parametrize(
+    ("source", "image_lacks", "outcome"),
+    [
+        ("Debian's own fixes, last read", ["CVE-2026-0001"], "Correct"),
+        ("Debian's own fixes, last read", ["CVE-2026-0001", "CVE-2026-0002"], "Wrong"),
+        (DEBIAN, ["CVE-2026-0001"], "Wrong"),
+    ],
+)
+def test_without_a_mirror_nobody_lacks_what_the_bases_lack(
+    bare: Desk, monkeypatch: pytest.MonkeyPatch, source: str, image_lacks: list[str], outcome: str
+) -> None:
+    def told(bench: Bench, held: RegistryImage) -> Report:
+        own = held.reference.repository == "team/python"
+        lacks = image_lacks if own else ["CVE-2026-0001"]
+        rows = [(cve, "libc6", "glibc", "2", "3", "missing", "2026-11-25") for cve in lacks]
+        return Report(table(rows), source, datetime(2026, 11, 26, tzinfo=UTC))
+
+    monkeypatch.setattr(checks, "report", told)
+    bare.copy("base/python:3.13-slim", PATCHED)
+    assert verdict("04-patch", bare.bench)[0] == outcome
