@@ -42,7 +42,7 @@ LOOKED_FOR = (
     "modules are not looked for."
 )
 
-_SOURCES = {"debian-packages": "of Debian packages", "docker-hub": "from Docker Hub"}
+_SOURCES = {"debian-packages": "made from Debian packages", "docker-hub": "from Docker Hub"}
 _ABOVE = ["image", "digest"]
 """Facts that are too long for a column."""
 

@@ -97,7 +97,7 @@ def only_full(desk: Desk) -> list[str]:
 
 
 SMALL, TWO, MINE = "shop/web:small", "shop/web:two", "shop/web:mine"
-PATCHED, WORKSHOP = "team/python:patched", "shop/workshop:1"
+PATCHED = "team/python:patched"
 SAYS_HELLO = """CMD ["python3", "-c", "print('hello')"]"""
 LEFT = "USER 0\nRUN rm -rf /usr/bin/*gcc* /usr/lib/gcc /usr/libexec"
 """What comes too late: the compiler is in a layer below."""
@@ -154,14 +154,6 @@ STATES: States = {
         (copied("kept/web:slim", TWO), "Wrong", "compiler"),
         (on_top("web:slim", LEFT, TWO), "Wrong", "compiler"),
         (on_top("web:multistage", DEAR, TWO), "Wrong", "/price/tea"),
-    ],
-    "05-target": [
-        copied("kept/web:stage", WORKSHOP),
-        on_top("web:stage", "RUN gcc --version", WORKSHOP),
-        (nothing, "NotYet", WORKSHOP),
-        (copied("kept/web:multistage", WORKSHOP), "Wrong", "first"),
-        (copied("base/python:3.13", WORKSHOP), "Wrong", "/src/shop"),
-        (on_top("web:stage", "RUN rm -rf /opt/venv/lib", WORKSHOP), "Wrong", "/opt/venv"),
     ],
     "05-mine": [
         copied("kept/web:minimal", MINE),
