@@ -402,6 +402,7 @@ def verdicts(
     lacking = next(older, len(updates))
     oldest = {cve: update for update in updates for cve in update.cves}
     since_release, carrier = True, None
+    published = RELEASE_DAYS.get(release.number)
     for number, update in enumerate(updates):
         # 2.9-1~deb13u1 brought all of unstable's 2.9-1; what is younger than the release is new.
         stable = update.is_stable(release)
@@ -413,6 +414,10 @@ def verdicts(
             break
         by = update if stable or carrier is None else carrier
         state = "missing" if number < lacking else "since release"
+        # What was written before the release day, for the release, reached it on that day or later.
+        day = by.date
+        if day and published:
+            day = max(day, f"{published}T00:00:00+00:00")
         for cve in update.cves:
             if oldest[cve] is update:
-                yield cve, by.version, state, by.date
+                yield cve, by.version, state, day

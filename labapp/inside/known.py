@@ -142,7 +142,9 @@ def _last_read(
     release: Release, installed: pd.DataFrame, architecture: str, folder: Path
 ) -> Report:
     """Judge by what a mirror said when it was last asked, for any image of the release."""
-    kept, start = debian_mirror.load(folder), f"{release.security} {architecture} "
+    # A snapshot of an earlier lab tells of the security suite alone: it would count too few.
+    start = f"{release.security} {architecture} {release.security} "
+    kept = debian_mirror.load(folder)
     found = [fixes for key, fixes in kept.items() if key.startswith(start)]
     report = found and _judged(installed, max(found, key=lambda fixes: fixes.date), release)
     if not report or (report.notes and report.rows.empty):

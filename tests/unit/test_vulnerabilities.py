@@ -73,7 +73,7 @@ LINUX = changelog(
 )
 SQLITE = changelog(
     "sqlite3",
-    ("3.46.1-7+deb13u1", "trixie", "4 Jan 2026", "CVE-2026-0401"),
+    ("3.46.1-7+deb13u1", "trixie", "30 Jul 2025", "CVE-2026-0401"),
     ("3.46.1-7", "unstable", "4 Jul 2025", "CVE-2025-0402"),
 )
 DPKG = changelog(
@@ -271,6 +271,13 @@ def test_versions_are_compared_as_debian_does(
     assert (report.missing, report.since_release) == (missing, since_release)
     assert list(report.by_month["cves"])[-1:] == [since_release] * (since_release > 0)
     assert ["'so_new'" in note for note in report.notes] == [True] * (version == "so_new")
+
+
+def test_an_update_written_before_the_release_came_to_it_on_its_day(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    report = known(installed(mirror, [("sqlite3", "sqlite3", "3.46.1-7")]), folder=tmp_path)
+    assert list(report.rows["date"]) == [pd.Timestamp("2025-08-09")]
 
 
 # What is kept
