@@ -307,7 +307,8 @@ def _in_utc(date: str) -> str:
 
 def _changelog(suite: Suite, debs: Iterable[Deb]) -> list[Update]:
     """Return what the first readable changelog of a source tells; empty if there is none."""
-    for deb in sorted(debs)[:12]:  # small ones first; some only link to the changelog of another
+    # Small ones first, behind 'gcc-12-base' and the like: others only link to the changelog of it.
+    for deb in sorted(debs, key=lambda deb: (not deb.package.endswith("-base"), deb))[:12]:
         data = suite.fetch(deb.path, sha256=deb.sha256)
         # Three readers may make anything of a damaged archive.
         with contextlib.suppress(Exception), DebFile(fileobj=io.BytesIO(data)) as archive:

@@ -363,6 +363,15 @@ def test_a_bad_mirror_gives_no_verdict(
         known(installed(mirror), folder=tmp_path)
 
 
+def test_of_many_packages_the_base_has_the_changelog(mirror: Mirror, tmp_path: Path) -> None:
+    for name in (f"asan{number}" for number in range(12)):
+        mirror.add("gcc-14", name, "14.2.0-19+deb13u1", {f"usr/share/doc/{name}": "-> x"})
+    text = changelog("gcc-14", ("14.2.0-19+deb13u1", "trixie", "4 Jan 2026", "CVE-2026-0601"))
+    mirror.add("gcc-14", "gcc-14-base", "14.2.0-19+deb13u1", text + " " * 9000)
+    report = known(installed(mirror, [("gcc-14-base", "gcc-14", "14.2.0-19")]), folder=tmp_path)
+    assert (report.missing, report.notes) == (1, ())
+
+
 def holding(data: bytes | str, name: str = "changelog.Debian.gz") -> bytes:
     packed = data if isinstance(data, bytes) else gzip.compress(data.encode())
     return deb({f"usr/share/doc/zlib1g/{name}": packed})
