@@ -154,7 +154,7 @@ def outcomes(variants: Mapping[str, pd.DataFrame]) -> Chart:
     got = [f"{table['through'].sum()} of {len(tries)} ({name})" for name, table in variants.items()]
     axes = canvas(
         title=f"What got through: {listed(got)}", height=_TRY * (len(tries) + 0.7), left=left,
-        note="Dark: it got through, or helps who is in. Pale: it does not.",
+        note="Dark: an attacker's way is open. Pale: it is closed.",
     )  # fmt: skip
     for line, names in enumerate(tries):
         write(axes, -8, (line + 1.2) * _TRY, "\n".join(names), size=TEXT, ha="right")
