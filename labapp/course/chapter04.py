@@ -100,11 +100,11 @@ def check_04_patch(bench: Bench, answer: object) -> Verdict:
             base_lacks = checks.report(bench, bench.registry.image(bench.base(base))).lacking
             lacking = lacking[~lacking["cve"].isin(base_lacks["cve"])]
         if late := report.missing - lacking["cve"].nunique():
-            note = f" But for {late}, which came out after the lab's own bases were made."
+            note = f", but for {late} that came out after the lab's own bases were made"
     if not lacking.empty:
         names = sorted(set(lacking["package"]))
         raise Wrong(
-            f"'team/python:patched' still lacks {lacking['cve'].nunique()} fixes, for example in "
+            f"'team/python:patched' still lacks fixes ({lacking['cve'].nunique()}), for example in "
             f"{', '.join(names[:4])}. A base is as fresh as the day on which it was made."
         )
     try:
@@ -114,7 +114,7 @@ def check_04_patch(bench: Bench, answer: object) -> Verdict:
     if said.strip() != "42":
         raise Wrong(f"No fix is missing, but its Python can't count: it says {said[:40]!r}.")
     return correct(
-        f"No fix is missing, as of {report.date:%Y-%m-%d}.{note} Tomorrow, ask again.",
+        f"No fix is missing, as of {report.date:%Y-%m-%d}{note}. Tomorrow, ask again.",
         image=held.pinned,
         fixes_of=f"{report.date:%Y-%m-%d}",
     )
