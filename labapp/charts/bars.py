@@ -35,6 +35,9 @@ _NOTICED = 0.05
 _NAME, _KEY = 230.0, 14.0
 """How wide a bar's name may get, in two lines, and how high a line of the key is."""
 
+_ROW, _HEAD, _GAP = 18.0, 24.0, 24.0
+"""Of a small chart: the height of a bar's row and of the name above, and what is between two."""
+
 _KINDS = {
     "base": (DEEP, "base: system and interpreter, the lowest layers"),
     "tools": ("#ffa90e", "tools: what a package manager installed on top"),
@@ -47,9 +50,6 @@ _LOWEST = re.compile(r"base image |# debian\.sh|(ADD|COPY) .* /$|RUN set -eux;")
 _IN_PUBLIC_BASES = re.compile(r"RUN set -eux;")
 _TOOLS = re.compile(r"RUN .*\b(apt|apt-get|apk|dnf|microdnf|yum|zypper)\b.* (install|add)\b")
 _LIBRARIES = re.compile(r"RUN .*\b(pip|uv)\b.* -r\b|RUN .*\bnpm (ci|install)\b|COPY .*\bwheels$")
-
-_ROW, _HEAD, _GAP = 18.0, 24.0, 24.0
-"""Of a small chart: the height of a bar's row and of the name above, and what is between two."""
 
 
 @dataclass(frozen=True)
