@@ -14,6 +14,7 @@ import contextlib
 import html
 import itertools
 import random
+import re
 import secrets
 import shutil
 import subprocess
@@ -105,7 +106,7 @@ class Step:
     @property
     def last_line(self) -> str:
         """The last line that it printed; for a command that failed in Python, the command's own."""
-        text = self.output.rstrip()
+        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", self.output).rstrip()
         before, _, traceback = text.rpartition("Traceback (most recent call last):")
         if "CalledProcessError: " in traceback:
             text = before.rstrip() or text

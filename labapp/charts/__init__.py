@@ -12,6 +12,7 @@ from labapp.charts.diagrams import classroom as classroom
 from labapp.charts.diagrams import conversation as conversation
 from labapp.charts.diagrams import cves_since_release as cves_since_release
 from labapp.charts.diagrams import journey as journey
+from labapp.charts.diagrams import outcomes as outcomes
 from labapp.charts.diagrams import tag_history as tag_history
 from labapp.charts.figure import Chart as Chart
 from labapp.charts.treemap import where_bytes_are as where_bytes_are

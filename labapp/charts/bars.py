@@ -38,6 +38,19 @@ _NAME, _KEY = 230.0, 14.0
 _ROW, _HEAD, _GAP = 18.0, 24.0, 24.0
 """Of a small chart: the height of a bar's row and of the name above, and what is between two."""
 
+_KINDS = {
+    "base": (DEEP, "base: system and interpreter, the lowest layers"),
+    "tools": ("#ffa90e", "tools: what a package manager installed on top"),
+    "libraries": ("#92dadd", "libraries: what the application needs from others"),
+    "application": ("#832db6", "application: all else that was copied, made or set"),
+}
+"""What a layer is: its colour, and what the key says of it."""
+
+_LOWEST = re.compile(r"base image |# debian\.sh|(ADD|COPY) .* /$|RUN set -eux;")
+_IN_PUBLIC_BASES = re.compile(r"RUN set -eux;")
+_TOOLS = re.compile(r"RUN .*\b(apt|apt-get|apk|dnf|microdnf|yum|zypper)\b.* (install|add)\b")
+_LIBRARIES = re.compile(r"RUN .*\b(pip|uv)\b.* -r\b|RUN .*\bnpm (ci|install)\b|COPY .*\bwheels$")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -166,6 +179,25 @@ def _telling(instruction: object) -> str:
     return re.sub(r" ?&& ?rm -.*$", "", " ".join(str(instruction).split()))
 
 
+def _kinds(instructions: Iterable[object]) -> list[str]:
+    """Return what each layer is, lowest first, as far as its instruction tells."""
+    kinds: list[str] = []
+    for text in (" ".join(str(each).split()) for each in instructions):
+        in_base = _IN_PUBLIC_BASES if kinds else _LOWEST
+        if in_base.match(text) and set(kinds) <= {"base"}:
+            kinds.append("base")
+        elif _TOOLS.match(text):
+            kinds.append("tools")
+        else:
+            kinds.append("libraries" if _LIBRARIES.match(text) else "application")
+    return kinds
+
+
+def _key(kinds: Iterable[str]) -> list[tuple[str, str]]:
+    there = set(kinds)
+    return [look for kind, look in _KINDS.items() if kind in there]
+
+
 def _byte_unit(largest: float) -> tuple[float, str]:
     """Return how many bytes the unit of an axis has (a power of ten), and its name."""
     for size, name in ((1e9, "gigabytes"), (1e6, "megabytes"), (1e3, "kilobytes")):
@@ -189,6 +221,7 @@ def layers(rows: pd.DataFrame) -> Chart:
     largest = fitted(names[weights.index(most)], 500, SMALL)
     return _bytes_chart(
         [(name, size, amount(size)) for name, size in zip(names, weights, strict=True)],
+        kinds=_kinds(names),
         title=f"{count}, {amount(total)} to download; the first instruction is on top",
         unit="{} to download (compressed)",
         alt=f"Bar chart of {count}, {amount(total)} in all. The largest is '{largest}' with "
@@ -233,12 +266,17 @@ def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
 
 
 def _bytes_chart(
-    rows: Sequence[tuple[str, float, str]], *, title: str, unit: str, alt: str
-) -> Chart:
+    rows: Sequence[tuple[str, float, str]], *, title: str, unit: str, alt: str,
+    kinds: Sequence[str] = (),
+) -> Chart:  # fmt: skip
     """Draw a name, bytes and words a row; ``{}`` in the axis' unit becomes the fitting one."""
     size, word = _byte_unit(max(value for _, value, _ in rows))
-    bars = [Row(name, [Block(value / size)], words) for name, value, words in rows]
-    return stacked_bars(bars, title=title, unit=unit.format(word), alt=alt)
+    colours = [_KINDS[kind][0] for kind in kinds] or [BLUE] * len(rows)
+    bars = [
+        Row(name, [Block(value / size, colour)], words)
+        for (name, value, words), colour in zip(rows, colours, strict=True)
+    ]
+    return stacked_bars(bars, title=title, unit=unit.format(word), alt=alt, key=_key(kinds))
 
 
 def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
@@ -251,14 +289,16 @@ def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
     states = {"download_bytes": "to download", "unpacked_bytes": "unpacked"}
     checked_all("sizes of variants", variants, "instruction", *states)
     size, unit = _byte_unit(max(table[list(states)].sum().max() for table in variants.values()))
-    rows, said = [], []
+    rows, said, there = [], [], set[str]()
     for name, table in variants.items():
+        kinds = _kinds(table["instruction"])
+        there.update(kinds)
         totals = {state: amount(table[column].sum()) for column, state in states.items()}
         for column, state in states.items():
             blocks = [
-                Block(value / size, colour, _telling(text))
-                for value, text, colour in zip(
-                    table[column], table["instruction"], itertools.cycle((DEEP, PALE))
+                Block(value / size, _KINDS[kind][0], _telling(text))
+                for value, text, kind in zip(
+                    table[column], table["instruction"], kinds, strict=True
                 )
             ]
             rows.append(Row(state, blocks, totals[state], name))
@@ -275,7 +315,7 @@ def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
         title += f"download: {amount(packed[most])} against {amount(packed[least])}"
     unit += "; each block is a layer, the lowest first"
     alt = f"Bar chart of sizes, stacked by layer. {'; '.join(said)}."
-    return stacked_bars(rows, title=title, unit=unit, alt=alt)
+    return stacked_bars(rows, title=title, unit=unit, alt=alt, key=_key(there))
 
 
 def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:

@@ -53,6 +53,9 @@ _HIGH, _MONTHS = 230.0, 7
 _ROW, _HEAD = 17.0, 62.0
 """A learner's row, and the room above the grid for the exercises' names."""
 
+_TRY = 32.0
+"""How high a row of outcomes is, for two lines."""
+
 _FILLS = {"alone": DEEP, "hints": PALE, "solution": AMBER, "tried": "white"}
 """How a cell is filled: passed alone, passed with hints, after the solution, or not passed."""
 
@@ -177,6 +180,39 @@ def tag_history(rows: pd.DataFrame) -> Chart:
     return Chart(axes, f"Two lanes of digests over time. {said}.")
 
 
+def outcomes(variants: Mapping[str, pd.DataFrame]) -> Chart:
+    """Draw what became of each wrong thing that was tried: a grid of tries and of what they met.
+
+    Args:
+        variants: for each name (before a control and after it, say) the same tries; columns
+            ``tried``, ``outcome`` (in words) and ``through`` (whether it got through).
+    """
+    checked_all("outcomes", variants, "tried", "outcome", "through")
+    tries = [wrapped(str(tried), 160, TEXT)[:2] for tried in next(iter(variants.values()))["tried"]]
+    left = MARGIN + max(text_width(line, TEXT) for lines in tries for line in lines) + 10
+    wide = (WIDTH - left - MARGIN) / len(variants)
+    got = [f"{table['through'].sum()} of {len(tries)} ({name})" for name, table in variants.items()]
+    axes = canvas(
+        title=f"What got through: {listed(got)}", height=_TRY * (len(tries) + 0.7), left=left,
+        note="Dark: an attacker's way is open. Pale: it is closed.",
+    )  # fmt: skip
+    for line, names in enumerate(tries):
+        write(axes, -8, (line + 1.2) * _TRY, "\n".join(names), size=TEXT, ha="right")
+    said = []
+    for number, (name, table) in enumerate(variants.items()):
+        middle, head = (number + 0.5) * wide, fitted(name, wide - 4, TEXT, bold=True)
+        write(axes, middle, 0.35 * _TRY, head, size=TEXT, ha="center", weight="bold")
+        rows: list[Any] = list(table.itertuples())
+        for line, row in enumerate(rows):
+            y, colour = (line + 1.2) * _TRY, ORANGE if row.through else PALE
+            axes.barh(y, wide - 3, _TRY - 3, left=number * wide, color=colour)
+            first, *more = wrapped(str(row.outcome), wide - 12, SMALL)
+            lines = [first, *([fitted(" ".join(more), wide - 12, SMALL)] if more else [])]
+            write(axes, middle, y, "\n".join(lines), ha="center", color=ink(colour))
+            said.append(f"{row.tried}, {name}: {row.outcome}")
+    return Chart(axes, f"Grid of what was tried. Got through: {listed(got)}. {'; '.join(said)}.")
+
+
 def _eight(digest: object) -> str:
     return digest.removeprefix("sha256:")[:8] if isinstance(digest, str) else "nothing"
 
@@ -184,7 +220,7 @@ def _eight(digest: object) -> str:
 def cves_since_release(
     variants: Mapping[str, pd.DataFrame], *, source: str, date: datetime.date, blind: str = ""
 ) -> Chart:
-    """Draw how the CVEs add up in images that were built on release day and never again.
+    """Draw how the fixes add up that an image of release day, never rebuilt, lacks.
 
     Args:
         variants: for each image's name a row a month; columns ``month`` (its first day) and
@@ -253,14 +289,13 @@ def _cves_title(last: Mapping[str, float]) -> str:
     least, most = extremes(last)
     if not last[most]:
         return "No fix with a date is known in these packages since the release"
-    title = f"Never rebuilt since the release, {most} would have {counted(last[most], 'known CVE')}"
+    title = f"Since the release, {counted(last[most], 'CVE')} were fixed in packages of {most}"
     if len(last) == 1:
         return title
-    if not last[least]:
-        return f"{title}, {least} none"
-    if last[most] < ALIKE * last[least]:
-        return f"{title}, {least} {last[least]:,.0f}"
-    return f"{title}: {times(last[most], last[least])} those of {least} ({last[least]:,.0f})"
+    title += f", {last[least]:,.0f} in those of {least}"
+    if last[most] < ALIKE * last[least] or not last[least]:
+        return title
+    return f"{title}: {times(last[most], last[least])} as many"
 
 
 def _write_ends(axes: Axes, ends: Sequence[float], words: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from labapp.bench import Bench
 from labapp.course import checks
 from labapp.course.exercises import Verdict, Wrong, correct
 from labapp.errors import RunError
+from labapp.journey.bases import FULL, SLIM
 
 if TYPE_CHECKING:
     from labapp.inside.image import Contents
@@ -91,11 +92,19 @@ def check_04_patch(bench: Bench, answer: object) -> Verdict:
             "'team/python:patched' lists no Debian package, so nothing tells whether fixes are "
             "missing. Removing the list is not a patch."
         )
-    report = checks.report(bench, held)
-    if report.missing:
-        names = sorted(set(report.rows.loc[report.rows["state"] == "missing", "package"]))
+    report, note = checks.report(bench, held), ""
+    lacking = report.lacking
+    if not report.is_live:
+        # Without a mirror nobody here can have what came out after the lab's bases were made.
+        for base in (SLIM, FULL):
+            base_lacks = checks.report(bench, bench.registry.image(bench.base(base))).lacking
+            lacking = lacking[~lacking["cve"].isin(base_lacks["cve"])]
+        if late := report.missing - lacking["cve"].nunique():
+            note = f", but for {late} that came out after the lab's own bases were made"
+    if not lacking.empty:
+        names = sorted(set(lacking["package"]))
         raise Wrong(
-            f"'team/python:patched' still lacks {report.missing} fixes, for example in "
+            f"'team/python:patched' still lacks fixes ({lacking['cve'].nunique()}), for example in "
             f"{', '.join(names[:4])}. A base is as fresh as the day on which it was made."
         )
     try:
@@ -105,7 +114,7 @@ def check_04_patch(bench: Bench, answer: object) -> Verdict:
     if said.strip() != "42":
         raise Wrong(f"No fix is missing, but its Python can't count: it says {said[:40]!r}.")
     return correct(
-        f"No fix is missing, as of {report.date:%Y-%m-%d}. Tomorrow, ask again.",
+        f"No fix is missing, as of {report.date:%Y-%m-%d}{note}. Tomorrow, ask again.",
         image=held.pinned,
         fixes_of=f"{report.date:%Y-%m-%d}",
     )

@@ -24,26 +24,6 @@ def check_05_two(bench: Bench, answer: object) -> Verdict:
     return correct("The compiler did its work, and stayed at home.", image=held.pinned)
 
 
-def check_05_target(bench: Bench, answer: object) -> Verdict:
-    """Does the image hold compiler, source and the built shop: the first stage?"""
-    held = checks.pushed(bench, "shop/workshop:1")
-    if not _compilers(bench, held):
-        raise Wrong(
-            "'shop/workshop:1' has no compiler. It looks like the last stage; the first is wanted."
-        )
-    paths = set(checks.contents(bench, held).files["path"])
-    built = [path for path in paths if re.fullmatch(r"/opt/venv/.*/shop/_prices\..*\.so", path)]
-    if "/src/shop/_prices.c" not in paths or not built:
-        raise Wrong(
-            "'shop/workshop:1' has a compiler. But not both the source in '/src/shop' and the shop "
-            "that was built from it in '/opt/venv'."
-        )
-    return correct(
-        "Compiler, source and the built shop: all that a debugging session needs.",
-        image=held.pinned,
-    )
-
-
 def check_05_mine(bench: Bench, answer: object) -> Verdict:
     """Is the image smaller than the slim base, and the shop?"""
     return checks.judge_small(bench, "shop/web:mine", times=1)

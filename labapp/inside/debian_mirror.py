@@ -14,6 +14,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import lzma
 import re
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from debian.changelog import Changelog
-from debian.deb822 import Deb822, Packages
+from debian.deb822 import Deb822
 from debian.deb822 import Release as ReleaseFile
 from debian.debfile import DebFile
 from debian.debian_support import Version
@@ -39,12 +40,16 @@ from labapp.registry.http import Connection
 from labapp.state import write_file
 
 LIMIT = 64 * 1024 * 1024
-"""How many bytes a file may have, packed or unpacked: an image names mirrors of its own choice."""
+"""How many bytes a file may have, packed or unpacked: an image names mirrors of its own choice.
+
+The longest of Debian 13's indexes has 57 million.
+"""
 
 RELEASE_DAYS = {"11": "2021-08-14", "12": "2023-06-10", "13": "2025-08-09"}
 """When Debian published a release, by its number; a later release just counts less."""
 
 _CVE = re.compile(r"CVE-\d{4}-\d{4,}", re.IGNORECASE)
+_FIELD = re.compile(rb"^(Package|Source|Version|Filename|Size|SHA256): *(.+)$", re.MULTILINE)
 _ONE_LINE = re.compile(r"deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s*(.*)")
 _FILE = "debian.json.gz"
 
@@ -60,6 +65,10 @@ class Release(NamedTuple):
         """The name of its security suite."""
         return f"{self.codename}-security"
 
+    def has_made(self, version: str) -> bool:
+        """Tell if a version says that it was made for this release, as in ``3.5.1-1+deb13u1``."""
+        return re.search(rf"[+~]deb{re.escape(self.number)}u\d", version) is not None
+
 
 class Update(NamedTuple):
     """An entry of a source package's changelog; the date may be empty."""
@@ -72,15 +81,18 @@ class Update(NamedTuple):
     def is_stable(self, release: Release) -> bool:
         """Tell if it was made for a release after its publication, not on the way to it."""
         suite = rf"({release.codename}|stable)(-security|-proposed-updates|-updates)?"
-        suffix = rf"[+~]deb{re.escape(release.number)}u\d"
         made_for = any(re.fullmatch(suite, name) for name in self.distributions)
-        return made_for or re.search(suffix, self.version) is not None
+        return release.has_made(self.version) or (made_for and self.is_younger_than(release))
+
+    def is_younger_than(self, release: Release) -> bool:
+        """Tell if its date is after that of the release; without a date it is not."""
+        return self.date[:10] > RELEASE_DAYS.get(release.number, "9999")
 
 
 class Fixes(NamedTuple):
-    """What a suite tells of its source packages."""
+    """What a release's suites tell of the source packages that had updates."""
 
-    date: str  # when the suite was made (ISO 8601, UTC)
+    date: str  # when the security suite was made (ISO 8601, UTC)
     read: float  # when it was read here, in seconds since 1970
     versions: dict[str, str]
     updates: dict[str, list[Update]]  # of those looked into; none if no changelog can be read
@@ -91,7 +103,7 @@ class Fixes(NamedTuple):
         return 0 <= time.time() - self.read < 4 * 3600  # a suite changes about once a day
 
     def of(self, sources: Set[str]) -> dict[str, list[Update] | None]:
-        """Return the updates of those sources that the suite has; None if they were not read."""
+        """Return the updates of those sources that had any; None if they were not read."""
         return {name: self.updates.get(name) for name in sorted(self.versions.keys() & sources)}
 
 
@@ -134,21 +146,29 @@ class Suite:
         )
 
 
-def security_suite(texts: Iterable[str], release: Release) -> Suite:
-    """Return the release's security suite on the first mirror that apt's configuration names."""
+def suites(texts: Iterable[str], release: Release) -> list[Suite]:
+    """Return the release's suites, each on the first mirror that apt's configuration names.
+
+    Security comes first, then where point releases go; what is meant for the next one may be left.
+    """
+    found: dict[str, Suite] = {}
     for text in texts:
         for mirror, name, components in _suites(text):
             # A disc or a folder of the image can't be read from here; the rest is no address.
             is_url = mirror.startswith(("http://", "https://"))
-            fit_to_print = (mirror + components).isprintable()
-            if is_url and fit_to_print and name.rstrip("/") == release.security:
+            if is_url and (mirror + components).isprintable():
                 mirror = re.sub(r"(?<=//)[^/?#]*@", "", mirror.rstrip("/"))
-                return Suite(mirror, release.security, tuple(components.split()))
-    raise VulnerabilityError(
-        f"looking up Debian's own fixes: the image's apt configuration names no mirror with "
-        f"'{release.security}'. Inspect an image of the same release that names one, or load a "
-        "bundle: 'python3 -m labapp bundle load FILE'."
-    )
+                name = name.rstrip("/")
+                found.setdefault(name, Suite(mirror, name, tuple(components.split())))
+    for name in (release.security, release.codename):
+        if name not in found:
+            raise VulnerabilityError(
+                "looking up Debian's own fixes: the image's apt configuration names no mirror "
+                f"with '{name}'. Inspect an image of the same release that names one, or load a "
+                "bundle: 'python3 -m labapp bundle load FILE'."
+            )
+    names = (release.security, release.codename, f"{release.codename}-updates")
+    return [found[name] for name in names if name in found]
 
 
 def _suites(text: str) -> Iterator[tuple[str, ...]]:
@@ -176,20 +196,32 @@ class Deb(NamedTuple):
     sha256: str
 
 
-Listed = dict[str, tuple[Version, list[Deb]]]
-"""By source package its newest version, and the files of that."""
+class Listed(NamedTuple):
+    """A source package's newest version, the suite that has it, and the files of that.
+
+    ``is_certain`` that it is an update: a version without a suffix may be as old as the release.
+    """
+
+    version: Version
+    suite: Suite
+    debs: list[Deb]
+    is_certain: bool
 
 
-def read(suite: Suite, architecture: str, sources: Set[str], *, folder: Path) -> Fixes:
-    """Read what a suite tells of source packages; what is kept in the folder, where it is fresh."""
+def read(
+    suites: Sequence[Suite], release: Release, architecture: str, sources: Set[str], *, folder: Path
+) -> Fixes:
+    """Read what suites tell of source packages; what is kept in the folder, where it is fresh."""
     kept = load(folder)
-    key = " ".join((suite.name, architecture, suite.mirror, *suite.components))
+    words = [word for each in suites for word in (each.name, each.mirror, *each.components)]
+    key = " ".join((release.security, architecture, *words))
     held = kept.get(key)
     if held and held.is_fresh and None not in held.of(sources).values():
         return held
-    date, listed = _read_index(suite, architecture)
-    versions = {name: str(version) for name, (version, _) in listed.items()}
-    fixes = kept[key] = Fixes(date, time.time(), versions, {})
+    listed: dict[str, Listed] = {}
+    dates = [_read_index(suite, release, architecture, listed) for suite in suites]
+    versions = {name: str(newest.version) for name, newest in listed.items()}
+    fixes = kept[key] = Fixes(dates[0], time.time(), versions, {})
     if held:
         same = held.versions.items() & versions.items()
         fixes.updates.update((name, held.updates[name]) for name, _ in same if name in held.updates)
@@ -197,9 +229,14 @@ def read(suite: Suite, architecture: str, sources: Set[str], *, folder: Path) ->
     pool = ThreadPoolExecutor(6)
     with feedback.bars("Reading what Debian has fixed since the release", unit="steps") as bars:
         try:
-            found = pool.map(lambda name: _changelog(suite, listed[name][1]), missing)
+            found = pool.map(
+                lambda name: _changelog(listed[name].suite, listed[name].debs), missing
+            )
             for number, (name, updates) in enumerate(zip(missing, found, strict=True), 1):
-                fixes.updates[name] = updates
+                if updates or listed[name].is_certain:
+                    fixes.updates[name] = updates
+                else:
+                    del versions[name]
                 bars.update("changelogs", number, len(missing))
         finally:
             # After an error, or when a person stops it, nobody waits for a slow mirror.
@@ -208,41 +245,56 @@ def read(suite: Suite, architecture: str, sources: Set[str], *, folder: Path) ->
     return fixes
 
 
-def _read_index(suite: Suite, architecture: str) -> tuple[str, Listed]:
-    """Read when a suite was made, and what the indexes list that its ``InRelease`` lists."""
+def _read_index(
+    suite: Suite, release: Release, architecture: str, listed: dict[str, Listed]
+) -> str:
+    """Add what the indexes list that a suite's ``InRelease`` lists; return when it was made."""
     path = f"dists/{suite.name}/InRelease"
     data = suite.fetch(path)
-    listed: Listed = {}
     try:
-        release = ReleaseFile(data)
-        date = _in_utc(release["Date"])
-        hashes = {entry["name"]: entry["sha256"] for entry in release["SHA256"]}
+        index = ReleaseFile(data)
+        date = _in_utc(index["Date"])
+        hashes = {entry["name"]: entry["sha256"] for entry in index["SHA256"]}
         for component in suite.components:
             folder = f"{component}/binary-{architecture}"
             path = f"dists/{suite.name}/{folder}/Packages.xz"
             sha256 = hashes[f"{folder}/Packages.xz"]
             # By its hash, so that a mirror which is just being updated still serves what it listed.
-            if release.get("Acquire-By-Hash", "").strip() == "yes":
+            if index.get("Acquire-By-Hash", "").strip() == "yes":
                 path = f"dists/{suite.name}/{folder}/by-hash/SHA256/{sha256}"
-            _add_packages(listed, suite.fetch(path, sha256=sha256))
+            _add_packages(listed, suite.fetch(path, sha256=sha256), suite, release)
     except (lzma.LZMAError, EOFError, KeyError, ValueError, TypeError, OverflowError) as error:
         # A hotel's log-in page answers every address with 200 and a page of its own.
         cause = f"it is not what a Debian mirror has there ({error!r}), perhaps a log-in page"
         raise suite.error(path, cause) from error
-    return date, listed
+    return date
 
 
-def _add_packages(listed: Listed, packed: bytes) -> None:
-    """Add what a ``Packages.xz`` lists; of each source package, only the newest version's files."""
+def _add_packages(listed: dict[str, Listed], packed: bytes, suite: Suite, release: Release) -> None:
+    """Add the updates in a ``Packages.xz``; of each source, only the newest version's files.
+
+    What the security suite has is one; of the others, what it has as well (the kernel's versions
+    have no suffix), what has the suffix, and perhaps what is Debian's own, a version without a dash
+    (``dpkg 1.22.22``).
+    """
     with lzma.open(io.BytesIO(packed)) as file:
         data = _bounded(file)
-    for stanza in Packages.iter_paragraphs(io.BytesIO(data), use_apt_pkg=False):
-        name, version = stanza.source or "", stanza.source_version
-        size, sha256 = int(stanza["Size"]), stanza["SHA256"].lower()
-        if name not in listed or listed[name][0] < version:
-            listed[name] = (version, [])
-        if listed[name][0] == version and size <= LIMIT:
-            listed[name][1].append(Deb(size, stanza["Package"], stanza["Filename"], sha256))
+    for is_gap, lines in itertools.groupby(io.BytesIO(data), bytes.isspace):
+        found = {key: value.decode() for key, value in _FIELD.findall(b"".join(lines))}
+        if is_gap:
+            continue
+        package = found[b"Package"]
+        name, _, own = found.get(b"Source", package).partition(" ")
+        version = own.strip("()") or found[b"Version"]
+        is_certain = suite.name == release.security or release.has_made(version) or name in listed
+        if not is_certain and "-" in version:
+            continue
+        deb = Deb(int(found[b"Size"]), package, found[b"Filename"], found[b"SHA256"].lower())
+        newest = Version(version)
+        if name not in listed or listed[name].version < newest:
+            listed[name] = Listed(newest, suite, [], is_certain)
+        if listed[name][:2] == (newest, suite) and deb.size <= LIMIT:
+            listed[name].debs.append(deb)
 
 
 def _bounded(file: lzma.LZMAFile | gzip.GzipFile) -> bytes:
@@ -258,7 +310,8 @@ def _in_utc(date: str) -> str:
 
 def _changelog(suite: Suite, debs: Iterable[Deb]) -> list[Update]:
     """Return what the first readable changelog of a source tells; empty if there is none."""
-    for deb in sorted(debs)[:12]:  # small ones first; some only link to the changelog of another
+    # Small ones first, behind 'gcc-12-base' and the like: others only link to the changelog of it.
+    for deb in sorted(debs, key=lambda deb: (not deb.package.endswith("-base"), deb))[:12]:
         data = suite.fetch(deb.path, sha256=deb.sha256)
         # Three readers may make anything of a damaged archive.
         with contextlib.suppress(Exception), DebFile(fileobj=io.BytesIO(data)) as archive:
@@ -353,17 +406,22 @@ def verdicts(
     lacking = next(older, len(updates))
     oldest = {cve: update for update in updates for cve in update.cves}
     since_release, carrier = True, None
+    published = RELEASE_DAYS.get(release.number)
     for number, update in enumerate(updates):
         # 2.9-1~deb13u1 brought all of unstable's 2.9-1; what is younger than the release is new.
         stable = update.is_stable(release)
-        young = update.date[:10] > RELEASE_DAYS.get(release.number, "9999")
-        since_release = since_release and (stable or (carrier is not None and young))
+        brought = carrier is not None and update.is_younger_than(release)
+        since_release = since_release and (stable or brought)
         if f"~deb{release.number}u" in update.version:
             carrier = update
         if number >= lacking and not since_release:
             break
         by = update if stable or carrier is None else carrier
         state = "missing" if number < lacking else "since release"
+        # What was written before the release day, for the release, reached it on that day or later.
+        day = by.date
+        if day and published:
+            day = max(day, f"{published}T00:00:00+00:00")
         for cve in update.cves:
             if oldest[cve] is update:
-                yield cve, by.version, state, by.date
+                yield cve, by.version, state, day

@@ -42,7 +42,7 @@ LOOKED_FOR = (
     "modules are not looked for."
 )
 
-_SOURCES = {"debian-packages": "of Debian packages", "docker-hub": "from Docker Hub"}
+_SOURCES = {"debian-packages": "made from Debian packages", "docker-hub": "from Docker Hub"}
 _ABOVE = ["image", "digest"]
 """Facts that are too long for a column."""
 
@@ -288,9 +288,7 @@ def _lists(found: Inspection) -> dict[str, pd.DataFrame]:
         "What a secret scanner would flag": contents.secrets.assign(line=lines, visible=seen),
     }
     if found.found:
-        rows = found.found.rows
-        missing = rows[(rows["state"] == "missing") & ~rows["headers"]]
-        each = missing.groupby(["source_package", "installed"], as_index=False)
+        each = found.found.lacking.groupby(["source_package", "installed"], as_index=False)
         listed = each.agg(fixed_in=("fixed", _few), CVEs=("cve", "nunique"), which=("cve", _few))
         lists["Fixes missing now"] = listed.sort_values("CVEs", ascending=False, kind="stable")
     return lists

@@ -1,8 +1,8 @@
 """Which known CVEs an image's packages carry, by sources that are each named and dated.
 
-*Debian's own fixes* compare the installed packages with the security suite that the image's own apt
-configuration names, and read the changelogs of its updates. A *snapshot* brings what a mirror told
-to a class without internet.
+*Debian's own fixes* compare the installed packages with the security suite and the point releases
+that the image's own apt configuration names, and read the changelogs of their updates. A *snapshot*
+brings what a mirror told to a class without internet.
 """
 
 from __future__ import annotations
@@ -45,15 +45,25 @@ class Report:
     date: datetime
     notes: tuple[str, ...] = ()
     blind: ClassVar[str] = (
-        "A lower bound: it sees only what Debian has fixed in its security suite and named in a "
-        "changelog, not what is unfixed, what came with a point release alone, and nothing outside "
-        "Debian's packages."
+        "A lower bound: it sees only what Debian has fixed, in its security suite or a point "
+        "release, and named in a changelog; not what is unfixed, and nothing outside Debian's "
+        "packages."
     )
 
-    @cached_property
+    @property
+    def is_live(self) -> bool:
+        """Whether the mirror said so just now, and not some day before."""
+        return self.source == DEBIAN
+
+    @property
+    def lacking(self) -> pd.DataFrame:
+        """The rows for which a fix is there that the image lacks; without the kernel's headers."""
+        return self._run[self._run["state"] == "missing"]
+
+    @property
     def missing(self) -> int:
         """How many CVEs the image has for which a fix is there; without the kernel's headers."""
-        return int(self._run[self._run["state"] == "missing"]["cve"].nunique())
+        return int(self.lacking["cve"].nunique())
 
     @cached_property
     def since_release(self) -> int:
@@ -106,15 +116,15 @@ def known(contents: Contents, *, folder: Path, source: str = "auto") -> Report:
     if source == "snapshot":
         return _last_read(release, installed, architecture, folder)
     try:
-        suite = debian_mirror.security_suite(contents.apt_sources, release)
-        fixes = debian_mirror.read(suite, architecture, set(installed["source"]), folder=folder)
+        suites, sources = debian_mirror.suites(contents.apt_sources, release), installed["source"]
+        fixes = debian_mirror.read(suites, release, architecture, set(sources), folder=folder)
         return _judged(installed, fixes, release)
     except VulnerabilityError as error:
         if source == "auto":
             with contextlib.suppress(VulnerabilityError):
                 report = _last_read(release, installed, architecture, folder)
                 # What the mirror did not give just now is no verdict.
-                if report.source != DEBIAN or not report.notes:
+                if not report.is_live or not report.notes:
                     taken = f"{report.source}, of {report.date:%Y-%m-%d}"
                     feedback.say(f"{error} Taken instead: {taken}.")
                     return report
@@ -132,7 +142,9 @@ def _last_read(
     release: Release, installed: pd.DataFrame, architecture: str, folder: Path
 ) -> Report:
     """Judge by what a mirror said when it was last asked, for any image of the release."""
-    kept, start = debian_mirror.load(folder), f"{release.security} {architecture} "
+    # A snapshot of an earlier lab tells of the security suite alone: it would count too few.
+    start = f"{release.security} {architecture} {release.security} "
+    kept = debian_mirror.load(folder)
     found = [fixes for key, fixes in kept.items() if key.startswith(start)]
     report = found and _judged(installed, max(found, key=lambda fixes: fixes.date), release)
     if not report or (report.notes and report.rows.empty):

@@ -342,7 +342,16 @@ def _failure(doing: str, told: _Steps, text: str, cause: str, *, context: str) -
             "Does the registry serve that digest? An image ID is none; 'lab.digest' tells it."
         ]
     elif keyword in {"COPY", "ADD"} and not unread:
-        parts += [f"Paths count from '{context}'. Does .dockerignore leave the file out?"]
+        if not (is_from_stage := "--from=" in "".join(parts[1:])):
+            parts += [f"Paths count from '{context}'. Does .dockerignore leave the file out?"]
+        if is_from_stage or len(told.stages) > 1:
+            names = ", ".join(f"'{name}'" for name in told.stages if name) or "none has one"
+            parts += [f"What another stage has takes '--from=' and its name: {names}."]
+    elif keyword == "FROM" and not unread:
+        parts += [
+            "FROM sees only the ARGs above the first FROM. By such an ARG, the lab puts in its own "
+            "copy of a public Python image."
+        ]
     else:
         parts += ["Mend the Dockerfile there, or what it names, and build again."]
     return BuildError("\n".join(parts), log=log, line=line)

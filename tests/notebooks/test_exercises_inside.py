@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from desk import Desk, States, Tried, copied, forget, nothing, step
+from datetime import UTC, datetime
 
+import pytest
+from desk import Desk, States, Tried, copied, forget, nothing, step, verdict
+
+from labapp.bench import Bench
 from labapp.course import checks
+from labapp.inside.known import DEBIAN, Report, table
 from labapp.registry.client import RegistryImage
 
 SITE = "/opt/venv/lib/python3.13/site-packages"
@@ -93,7 +97,7 @@ def only_full(desk: Desk) -> list[str]:
 
 
 SMALL, TWO, MINE = "shop/web:small", "shop/web:two", "shop/web:mine"
-PATCHED, WORKSHOP = "team/python:patched", "shop/workshop:1"
+PATCHED = "team/python:patched"
 SAYS_HELLO = """CMD ["python3", "-c", "print('hello')"]"""
 LEFT = "USER 0\nRUN rm -rf /usr/bin/*gcc* /usr/lib/gcc /usr/libexec"
 """What comes too late: the compiler is in a layer below."""
@@ -151,14 +155,6 @@ STATES: States = {
         (on_top("web:slim", LEFT, TWO), "Wrong", "compiler"),
         (on_top("web:multistage", DEAR, TWO), "Wrong", "/price/tea"),
     ],
-    "05-target": [
-        copied("kept/web:stage", WORKSHOP),
-        on_top("web:stage", "RUN gcc --version", WORKSHOP),
-        (nothing, "NotYet", WORKSHOP),
-        (copied("kept/web:multistage", WORKSHOP), "Wrong", "first"),
-        (copied("base/python:3.13", WORKSHOP), "Wrong", "/src/shop"),
-        (on_top("web:stage", "RUN rm -rf /opt/venv/lib", WORKSHOP), "Wrong", "/opt/venv"),
-    ],
     "05-mine": [
         copied("kept/web:minimal", MINE),
         on_top("web:minimal", "ENV MINE=1", MINE),
@@ -172,3 +168,25 @@ STATES: States = {
 
 class TestExercises(Tried):
     chapters = ("04", "05")
+
+
+@pytest.mark.parametrize(
+    ("source", "image_lacks", "outcome"),
+    [
+        ("Debian's own fixes, last read", ["CVE-2026-0001"], "Correct"),
+        ("Debian's own fixes, last read", ["CVE-2026-0001", "CVE-2026-0002"], "Wrong"),
+        (DEBIAN, ["CVE-2026-0001"], "Wrong"),
+    ],
+)
+def test_without_a_mirror_nobody_lacks_what_the_bases_lack(
+    bare: Desk, monkeypatch: pytest.MonkeyPatch, source: str, image_lacks: list[str], outcome: str
+) -> None:
+    def told(bench: Bench, held: RegistryImage) -> Report:
+        own = held.reference.repository == "team/python"
+        lacks = image_lacks if own else ["CVE-2026-0001"]
+        rows = [(cve, "libc6", "glibc", "2", "3", "missing", "2026-11-25") for cve in lacks]
+        return Report(table(rows), source, datetime(2026, 11, 26, tzinfo=UTC))
+
+    monkeypatch.setattr(checks, "report", told)
+    bare.copy("base/python:3.13-slim", PATCHED)
+    assert verdict("04-patch", bare.bench)[0] == outcome

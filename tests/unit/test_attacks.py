@@ -339,6 +339,7 @@ class TestScripts:
         for output, line in [
             ("", ""),
             ("one\ntwo \n\n", "two"),
+            ("\x1b[1;31mfailed\x1b[0m: no tag\x1b[K\n", "failed: no tag"),
             (f"{trace}NameError: a\n", "NameError: a"),
             (f"no such tag\n{trace}{failed}\n", "no such tag"),
             (f"{trace}{failed}\n", failed),

@@ -123,9 +123,9 @@ def test_steps(engine: str, label: str, tmp_path: Path, told: QuietFeedback) -> 
 FAILURES = {
     "failing-run": (3, "first word", ["3", "4 |     printf aside"]),
     "failing-copy": (3, None, ["nope.txt", "3 | COPY a.txt nope.txt", ".dockerignore"]),
-    "failing-from": (2, None, ["none/such:1", "2 | FROM"]),
+    "failing-from": (2, None, ["none/such:1", "2 | FROM", "the first FROM"]),
     "failing-syntax": (3, None, ["nknown instruction: ", "3 | COPPY"]),
-    "failing-argument": (2, None, ["${A}", "2 | FROM"]),
+    "failing-argument": (2, None, ["${A}", "2 | FROM", "the first FROM"]),
     "failing-empty": (None, None, ["no instructions"]),
 }
 PODMAN = {label: (None, None, ["no "]) for label in ("failing-argument", "failing-empty")}
@@ -150,6 +150,15 @@ def test_failures(engine: str, label: str, tmp_path: Path) -> None:
         assert printed in caught.value.log[0]
     elif not engine.startswith("podman"):  # whose own words are in the log
         assert not caught.value.log
+
+
+@pytest.mark.parametrize("flag", ["--from=builder ", ""])
+def test_a_copy_from_a_stage_that_there_is_not(flag: str, tmp_path: Path) -> None:
+    (tmp_path / "it.Dockerfile").write_text(f"FROM a AS build\nFROM b\nCOPY {flag}/opt /opt\n")
+    (tmp_path / "it.txt").write_text("it.Dockerfile:3\nERROR: failed to solve: not found\n")
+    with pytest.raises(BuildError, match=r"--from=.* 'build'") as caught:
+        built("docker-26", str(tmp_path / "it"), tmp_path, status=1)
+    assert (".dockerignore" in str(caught.value)) == (not flag)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -146,6 +146,13 @@ EVENTS = pd.DataFrame(
     }
 )
 PUSH = pd.DataFrame({"bytes": [31e6, 2e6, 100], "outcome": ["mounted", "sent", "sent"]})
+TRIED = pd.DataFrame(
+    {
+        "tried": ["secret", "Can a container's user become more than it is? " * 2],
+        "outcome": ["it is in what runs: it got through", "root " * 30],
+        "through": [True, False],
+    }
+)
 STATES = ("alone", "hints", "solution", "tried", "open")
 
 
@@ -217,6 +224,10 @@ HARD: dict[str, Draw] = {
         {"full": files(PACKAGES, {}), "slim": pd.concat([SLIM_FILES, files({"git": 0}, {})])}
     ),
     "map of a speck": lambda: labapp.charts.where_bytes_are({"speck": SPECK, "full": FULL_FILES}),
+    "outcomes": lambda: labapp.charts.outcomes(
+        {"before": TRIED.assign(through=True), LONG: TRIED.assign(outcome="refused")}
+    ),
+    "outcomes of one": lambda: labapp.charts.outcomes({"before": TRIED}),
     "a class": lambda: labapp.charts.classroom(school("ada", LONG)),
     "a class of eight": lambda: labapp.charts.classroom(school(*"abcdefgh", exercises=4)),
     "a class of one": lambda: labapp.charts.classroom(school("ada", exercises=1, state="alone")),
@@ -301,8 +312,8 @@ SAID = [
     ("pulls of five", "divided by the line's speed, nothing else. Measured: "),
     ("surface of five", f"packages: full 431, slim 118, multistage 99, minimal 0 and {LONG} not"),
     ("surface of two", "full has 431 packages, slim 118. "),
-    ("CVEs of one", "Never rebuilt since the release, slim would have 3 known CVEs"),
-    ("CVEs of five", "full would have 1,961 known CVEs, minimal none"),
+    ("CVEs of one", "Since the release, 3 CVEs were fixed in packages of slim\n"),
+    ("CVEs of five", "1,961 CVEs were fixed in packages of full, 0 in those of minimal\n"),
     ("CVEs of five", "until 23 November 2026, from Debian's own fixes"),
     ("CVEs of five", f"full 1,961, slim 212, multistage 211, minimal none known and {LONG} 210"),
     ("CVEs of five", "Source: Debian's own fixes, 23 November 2026."),
@@ -310,7 +321,7 @@ SAID = [
         "CVEs of five",
         "headers, which never run. It can't see what Debian has not fixed yet.",
     ),
-    ("CVEs alike at the top", "image 0 would have 1,000 known CVEs, image 4 996"),
+    ("CVEs alike at the top", "1,000 CVEs were fixed in packages of image 0, 996 in those of i"),
     ("no CVEs", "No fix with a date is known in these packages since the release"),
     ("map of two", "times the bytes of slim. Equal areas are equal bytes"),
     ("map of two", "slim: 29.0 MB in 3 files, the largest parts are libc6 13.0 MB, /opt/venv 9.0"),
@@ -329,6 +340,8 @@ SAID = [
     ("layers", "with 41.0 MB, 39% of the"),
     ("pushes", f"first: 2.0 MB: 2 of 3 layers; {LONG}: 0 B: 0 of 3 layers"),
     ("sizes", "tiny: 1 B; huge: 3000.0 GB"),
+    ("outcomes", f"What got through: 2 of 2 (before) and 1 of 2 ({LONG})"),
+    ("outcomes", f"secret, {LONG}: refused"),
     ("a class", "2 learners: 32 of 52 exercises passed"),
     ("a class", "00-word0 by 2; 00-word1 by 2; 00-word2 by 1; "),
     ("a class of eight", "19 of 32 exercises passed; 2 tried 00-word1 and have not"),
@@ -391,6 +404,22 @@ def test_equal_areas_are_equal_bytes_in_all_maps_and_words_stay_in_them(name: st
         own = [area for text, area in found.items() if text.startswith(start)]
         assert own == [pytest.approx(size, rel=1e-6)], start
     assert any(re.match(r"\+\d+|\d+ smaller\s+packages", text) for text in found)
+
+
+def test_a_layer_has_the_colour_of_what_it_is() -> None:
+    from matplotlib.colors import to_hex
+
+    bars = [to_hex(bar.get_facecolor()) for bar in rectangles("sizes of two")]
+    public = ["# debian.sh --arch 'amd64'", "RUN set -eux; apt-get install -y tzdata", APT]
+    more = ["COPY wheels wheels", "RUN A=1 pip install -r requirements.txt", "COPY shop shop"]
+    rows = pd.DataFrame({"instruction": public + more, "download_bytes": 1})
+    shown = labapp.charts.layers(rows).axes.findobj(type(rectangles("sizes of two")[0]))
+    other = [to_hex(bar.get_facecolor()) for bar in shown][:6]
+    base, tools, libraries, application = other[0], other[2], other[3], other[5]
+    assert other == [base, base, tools, libraries, libraries, application]
+    assert len({base, tools, libraries, application}) == 4
+    full, slim = [base, application], [base, tools, application, application]
+    assert bars == [*full, *full, *slim, *slim]
 
 
 LENGTHS: dict[str, tuple[str, list[float]]] = {

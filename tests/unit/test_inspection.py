@@ -83,7 +83,7 @@ def test_an_image_in_facts() -> None:
     ("run", "base", "runs_as"),
     [
         *(({"User": user}, "not told", "root") for user in ("", "0", "root", "0:0", "root:app")),
-        ({"User": "app", "Labels": PACKAGES}, "of Debian packages", "user app"),
+        ({"User": "app", "Labels": PACKAGES}, "made from Debian packages", "user app"),
         ({"Labels": PYTHON | {SOURCE_LABEL: "docker-hub"}}, "python:3.13, from Docker Hub", "root"),
     ],
 )

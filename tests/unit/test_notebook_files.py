@@ -20,7 +20,7 @@ from labapp.errors import ExerciseError
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 NUMBERS = [f"{number:02}" for number in range(9)]
-WITHOUT_QUANTITY = ("00", "06", "08")
+WITHOUT_QUANTITY = ("00",)
 """Chapters that draw no chart of their own."""
 
 

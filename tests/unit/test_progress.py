@@ -191,14 +191,14 @@ def test_what_is_written_and_what_cannot_be(three: Receipts, tmp_path: Path) -> 
 def test_progress_says_where_to_go_on(three: Receipts) -> None:
     three.note("01-context", Attempt(tries=1))
     summary, table, advice = overview(three, NOTEBOOKS).split("\n\n")
-    assert "ada: 3 of 26" in summary and "tries: 3, hints: 2" in table
+    assert "ada: 3 of 25" in summary and "tries: 3, hints: 2" in table
     for exercise in ("✓ 00-tag", "… 01-context", "○ 02-sent"):
         assert exercise in table
     assert "01-context" in advice and "01_build.ipynb" in advice and str(three.file) in advice
     for id in all_exercises():
         three.note(id, Attempt(tries=1), {})
     summary, _, advice = overview(three, NOTEBOOKS).split("\n\n")
-    assert "26 of 26" in summary and ".ipynb" not in advice
+    assert "25 of 25" in summary and ".ipynb" not in advice
 
 
 def test_where_a_learner_goes_on(three: Receipts, tmp_path: Path) -> None:
@@ -280,6 +280,6 @@ def test_the_progress_command(
     argv = ["progress", "--name", "ada", "--save", str(copy), "--map", str(picture)]
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
-    assert "ada: 0 of 26" in out and "00-tag" in out and "00_start_here.ipynb" in out
+    assert "ada: 0 of 25" in out and "00-tag" in out and "00_start_here.ipynb" in out
     assert read(copy).learner == "ada" and "<svg" in picture.read_text("utf-8")
     assert cli.main(["progress", "--map", str(tmp_path / "map.txt")]) == 1

@@ -25,6 +25,8 @@ from labapp.inside.known import known, snapshot
 
 TRIXIE = "ID=debian\nVERSION_ID=13\nVERSION='13 (trixie)'\nVERSION_CODENAME=trixie\n"
 BOOKWORM = TRIXIE.replace("13", "12").replace("trixie", "bookworm")
+SECURITY, MAIN = "trixie-security", "trixie"
+BOTH = "deb {0} trixie main\ndeb {0} trixie-security main\n"
 INDEX = "dists/trixie-security/main/binary-amd64/Packages.xz"
 RELEASE = "dists/trixie-security/InRelease"
 EXPAT_FILE = "pool/libexpat1_2.9.0-1~deb13u1_amd64.deb"
@@ -69,6 +71,18 @@ LINUX = changelog(
     ("6.12.50-1", "trixie-security", "4 Mar 2026", "CVE-2026-1001 CVE-2026-1002"),
     ("6.12.38-1", "unstable", "4 Jul 2025", "CVE-2025-1000"),
 )
+SQLITE = changelog(
+    "sqlite3",
+    ("3.46.1-7+deb13u1", "trixie", "30 Jul 2025", "CVE-2026-0401"),
+    ("3.46.1-7", "unstable", "4 Jul 2025", "CVE-2025-0402"),
+)
+DPKG = changelog(
+    "dpkg",
+    ("1.22.22", "trixie", "6 Mar 2026", "CVE-2026-0501"),
+    ("1.22.21", "trixie", "1 Jul 2025", "On the way to the release: CVE-2025-0502"),
+)
+"""Both came with a point release; the version of one of them does not say so."""
+
 ZLIB = changelog("zlib", ("1.3-1+deb13u1", "trixie-security", "7 Apr 2026", "CVE-2026-0300"))
 ODD_ZLIB = changelog("zlib", ("so:old", "unstable", "7 Apr 2016", "CVE-2026-0300"))
 
@@ -86,18 +100,21 @@ def deb(files: Files) -> bytes:
     return result
 
 
-def suite(packages: bytes, *, day: str = "Sat, 21", by_hash: bool = False) -> dict[str, bytes]:
+def suite(
+    packages: bytes, name: str = SECURITY, *, day: str = "Sat, 21", by_hash: bool = False
+) -> dict[str, bytes]:
     """The files of a suite: its index, and the release file that lists it."""
     digest = hashlib.sha256(packages).hexdigest()
     release = (
         "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n"
-        f"Origin: Debian\nCodename: trixie-security\nDate: {day} Nov 2026 00:53:03 UTC\n"
+        f"Origin: Debian\nCodename: {name}\nDate: {day} Nov 2026 00:53:03 UTC\n"
         f"Acquire-By-Hash: {'yes' if by_hash else 'no'}\n"
         f"SHA256:\n {digest} {len(packages)} main/binary-amd64/Packages.xz\n"
         "-----BEGIN PGP SIGNATURE-----\n\niQ\n-----END PGP SIGNATURE-----\n"
     )
     index = INDEX.replace("Packages.xz", f"by-hash/SHA256/{digest}") if by_hash else INDEX
-    return {RELEASE: release.encode(), index: packages}
+    files = {RELEASE: release.encode(), index: packages}
+    return {path.replace(SECURITY, name): content for path, content in files.items()}
 
 
 class Mirror:
@@ -106,7 +123,7 @@ class Mirror:
     def __init__(self, server: Server) -> None:
         self.url, self.server = f"http://{server.address}", server
         self.files: dict[str, bytes | None] = {}
-        self.packages: list[str] = []
+        self.packages: dict[str, list[str]] = {SECURITY: [], MAIN: []}
         server.answer = self.answer
 
     def answer(self, seen: Seen) -> Reply:
@@ -119,22 +136,25 @@ class Mirror:
         self.server.seen.clear()
         return paths
 
-    def add(self, source: str, package: str, version: str, content: str | Files | bytes) -> None:
-        """Add a package: the text of its changelog, other files, or a file that is none."""
+    def add(
+        self, source: str, package: str, version: str, content: str | Files | bytes,
+        to: str = SECURITY,
+    ) -> None:  # fmt: skip
+        """Add a package to a suite: the text of its changelog, other files, or a file of none."""
         if isinstance(content, str):
             name = f"usr/share/doc/{package}/changelog.Debian.gz"
             content = {name: gzip.compress(content.encode())}
         data = content if isinstance(content, bytes) else deb(content)
         path = f"pool/{package}_{version}_amd64.deb"
         self.files[path] = data
-        self.packages.append(
+        self.packages[to].append(
             f"Package: {package}\nSource: {source}\nVersion: {version}\nArchitecture: amd64\n"
             f"Filename: {path}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
         )
-        self.files |= suite(self.index())
+        self.files |= suite(self.index(to), to)
 
-    def index(self) -> bytes:
-        return lzma.compress("\n".join(self.packages).encode(), preset=0)
+    def index(self, name: str = SECURITY) -> bytes:
+        return lzma.compress("\n".join(self.packages[name]).encode(), preset=0)
 
 
 @pytest.fixture
@@ -149,6 +169,11 @@ def mirror() -> Iterator[Mirror]:
         made.add("expat", "libexpat1", "2.9.0-1~deb13u1", EXPAT)
         made.add("linux", "linux-libc-dev", "6.12.50-1", LINUX)
         made.add("aide", "aide", "0.19.1-2+deb13u5", "")
+        made.add("bash", "bash", "5.2.37-2", ZLIB, MAIN)
+        made.add("dpkg", "dpkg", "1.22.22", DPKG, MAIN)
+        made.add("netbase", "netbase", "6.5", "", MAIN)
+        made.add("openssl", "libssl3", "3.5.0-1", ZLIB, MAIN)
+        made.add("sqlite3", "libsqlite3-0", "3.46.1-7+deb13u1", SQLITE, MAIN)
         yield made
 
 
@@ -176,12 +201,12 @@ def installed(
         f"Source: {source} ({version})\nVersion: +b1\n"
         for name, source, version in rows
     )
-    line = f"deb {mirror.url} trixie-security main\n"
+    lines = BOTH.format(mirror.url)
     return made(
         {
             "etc/os-release": system,
             "etc/apt/sources.list": "# nothing\n",
-            "etc/apt/sources.list.d/security.list": line if apt is None else apt,
+            "etc/apt/sources.list.d/security.list": lines if apt is None else apt,
             "var/lib/dpkg/status": status,
             "usr/lib/python3/expat-1.dist-info/METADATA": "Name: expat\nVersion: 1\n",
         }
@@ -232,6 +257,11 @@ def test_what_is_missing_and_what_was_fixed_since_the_release(
         ("openssl", "1:1.0-1", 0, 3),
         ("openssl", "so_new", 0, 0),
         ("bash", "5.2.37-2", 0, 0),
+        ("netbase", "6.5", 0, 0),
+        ("sqlite3", "3.46.1-7+deb13u1", 0, 1),
+        ("sqlite3", "3.46.1-7", 1, 1),
+        ("dpkg", "1.22.22", 0, 1),
+        ("dpkg", "1.22.21", 1, 1),
     ],
 )
 def test_versions_are_compared_as_debian_does(
@@ -241,6 +271,13 @@ def test_versions_are_compared_as_debian_does(
     assert (report.missing, report.since_release) == (missing, since_release)
     assert list(report.by_month["cves"])[-1:] == [since_release] * (since_release > 0)
     assert ["'so_new'" in note for note in report.notes] == [True] * (version == "so_new")
+
+
+def test_an_update_written_before_the_release_came_to_it_on_its_day(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    report = known(installed(mirror, [("sqlite3", "sqlite3", "3.46.1-7")]), folder=tmp_path)
+    assert list(report.rows["date"]) == [pd.Timestamp("2025-08-09")]
 
 
 # What is kept
@@ -258,8 +295,11 @@ def test_a_second_look_asks_the_mirror_only_after_hours(
 ) -> None:
     folder, few = tmp_path / "all", tmp_path / "few"
     first = known(image, folder=folder)
-    assert len(mirror.asked()) == 6, "InRelease, the index, libssl-dev, libssl3, expat, linux"
     again = [RELEASE, INDEX]
+    again += [path.replace(SECURITY, MAIN) for path in again]
+    asked = mirror.asked()
+    assert asked[:4] == again
+    assert len(asked) == 8, "and libssl-dev, libssl3, expat, linux"
     for hours, asked in ((0, []), (3, []), (5, again), (0, []), (-1, again)):
         age(folder, hours)
         assert known(image, folder=folder).rows.equals(first.rows)
@@ -323,6 +363,15 @@ def test_a_bad_mirror_gives_no_verdict(
         known(installed(mirror), folder=tmp_path)
 
 
+def test_of_many_packages_the_base_has_the_changelog(mirror: Mirror, tmp_path: Path) -> None:
+    for name in (f"asan{number}" for number in range(12)):
+        mirror.add("gcc-14", name, "14.2.0-19+deb13u1", {f"usr/share/doc/{name}": "-> x"})
+    text = changelog("gcc-14", ("14.2.0-19+deb13u1", "trixie", "4 Jan 2026", "CVE-2026-0601"))
+    mirror.add("gcc-14", "gcc-14-base", "14.2.0-19+deb13u1", text + " " * 9000)
+    report = known(installed(mirror, [("gcc-14-base", "gcc-14", "14.2.0-19")]), folder=tmp_path)
+    assert (report.missing, report.notes) == (1, ())
+
+
 def holding(data: bytes | str, name: str = "changelog.Debian.gz") -> bytes:
     packed = data if isinstance(data, bytes) else gzip.compress(data.encode())
     return deb({f"usr/share/doc/zlib1g/{name}": packed})
@@ -362,11 +411,12 @@ def test_a_changelog_counts_or_is_told_to_be_unreadable(
     [
         ({"apt": ""}, "'trixie-security'"),
         ({"apt": "deb http://localhost trixie main"}, "'trixie-security'"),
+        ({"apt": "deb http://localhost trixie-security main"}, "'trixie'"),
         ({"apt": "deb http://m/\x1b[31m trixie-security main"}, "'trixie-security'"),
         ({"apt": "deb http://m/ trixie-security \x1b[31m"}, "'trixie-security'"),
         ({"apt": "\0\n: a\nTypes: deb\nURIs:\n\ufffd"}, "'trixie-security'"),
-        ({"apt": "deb http://me:secret@127.0.0.1:9 trixie-security main"}, "'http://127.0.0.1:9/"),
-        ({"apt": "deb http://[::bad/d trixie-security main"}, "'http://[::bad/d/"),
+        ({"apt": BOTH.format("http://me:secret@127.0.0.1:9")}, "'http://127.0.0.1:9/"),
+        ({"apt": BOTH.format("http://[::bad/d")}, "'http://[::bad/d/"),
         ({"system": ""}, "os-release"),
         ({"system": "ID=alpine\nVERSION_ID=3.20"}, "'alpine'"),
         ({"system": "ID=debian\nVERSION_CODENAME=forky"}, "'debian'"),
@@ -382,28 +432,31 @@ def test_no_verdict_is_not_a_zero(
 
 
 @pytest.mark.parametrize(
-    ("text", "mirror", "components"),
+    ("text", "found"),
     [
         (
             "deb-src http://n/d trixie-security main\n#deb http://n/d trixie-security main\n"
             "deb cdrom:[Debian] trixie-security main\ndeb file:/d trixie-security main\nnonsense\n"
-            "  deb [arch=amd64 signed-by=/a.gpg] https://m/d/ trixie-security/ main contrib # x\n",
-            "https://m/d",
-            ("main", "contrib"),
+            "  deb [arch=amd64 signed-by=/a.gpg] https://m/d/ trixie-security/ main contrib # x\n"
+            "deb https://m/e trixie-updates main\ndeb https://m/e trixie main",
+            [
+                ("https://m/d", SECURITY, ("main", "contrib")),
+                ("https://m/e", MAIN, ("main",)),
+                ("https://m/e", "trixie-updates", ("main",)),
+            ],
         ),
         (
             "Types: deb-src\nURIs: http://o/d\nSuites: trixie-security\nComponents: main\n\n"
             "Types: deb\nURIs: http://p/d\nSuites: trixie-security\nEnabled: no\n\n"
             "Types: deb deb-src\n# a comment\nURIs: http://m/d http://n/d\n"
             "Suites: trixie trixie-security\nComponents: main\nSigned-By: /a.gpg\n",
-            "http://m/d",
-            ("main",),
+            [("http://m/d", name, ("main",)) for name in (SECURITY, MAIN)],
         ),
     ],
 )
-def test_apts_configuration(text: str, mirror: str, components: tuple[str, ...]) -> None:
-    found = mirrors.security_suite(["# nothing", text], mirrors.Release("13", "trixie"))
-    assert found == mirrors.Suite(mirror, "trixie-security", components)
+def test_apts_configuration(text: str, found: list[tuple[str, str, tuple[str, ...]]]) -> None:
+    suites = mirrors.suites(["# nothing", text], mirrors.Release("13", "trixie"))
+    assert suites == [mirrors.Suite(*each) for each in found]
 
 
 # Snapshots, and what was last read
