@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from labapp import feedback
-from labapp.errors import InvalidReference, LabError
+from labapp.errors import InvalidReference, LabError, StateError, printable
 from labapp.state import REPOSITORY, State, write_file
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("labapp: interrupted. What was finished is kept.", err=True)
         return 130
     except (LabError, OSError) as error:
-        click.echo(f"labapp: {error}", err=True)
+        click.echo(f"labapp: {printable(str(error))}", err=True)
         return 1
     return code if isinstance(code, int) else 0
 
@@ -446,6 +446,11 @@ def inspect(reference: str, sbom: Sequence[tuple[str, Path]], **asked: Any) -> N
 
     Tables go to standard output, progress to standard error: 'inspect … --json > web.json'.
     """
+    for _, file in sbom:
+        if not file.absolute().parent.is_dir():
+            raise StateError(
+                f"writing '{file}': there is no such folder. Make it, or name another."
+            )
     found = _inspect(_reference(reference), **asked)
     for form, file in sbom:
         from labapp.inside import sbom as bills
@@ -458,8 +463,9 @@ def inspect(reference: str, sbom: Sequence[tuple[str, Path]], **asked: Any) -> N
 
 @command.command()
 @click.argument("references", nargs=-1, required=True, metavar="[NAME=]REFERENCE...")
+@click.option("--changes", is_flag=True, help="Tell what changed from the first to the second.")
 @options
-def compare(references: Sequence[str], **asked: Any) -> None:
+def compare(references: Sequence[str], changes: bool, **asked: Any) -> None:
     """Show images side by side.
 
     A row is a fact, a column an image. Each is named as for 'inspect'; a name of your own for its
@@ -468,17 +474,25 @@ def compare(references: Sequence[str], **asked: Any) -> None:
     \b
       compare localhost:41233/shop/web:full localhost:41233/shop/web:slim
       compare before=localhost:41233/shop/web:1.4 mine=docker.io/me/web:latest
+      compare --changes localhost:41233/shop/web:1.3 localhost:41233/shop/web:1.4
 
     Without one, the column is called by the last part of the repository, or the tag, whichever
     tells the images apart. The charts show sizes, where the bytes are (of the first two images),
     what there is to attack, CVEs over time, shared layers, and times to pull.
+
+    '--changes' is for a review: which packages, layers and files are other ones in the second image
+    than in the first, and which of the files belong to no changed package.
     """
+    if changes and len(references) != 2:
+        raise click.UsageError("--changes takes two images, the old one first.")
     if len(references) < 2:
         raise click.UsageError("compare takes two images or more; 'inspect' shows a single one.")
     from labapp.inside.inspection import Comparison
 
     images = _columns(references)
-    _tell(Comparison({name: _inspect(each, **asked) for name, each in images.items()}), **asked)
+    asked["cves"] = "none" if changes else asked["cves"]
+    both = Comparison({name: _inspect(each, **asked) for name, each in images.items()})
+    _tell(both, changes=changes, **asked)
 
 
 def _reference(text: str) -> Reference:
@@ -536,7 +550,14 @@ def _inspect(
         )
 
 
-def _tell(found: Inspection | Comparison, *, charts: Path | None, as_json: bool, **_: Any) -> None:
+def _tell(
+    found: Inspection | Comparison,
+    *,
+    charts: Path | None,
+    as_json: bool,
+    changes: bool = False,
+    **_: Any,
+) -> None:
     from labapp.inside import inspection
 
     if charts is not None:
@@ -545,7 +566,9 @@ def _tell(found: Inspection | Comparison, *, charts: Path | None, as_json: bool,
                 path = chart.save(charts / f"{name}.{kind}")
             click.echo(f"{path.with_suffix('')}.png, .svg  {chart.title}", err=True)
     if as_json:
-        click.echo(inspection.as_json(found))
+        click.echo(inspection.as_json(found, changes=changes))
+    elif changes:
+        inspection.print_changes(found.changes)
     else:
         inspection.print_inspection(found)
 

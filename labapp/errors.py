@@ -5,6 +5,11 @@ A message has four parts: what was being done, the input in quotes, the cause, a
 
 from __future__ import annotations
 
+import re
+
+LONGEST = 8_000
+"""How many characters of a message are shown."""
+
 FULL = "Make room on the disk: 'python3 -m labapp tidy' shows what can go, and frees it."
 
 
@@ -13,8 +18,22 @@ def on_a_full_disk(said: object) -> str:
     return f" {FULL}" if "no space left" in str(said).lower() else ""
 
 
+# Control characters but tab and line feed, lone surrogates, and what turns the writing direction.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a stranger's text without what a terminal obeys or no file can hold."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 class LabError(Exception):
     """Any failure that the lab reports; its text is written for the learner."""
+
+    def __str__(self) -> str:
+        """Return the text, fit to print and to read, whatever it quotes."""
+        text = printable(super().__str__())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
     def _render_traceback_(self) -> list[str]:
         """Show the message alone in a notebook: the stack is the lab's, not the learner's."""

@@ -310,7 +310,10 @@ class Lab:
         return inspection.inspect(registry, name, cache=self.bench.state.path(inspection.CACHE))
 
     def compare(self, **images: Inspection | str) -> Comparison:
-        """Put images side by side, references or inspections: ``lab.compare(full=…, slim=…)``."""
+        """Put images side by side, references or inspections: ``lab.compare(full=…, slim=…)``.
+
+        Of two, its ``changes`` tell what changed from the first to the second.
+        """
         found = {}
         for name, each in images.items():
             found[name] = self.inspect(each) if isinstance(each, str) else each

@@ -13,8 +13,7 @@ import pandas as pd
 from labapp.course import receipts
 from labapp.course.hand_in import Place, collect
 from labapp.course.receipts import Receipt, Record
-from labapp.errors import LabError, RegistryUnreachable, StateError
-from labapp.registry.http import printable
+from labapp.errors import LabError, RegistryUnreachable, StateError, printable
 
 _PASSED = ("alone", "hints", "solution")
 """The states of a cell in which an exercise is passed: by whose help."""

@@ -18,6 +18,7 @@ import io
 import itertools
 import posixpath
 import queue
+import re
 import struct
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -54,8 +55,11 @@ KINDS = ("file", "directory", "symlink", "hardlink", "device", "fifo")
 
 _KINDS = {0: FILE}
 _KINDS |= enumerate((FILE, HARDLINK, SYMLINK, DEVICE, DEVICE, DIRECTORY, FIFO), ord("0"))
-_HEADER = struct.Struct("100s 8s 8s 8s 12s 12x 8s B 100s 8s 80x 155s 8x 4s")
-"""Name, mode, uid, gid, size, checksum, kind, target, magic, prefix, and the end of star's."""
+_HEADER = struct.Struct("100s 8s 8s 8s 12s 12x 8s B 100s 8s 64x 8s 8s 155s 8x 4s")
+"""Name, mode, uid, gid, size, checksum, kind, target, magic, device's two, prefix, star's end."""
+
+WHITEOUT = ".wh."
+_LIKE_A_BYTE = re.compile(rb"\\(?=x(?:[89a-f][0-9a-f]|5c))")
 
 
 class _Chunks(io.RawIOBase):
@@ -86,15 +90,22 @@ def stream_of(chunks: Iterator[bytes]) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def opened(compressed: Generator[bytes], *, diff_id: str, doing: str) -> Iterator[BinaryIO]:
+def opened(
+    compressed: Generator[bytes],
+    *,
+    diff_id: str,
+    doing: str,
+    unpack: Callable[[int], None] = lambda _: None,
+) -> Iterator[BinaryIO]:
     """Hand out the unpacked bytes of a blob; when the block is left, the diff ID is verified.
 
-    The blob's generator verifies the blob's own digest at its end. ``doing`` begins an error.
+    The blob's generator verifies the blob's own digest at its end. ``doing`` begins an error, and
+    ``unpack`` is told each number of bytes.
     Fetching, inflating, hashing, and reading have a thread each, as all but the reading leaves
     Python's lock alone.
     """
     plain = _ahead(_inflated(_ahead(compressed), doing))
-    with contextlib.closing(_ahead(_verified(plain, diff_id, doing))) as verified:
+    with contextlib.closing(_ahead(_verified(plain, diff_id, doing, unpack))) as verified:
         try:
             yield stream_of(verified)
         except DamagedContent:
@@ -104,10 +115,13 @@ def opened(compressed: Generator[bytes], *, diff_id: str, doing: str) -> Iterato
         collections.deque(verified, maxlen=0)
 
 
-def _verified(plain: Generator[bytes], diff_id: str, doing: str) -> Generator[bytes]:
+def _verified(
+    plain: Generator[bytes], diff_id: str, doing: str, unpack: Callable[[int], None]
+) -> Generator[bytes]:
     hasher = hashlib.new(diff_id.partition(":")[0])
     with contextlib.closing(plain):
         for chunk in plain:
+            unpack(len(chunk))
             hasher.update(chunk)
             yield chunk
     check_diff_id(f"{hasher.name}:{hasher.hexdigest()}", diff_id, doing)
@@ -182,8 +196,8 @@ class Entry(NamedTuple):
     Attributes:
         kind: one of the numbers that ``KINDS`` names.
         bytes: of a file as it reads, holes included; 0 of anything else.
-        uid, gid: -1 for one that Linux doesn't know.
-        stored: how many bytes of a file's content come next in the stream.
+        stored: how many bytes of a file's content come next in the stream; where they are not
+            ``bytes``, there are holes between them.
     """
 
     path: str
@@ -254,7 +268,7 @@ def walk(
 def _entry(
     fields: tuple[Any, ...], size: int, pax: Mapping[bytes, bytes], long: Mapping[int, bytes]
 ) -> Entry:
-    name, mode, owner, group, _, _, letter, target, magic, prefix, star = fields
+    name, mode, owner, group, _, _, letter, target, magic, major, minor, prefix, star = fields
     kind = _KINDS.get(letter)
     if kind is None:
         raise ValueError(f"it has an entry of the type {bytes([letter])!r}, which engines refuse")
@@ -262,6 +276,8 @@ def _entry(
     if prefix[0]:
         name = _with_prefix(name, magic, prefix[:131] if star == b"tar\0" else prefix)
     if pax or long:
+        if any(b"xattr." in key and b"overlay" in key for key in pax):
+            raise ValueError("it has an attribute with which the engine's file system hides files")
         name = long.get(ord("L")) or pax.get(b"path") or name
         target = long.get(ord("K")) or pax.get(b"linkpath") or target
         size = _decimal(pax.get(b"size"), size)
@@ -274,17 +290,27 @@ def _entry(
         size = _decimal(pax.get(b"GNU.sparse.size") or pax.get(b"GNU.sparse.realsize"), size)
     if max(len(name), len(target)) > MAX_PATH:
         raise ValueError(f"'{_text(name[:80])}' is no path that a system takes")
-    pointed = _text(target) if kind in (SYMLINK, HARDLINK) else ""
+    path, pointed = _path(_text(name)), _text(target) if kind in (SYMLINK, HARDLINK) else ""
+    if letter == ord("3") and not _number(major) and not _number(minor):
+        # The engine's file system takes this device for a whiteout.
+        path = "/".join([posixpath.dirname(path).rstrip("/"), WHITEOUT + posixpath.basename(path)])
+    if path.endswith((f"/{WHITEOUT}", f"/{WHITEOUT}.", f"/{WHITEOUT}..")):
+        raise ValueError(f"'{path[-80:]}' is a whiteout of nothing")
     return Entry(
-        _path(_text(name)),
+        path,
         kind,
         size,
-        _number(mode) & 0o7777,
-        uid if 0 <= uid < 1 << 32 else -1,
-        gid if 0 <= gid < 1 << 32 else -1,
+        _number(mode) & 0o7777 if kind != SYMLINK else 0o777,
+        _owner(uid),
+        _owner(gid),
         _path(pointed) if kind == HARDLINK else pointed,
         stored,
     )
+
+
+def _owner(number: int) -> int:
+    """Return whose a file becomes: Linux takes 32 bits, and all of them set mean no change."""
+    return number % (1 << 32) % ((1 << 32) - 1)
 
 
 def _with_prefix(name: bytes, magic: bytes, prefix: bytes) -> bytes:
@@ -308,7 +334,9 @@ def _path(name: str) -> str:
 
 
 def _text(name: bytes) -> str:
-    """Decode a name; bytes that are not UTF-8 stay apart from each other as ``\\xe9``."""
+    """Decode a name; bytes that are not UTF-8 become ``\\xe9``, and no other name does."""
+    if b"\\" in name:
+        name = _LIKE_A_BYTE.sub(rb"\\x5c", name)
     return name.decode("utf-8", "backslashreplace")
 
 

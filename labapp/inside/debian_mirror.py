@@ -16,11 +16,11 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import lzma
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -36,7 +36,7 @@ from debian.debian_support import Version
 
 from labapp import feedback
 from labapp.errors import RegistryError, StateError, VulnerabilityError
-from labapp.registry.http import Connection
+from labapp.registry.http import Connection, at_once
 from labapp.state import write_file
 
 LIMIT = 64 * 1024 * 1024
@@ -52,6 +52,8 @@ _CVE = re.compile(r"CVE-\d{4}-\d{4,}", re.IGNORECASE)
 _FIELD = re.compile(rb"^(Package|Source|Version|Filename|Size|SHA256): *(.+)$", re.MULTILINE)
 _ONE_LINE = re.compile(r"deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s*(.*)")
 _FILE = "debian.json.gz"
+
+logging.getLogger("debian").setLevel(logging.CRITICAL)  # it prints the lines that it can't read
 
 
 class Release(NamedTuple):
@@ -226,21 +228,18 @@ def read(
         same = held.versions.items() & versions.items()
         fixes.updates.update((name, held.updates[name]) for name, _ in same if name in held.updates)
     missing = [name for name, updates in fixes.of(sources).items() if updates is None]
-    pool = ThreadPoolExecutor(6)
     with feedback.bars("Reading what Debian has fixed since the release", unit="steps") as bars:
         try:
-            found = pool.map(
-                lambda name: _changelog(listed[name].suite, listed[name].debs), missing
+            found = at_once(
+                lambda name: _changelog(listed[name].suite, listed[name].debs), missing, threads=6
             )
-            for number, (name, updates) in enumerate(zip(missing, found, strict=True), 1):
+            for number, (name, updates) in enumerate(found, 1):
                 if updates or listed[name].is_certain:
                     fixes.updates[name] = updates
                 else:
                     del versions[name]
                 bars.update("changelogs", number, len(missing))
         finally:
-            # After an error, or when a person stops it, nobody waits for a slow mirror.
-            pool.shutdown(wait=False, cancel_futures=True)
             _write(kept, folder)
     return fixes
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
+from labapp.errors import RegistryError
+
 TOOLS = {
     "shell": r"sh|bash|dash|ash|zsh|fish|r?ksh(?:93)?|mksh|csh|tcsh|busybox|toybox",
     "compiler": (
@@ -34,6 +36,7 @@ TOOLS = {
 _GENERIC = {"sh", "ash", "cc", "c++"}
 """Names that tell less than another name of the same file; else the shortest tells best."""
 _PROGRAM = re.compile(r"/(?:(?:usr/|usr/local/)?s?bin|opt/[^/]+/bin)/([^/]+)")
+MAX_NAMES = 20_000
 _MAX_LINKS = 40
 """As many symbolic links as Linux follows (path_resolution(7))."""
 
@@ -46,10 +49,20 @@ def tools(paths: Iterable[str], link: Callable[[str], str | None]) -> list[tuple
     """
     patterns = {kind: re.compile(pattern) for kind, pattern in TOOLS.items()}
     names: dict[tuple[str, str], list[str]] = {}
-    for program in filter(None, map(_PROGRAM.fullmatch, paths)):
-        for kind, pattern in patterns.items():
-            if pattern.fullmatch(program[1]) and (real := resolve(program[0], link)):
-                names.setdefault((kind, real), []).append(program[1])
+    alike = [
+        (program, kind)
+        for program in filter(None, map(_PROGRAM.fullmatch, paths))
+        for kind, pattern in patterns.items()
+        if pattern.fullmatch(program[1])
+    ]
+    if len(alike) > MAX_NAMES:
+        raise RegistryError(
+            f"looking for tools: {len(alike):,} paths are named like one, and more than "
+            f"{MAX_NAMES:,} take too long to follow. Take another image."
+        )
+    for program, kind in alike:
+        if real := resolve(program[0], link):
+            names.setdefault((kind, real), []).append(program[1])
     found = [
         (min(known, key=lambda name: (name in _GENERIC, len(name), name)), kind, real)
         for (kind, real), known in names.items()

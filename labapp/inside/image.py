@@ -7,8 +7,9 @@ Source: OCI Image Specification 1.1, layer.md ("Applying Changesets", "Whiteouts
 
 from __future__ import annotations
 
+import posixpath
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, repeat
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pandas import DataFrame, concat
 
 from labapp.inside import findings, packages
@@ -66,12 +68,11 @@ class Contents:
         """What a container sees, by path; folders that no layer has an entry for are left out.
 
         Columns: path, type (file, directory, symlink, hardlink, device or fifo), bytes (a file that
-        hard links share counts once), mode (without the type), uid, gid (-1 where Linux has no
-        such), target (of links), layer (the number of the one it is from), change (added or
-        changed, by that layer), package (whose file it is; empty for none, and for folders).
+        hard links share counts once), mode (without the type), uid, gid, target (of links), layer
+        (the number of the one it is from), change (added or changed, by that layer), package (whose
+        file it is; empty for none, and for folders).
         """
-        union, paths = self._union, sorted(self._union.visible)
-        rows = np.fromiter(map(union.visible.__getitem__, paths), np.int64, len(paths))
+        union, paths, rows = self._union, sorted(self._union.visible), self._rows
         entries = union.entries[rows]
         owners = np.array([*map(union.owners().get, paths, repeat(""))], object)
         owners[entries["kind"] == DIRECTORY] = ""
@@ -89,6 +90,17 @@ class Contents:
                 "package": owners,
             }
         )
+
+    @property
+    def sums(self) -> list[bytes]:
+        """By row of ``files``, the first half of the SHA-256 of what a file holds."""
+        found: list[bytes] = self._union.entries["sum"][self._rows].tolist()
+        return found
+
+    @cached_property
+    def _rows(self) -> npt.NDArray[np.int64]:
+        visible = self._union.visible
+        return np.fromiter(map(visible.__getitem__, sorted(visible)), np.int64, len(visible))
 
     @cached_property
     def changes(self) -> DataFrame:
@@ -309,7 +321,8 @@ class Union:
         self._order = sorted(before)
         for path, only_inside in layer.removed:
             shown = f"{path.rstrip('/')}/*" if only_inside else path
-            lost = self._below(path) + ([] if only_inside else [path])
+            inside = path if only_inside else posixpath.dirname(path)
+            lost = [*self._below(path), *([] if only_inside else [path]), *self._in_the_way(inside)]
             self.removals.append((number, shown, self._hide(lost)))
         if before:
             self._replace(layer.paths, rows, before)
@@ -331,15 +344,18 @@ class Union:
             # What takes the place of a folder, which may have no entry, hides what was in it.
             if self.kinds[row] != DIRECTORY:
                 lost += self._below(path)
-            # A file below becomes a folder where something is put in it.
             folder = path.rpartition("/")[0]
             if folder not in folders:
                 folders.add(folder)
-                while folder:
-                    if self.kind(folder) not in (None, DIRECTORY):
-                        lost.append(folder)
-                    folder = folder.rpartition("/")[0]
+                lost += self._in_the_way(folder)
             self.hides[row] = self._hide(lost)
+
+    def _in_the_way(self, folder: str) -> Iterator[str]:
+        """Yield what becomes a folder, as something is put in it or deleted there."""
+        while folder.strip("/"):
+            if self.kind(folder) not in (None, DIRECTORY):
+                yield folder
+            folder = folder.rpartition("/")[0]
 
     def _below(self, folder: str) -> list[str]:
         """Take what is inside of a folder out of the order, and return it."""

@@ -14,25 +14,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labapp.errors import NotInRegistry, VulnerabilityError
+from labapp.errors import InvalidReference, NotInRegistry, VulnerabilityError, printable
 from labapp.feedback import amount
 from labapp.inside.packages import KINDS
 from labapp.reference import Reference
 from labapp.registry.client import Registry, RegistryImage
-from labapp.registry.http import printable
 from labapp.registry.manifests import Platform, layer_history
 from labapp.state import SOURCE_LABEL
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
     from rich.table import Table
 
     from labapp.charts import Chart
+    from labapp.inside.changes import Changes
     from labapp.inside.image import Contents
     from labapp.inside.known import Report
 
 CACHE = "cache"
 """The folder in the lab's state for what was read from layers and mirrors."""
+
+COLUMN = 16
+"""How many letters of a terminal's width a column of a comparison gets at least."""
+
+LONGEST = 1_000
+"""How many characters of a text a table shows; JSON has all."""
 
 SHOWN, FEW = 10, 3
 """How many rows of a long list a terminal is shown, and how many names in a cell; JSON has all."""
@@ -64,6 +71,19 @@ class Comparison:
         import pandas as pd
 
         return pd.DataFrame({name: each.facts for name, each in self.images.items()})
+
+    @property
+    def changes(self) -> Changes:
+        """What changed from the first of two images to the second; InvalidReference for more."""
+        from labapp.inside.changes import Changes
+
+        if len(self.images) != 2:
+            raise InvalidReference(
+                f"looking for changes: {len(self.images)} images were compared. Take two, the old "
+                "one first."
+            )
+        old, new = self.images.values()
+        return Changes(old.contents, new.contents)
 
     def charts(self) -> dict[str, Chart]:
         """Draw what there is to see, by the name of the file that it may go to."""
@@ -244,9 +264,41 @@ def print_inspection(found: Comparison) -> None:
         # One line each, however long: what is copied must be in one piece.
         for fact in _ABOVE:
             console.print(each.facts[fact], style="dim", soft_wrap=True)
+    table = found.table.drop(index=_ABOVE)
+    # As many columns as can be read side by side, and the others below.
+    side_by_side = max(1, (console.width - max(map(len, table.index)) - 2) // COLUMN)
+    for first in range(0, len(found.images), side_by_side):
+        console.print()
+        console.print(_grid(table.iloc[:, first : first + side_by_side].reset_index(names="")))
+    if isinstance(found, Inspection):
+        _print_lists(console, _lists(found))
+    for note in found.notes:
+        console.print()
+        console.print(note, style="dim")
+
+
+def print_changes(found: Changes) -> None:
+    """Show on a terminal what changed between two images, the files of no package first."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    for each in (found.old, found.new):
+        console.print(f"{each.image.reference}", style="bold", soft_wrap=True)
+        console.print(each.image.digest, style="dim", soft_wrap=True)
     console.print()
-    console.print(_grid(found.table.drop(index=_ABOVE).reset_index(names="")))
-    for title, rows in _lists(found).items() if isinstance(found, Inspection) else ():
+    console.print(found.summary)
+    files = found.files.drop(columns="explained")
+    lists = {
+        "Packages": found.packages,
+        "Layers, lowest first": found.layers.drop(columns="digest"),
+        "Files of no changed package": files[~found.files["explained"]],
+        "Files of changed packages": files[found.files["explained"]],
+    }
+    _print_lists(console, lists)
+
+
+def _print_lists(console: Console, lists: Mapping[str, pd.DataFrame]) -> None:
+    for title, rows in lists.items():
         most = len(rows) if title.startswith("Layers") else SHOWN
         if len(rows):
             console.print()
@@ -254,9 +306,6 @@ def print_inspection(found: Comparison) -> None:
             console.print(_grid(rows.head(most)))
         if len(rows) > most:
             console.print(f"… and {len(rows) - most} more; --json has all", style="dim")
-    for note in found.notes:
-        console.print()
-        console.print(note, style="dim")
 
 
 def _grid(rows: pd.DataFrame) -> Table:
@@ -300,13 +349,17 @@ def _few(names: pd.Series[str]) -> str:
     return ", ".join(listed[:FEW]) + more
 
 
-def as_json(found: Comparison) -> str:
+def as_json(found: Comparison, *, changes: bool = False) -> str:
     """Return all that was found, but the files, as a JSON document.
 
     Sizes are in bytes, dates in ISO 8601; a number that nobody knows is null. A comparison has one
-    object, ``images``, with what was found in each by its name.
+    object, ``images``, with what was found in each by its name. With ``changes``, it is what
+    changed: ``packages``, ``layers`` and ``files``.
     """
-    if isinstance(found, Inspection):
+    if changes:
+        tables = ("packages", "layers", "files")
+        document = {name: _records(getattr(found.changes, name)) for name in tables}
+    elif isinstance(found, Inspection):
         document = _document(found)
     else:
         document = {"images": {name: _document(each) for name, each in found.images.items()}}
@@ -336,4 +389,5 @@ def _records(table: pd.DataFrame) -> Any:
 def _text(name: str, value: object) -> str:
     if isinstance(value, int | float):
         return amount(value) if name.endswith("_bytes") else f"{value:,}"
-    return "not known" if value is None else " ".join(printable(str(value)).split())
+    text = "not known" if value is None else " ".join(printable(str(value)).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -6,8 +6,9 @@ Source: OCI Image Specification 1.1, layer.md ("Whiteouts").
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,25 +19,43 @@ import numpy.typing as npt
 from labapp import feedback
 from labapp.errors import DamagedContent, RegistryError
 from labapp.inside import findings, packages
-from labapp.inside.archive import FILE, Entry, check_diff_id, opened, walk
+from labapp.inside.archive import (
+    DIRECTORY,
+    FILE,
+    HARDLINK,
+    PIECE_BYTES,
+    SYMLINK,
+    WHITEOUT,
+    Entry,
+    check_diff_id,
+    opened,
+    walk,
+)
 from labapp.inside.findings import Secret
-from labapp.inside.packages import JOIN, Document, Package
+from labapp.inside.packages import JOIN, Document, Package, Reader
 from labapp.reference import is_digest
 from labapp.registry.client import Registry, RegistryImage
 from labapp.state import write_file
 
-BUDGET_BYTES = 512 * 1024 * 1024
-"""What the layers of an image may take together: for a million files, or a few bombs."""
+MAX_LAYERS = 127
+"""As many as engines take."""
+BUDGET_BYTES = 400_000_000
+"""What the layers of an image may take of memory together, for half a million files; …"""
+MAX_UNPACKED_BYTES = 32 * 1024**3
+"""… and what they may unpack to. A small image may less: a bomb is known by what it weighs."""
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_SEARCH = 256 * 1024
-"""How much of a layer is searched for secrets: suspicious characters, and 256 others count one."""
+"""How much of a layer is searched for secrets: suspicious characters, and 100 others count one."""
 MAX_NOTES = 20
 
-WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
+OPAQUE = ".wh..wh..opq"
 
-COLUMNS = np.dtype([("kind", "u1"), ("bytes", "i8"), ("mode", "u2"), ("uid", "i8"), ("gid", "i8")])
+COLUMNS = np.dtype(
+    [("kind", "u1"), ("bytes", "i8"), ("mode", "u2"), ("uid", "i8"), ("gid", "i8"), ("sum", "V16")]
+)
+"""Of each entry; ``sum`` is the first half of the SHA-256 of a file's bytes as they are stored."""
 
-FORMAT = 5
+FORMAT = 7
 """To be raised with each change of what is read from a layer or of how it is written."""
 
 
@@ -66,19 +85,32 @@ class Layer:
 
 
 class Budget:
-    """What is left of the memory and the work that one image may cost, as bytes of memory."""
+    """What is left of the memory and the work that an image of so many bytes may cost."""
 
-    def __init__(self, doing: str) -> None:
-        self._doing, self._left = doing, BUDGET_BYTES
+    def __init__(self, doing: str, download_bytes: int) -> None:
+        self._doing = doing
+        self._most = self._left = min(BUDGET_BYTES, 64_000_000 + 64 * download_bytes)
+        # Honest compression makes no more than a thousand of one byte.
+        self._most_unpacked = min(MAX_UNPACKED_BYTES, 1024**3 + 1024 * download_bytes)
+        self._unpacked = self._most_unpacked
 
     def spend(self, count: int) -> None:
-        """Take from what is left; an error if that is too little."""
+        """Take bytes of memory from what is left; an error if that is too little."""
         self._left -= count
         if self._left < 0:
-            raise RegistryError(
-                f"{self._doing}: it has more files, longer names or headers than the lab can hold. "
-                "Take a smaller image."
+            raise self._error(
+                f"its files, their names and its lists of packages take more than {self._most:,} "
+                "bytes of memory"
             )
+
+    def unpack(self, count: int) -> None:
+        """Take bytes from what may still be unpacked; an error if that is too little."""
+        self._unpacked -= count
+        if self._unpacked < 0:
+            raise self._error(f"it unpacks to more than {self._most_unpacked:,} bytes")
+
+    def _error(self, bound: str) -> RegistryError:
+        return RegistryError(f"{self._doing}: {bound}, the most for its size. Take another image.")
 
 
 def read_layer(stream: BinaryIO, *, diff_id: str, doing: str, budget: Budget) -> Layer:
@@ -95,6 +127,9 @@ class _Reading:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.entries: dict[str, Entry] = {}
+        self.sums: dict[str, bytes] = {}
+        self.shared: dict[str, list[Entry]] = {}
+        self.folders: dict[str, str] | None = None
         self.removed: dict[tuple[str, bool], None] = {}
         self.documents: dict[str, Document] = {}
         self.suspicious: dict[str, list[tuple[int | None, str]]] = {}
@@ -102,44 +137,94 @@ class _Reading:
         self.notes: dict[str, None] = {}
 
     def take(self, entry: Entry, stream: BinaryIO) -> None:
-        path = entry.path
+        path, target = entry.path, entry.target
         # About the memory that it takes, and more for a deep one, which takes time to put together.
-        self.budget.spend(150 + len(path) + len(entry.target) + 32 * path.count("/"))
+        self.budget.spend(600 + len(target) + len(path) * (4 + path.count("/") // 8))
+        if self.folders is not None:
+            path = self.reached(path)
+            target = self.reached(target) if entry.kind == HARDLINK else target
+            if (path, target) != (entry.path, entry.target):
+                entry = entry._replace(path=path, target=target)
         folder, _, name = path.rpartition("/")
+        if not name:  # engines leave the root as it is
+            return
         if name.startswith(WHITEOUT):
             if name == OPAQUE:
-                self.removed[folder or "/", True] = None
+                if folder:  # what is below the root shines through all the same
+                    self.removed[folder, True] = None
             elif not name.startswith(WHITEOUT * 2):  # bookkeeping of aufs, which engines skip
                 self.removed[f"{folder}/{name.removeprefix(WHITEOUT)}", False] = None
             return
         if self.entries.pop(path, None):  # as with tar itself, the last one stays
             self.documents.pop(path, None)
             self.suspicious.pop(path, None)
+            self.sums.pop(path, None)
+            self.folders = self.folders and {}
+        self.shared.pop(path, None)
         self.entries[path] = entry
+        if entry.kind == SYMLINK:
+            self.folders = {}
+        elif entry.kind == HARDLINK:
+            self.share(entry)
+        elif entry.kind == DIRECTORY:  # it takes the place of a whiteout, which so has no effect
+            self.removed.pop((path, False), None)
         if entry.kind != FILE:
             return
+        hasher, left = hashlib.sha256(), entry.stored
         if parse := packages.reader(path):
-            self.keep(entry, stream, parse)
+            hasher.update(content := self.keep(entry, stream, parse))
+            left -= len(content)
         elif self.searched <= MAX_SEARCH and findings.is_looked_at(path, entry.stored):
-            self.search(path, stream.read(entry.stored))
+            hasher.update(content := stream.read(left))
+            left -= len(content)
+            self.search(path, content)
+        while left and (piece := stream.read(min(left, PIECE_BYTES))):
+            hasher.update(piece)
+            left -= len(piece)
+        self.sums[path] = hasher.digest()[:16]
 
-    def keep(self, entry: Entry, stream: BinaryIO, parse: Callable[[str, str], Document]) -> None:
+    def reached(self, path: str) -> str:
+        """Return where a path leads by the links of this layer, as engines follow those."""
+        folder, _, name = path.rpartition("/")
+        assert self.folders is not None
+        if folder not in self.folders:
+            self.folders[folder] = findings.resolve(folder, self.link) or folder
+        return f"{self.folders[folder]}/{name}"
+
+    def link(self, path: str) -> str:
+        entry = self.entries.get(path)
+        return entry.target if entry and entry.kind == SYMLINK else ""
+
+    def share(self, link: Entry) -> None:
+        """Note that a hard link and what it leads to are one, which has the owner told last."""
+        one = self.shared.get(link.target) or [self.entries.get(link.target, link)]
+        if one[0].kind in (FILE, HARDLINK):
+            one[0] = one[0]._replace(mode=link.mode, uid=link.uid, gid=link.gid)
+        self.shared[link.path] = self.shared[link.target] = one
+
+    def keep(self, entry: Entry, stream: BinaryIO, parse: Reader) -> bytes:
         path, length = entry.path, entry.stored
-        if length > MAX_DOCUMENT_BYTES:
-            self.note(f"'{path}' is too long to be read ({length:,} bytes)")
-            return
-        self.budget.spend(8 * length)
+        most = packages.MAX_TEXT if parse is packages.text else MAX_DOCUMENT_BYTES
+        if not length == entry.bytes <= most:
+            self.note(
+                f"'{path}' has holes or is too long, and was not read ({entry.bytes:,} bytes)"
+            )
+            return b""
+        content = stream.read(length)
+        text = content.decode("utf-8", "replace")
+        self.budget.spend(8 * length + 60 * text.count("\n"))
         # Here, not at the end, so that the other threads work meanwhile.
-        document = parse(path, stream.read(length).decode("utf-8", "replace"))
+        document = parse(path, text, self.budget.spend)
         self.documents[path] = document
         if document.broken:
             self.note(f"{document.broken:,} broken records of '{path}' were left out")
+        return content
 
     def search(self, path: str, content: bytes) -> None:
         lines = findings.suspicious_lines(path, content)
         cost = sum(50 + len(text) for _, text in lines)
-        cost += 0 if b"\0" in content else len(content) // 256
-        self.budget.spend(64 * cost)
+        cost += 0 if b"\0" in content else len(content) // 100
+        self.budget.spend(96 * cost)
         self.searched += cost
         if self.searched > MAX_SEARCH:
             self.note(f"secrets were sought up to '{path}' only: there is too much to look at")
@@ -152,6 +237,11 @@ class _Reading:
 
     def layer(self, diff_id: str) -> Layer:
         paths = sorted(self.entries)
+        for path, (one,) in self.shared.items():
+            if (entry := self.entries.get(path)) and one.kind in (FILE, HARDLINK):
+                self.entries[path] = entry._replace(mode=one.mode, uid=one.uid, gid=one.gid)
+            elif entry:
+                self.entries[path] = one._replace(path=path)
         for path, document in self.documents.items():
             for package, names in document.owned.items():
                 document.owned[package] = JOIN.join(map(self.placed, names.split(JOIN)))
@@ -164,7 +254,11 @@ class _Reading:
         return Layer(
             diff_id=diff_id,
             paths=paths,
-            entries=np.fromiter((self.entries[path][1:6] for path in paths), COLUMNS, len(paths)),
+            entries=np.fromiter(
+                ((*self.entries[path][1:6], self.sums.get(path, b"")) for path in paths),
+                COLUMNS,
+                len(paths),
+            ),
             targets={path: entry.target for path, entry in self.entries.items() if entry.target},
             removed=list(self.removed),
             documents=self.documents,
@@ -195,19 +289,29 @@ def read_layers(registry: Registry, image: RegistryImage, folder: Path) -> tuple
             f"{doing}: its config has {len(diff_ids)} diff IDs for {len(layers)} layers, or one "
             "that is no digest. Build and push the image again."
         )
-    budget = Budget(doing)
+    if len(layers) > MAX_LAYERS:
+        raise RegistryError(
+            f"{doing}: it has {len(layers):,} layers, and engines take {MAX_LAYERS}."
+        )
+    budget = Budget(doing, image.manifest.download_bytes)
     numbers = {each.digest: number for number, each in enumerate(layers)}
     held = {digest: layer for digest in numbers if (layer := load(folder, digest))}
     for layer in held.values():
-        budget.spend(sum(map(len, layer.paths)) + 250 * len(layer.paths))
+        budget.spend(_memory(layer))
     if missing := [digest for digest in numbers if digest not in held]:
         with feedback.bars(doing) as bars:
             for digest in missing:
                 held[digest] = _fetch(registry, image, numbers[digest], bars, budget)
                 save(folder, digest, held[digest])
-    for descriptor, diff_id in zip(layers, diff_ids, strict=True):
+    for number, (descriptor, diff_id) in enumerate(zip(layers, diff_ids, strict=True)):
+        if numbers[descriptor.digest] != number:  # it occurs twice
+            budget.spend(_memory(held[descriptor.digest]))
         check_diff_id(held[descriptor.digest].diff_id, diff_id, f"{doing} ('{descriptor.digest}')")
     return tuple(held[each.digest] for each in layers)
+
+
+def _memory(layer: Layer) -> int:
+    return 4 * sum(map(len, layer.paths)) + 600 * len(layer.paths)
 
 
 def _fetch(
@@ -226,7 +330,7 @@ def _fetch(
                 bars.update(name, fetched, descriptor.size)
                 yield chunk
 
-    with opened(shown(), diff_id=diff_id, doing=doing) as stream:
+    with opened(shown(), diff_id=diff_id, doing=doing, unpack=budget.unpack) as stream:
         layer = read_layer(stream, diff_id=diff_id, doing=doing, budget=budget)
     bars.finish(name, "verified")
     return layer

@@ -10,7 +10,7 @@ import csv
 import posixpath
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
 from typing import NamedTuple
@@ -22,6 +22,9 @@ LISTS = ("/var/lib/dpkg/status", "/lib/apk/db/installed", "/usr/lib/apk/db/insta
 """The files that name all packages of a distribution."""
 OS_RELEASES = ("/etc/os-release", "/usr/lib/os-release")
 APT_SOURCES = "/etc/apt/sources.list"
+
+MAX_TEXT = 64 * 1024
+"""How many bytes are read of a text, such as os-release, or of what a distribution says first."""
 
 JOIN = "\0"
 """What no path has inside: one long text is kept and read sooner than many short ones."""
@@ -58,8 +61,13 @@ class Document:
         return JOIN.join(self.owned.values()).split(JOIN)
 
 
-def reader(path: str) -> Callable[[str, str], Document] | None:
-    """Return what reads a file, from its path and its text; None for one that says nothing.
+Spend = Callable[[int], None]
+Reader = Callable[[str, str, Spend], Document]
+"""What reads a file from its path and its text, and tells what that takes in bytes of memory."""
+
+
+def reader(path: str) -> Reader | None:
+    """Return what reads a file of that path; None for one that says nothing.
 
     What is broken is counted and left out.
     """
@@ -75,8 +83,8 @@ def reader(path: str) -> Callable[[str, str], Document] | None:
     if path in LISTS:
         return _dpkg if path == LISTS[0] else _apk
     if path.startswith(APT_SOURCES) and path.endswith((".list", ".sources")):
-        return _text
-    return _text if path in OS_RELEASES else None
+        return text
+    return text if path in OS_RELEASES else None
 
 
 def os_release(text: str) -> Mapping[str, str]:
@@ -90,26 +98,36 @@ def os_release(text: str) -> Mapping[str, str]:
     return found
 
 
-def _text(path: str, text: str) -> Document:
-    return Document(text=text)
+def text(path: str, content: str, spend: Spend) -> Document:
+    """Keep a file's text as it is."""
+    return Document(text=content)
 
 
-def _dpkg_list(path: str, text: str) -> Document:
+def _joined(paths: Iterable[str], spend: Spend) -> str:
+    kept = []
+    for path in paths:
+        spend(200 + 3 * len(path))
+        kept.append(path)
+    return JOIN.join(kept)
+
+
+def _dpkg_list(path: str, text: str, spend: Spend) -> Document:
     name = posixpath.basename(path).removesuffix(".list").partition(":")[0]
     return Document(owned={name: JOIN.join(text.splitlines())})
 
 
-def _md5sums(path: str, text: str) -> Document:
+def _md5sums(path: str, text: str, spend: Spend) -> Document:
     name = posixpath.basename(path).removesuffix(".md5sums")
     paths = (line.partition("  ")[2] for line in text.splitlines())
-    return Document(owned={name: JOIN.join(f"/{path}" for path in paths if path)})
+    return Document(owned={name: _joined((f"/{path}" for path in paths if path), spend)})
 
 
-def _dpkg(path: str, text: str) -> Document:
+def _dpkg(path: str, text: str, spend: Spend) -> Document:
     from debian.deb822 import Deb822
 
     found = Document()
     for stanza in filter(str.strip, _STANZAS.split(text)):
+        spend(1000)
         try:
             fields = Deb822(stanza, fields=_DPKG_FIELDS)
         except ValueError:
@@ -135,9 +153,10 @@ def _dpkg(path: str, text: str) -> Document:
     return found
 
 
-def _apk(path: str, text: str) -> Document:
+def _apk(path: str, text: str, spend: Spend) -> Document:
     found = Document()
     for stanza in _STANZAS.split(text):
+        spend(1000)
         fields: dict[str, str] = {}
         folder, paths = "", []
         for line in stanza.splitlines():
@@ -145,6 +164,7 @@ def _apk(path: str, text: str) -> Document:
             if letter == "F":
                 folder = value
             elif letter == "R":
+                spend(200 + 3 * len(folder))
                 paths.append(posixpath.normpath(f"/{folder}/{value}"))
             else:
                 fields.setdefault(letter, value)
@@ -159,25 +179,26 @@ def _apk(path: str, text: str) -> Document:
     return found
 
 
-def _metadata(path: str, text: str) -> Document:
+def _metadata(path: str, text: str, spend: Spend) -> Document:
     """Read a Python distribution's core metadata; its length is what RECORD says."""
-    headers = HeaderParser().parsestr(text.partition("\n\n")[0])
+    headers = HeaderParser().parsestr(text[:MAX_TEXT].partition("\n\n")[0])
     name, version = str(headers.get("Name", "")).strip(), str(headers.get("Version", "")).strip()
     if not name or not version:
         return Document(broken=1)
     return Document([Package(name, version, "python", name, version)])
 
 
-def _record(path: str, text: str) -> Document:
+def _record(path: str, text: str, spend: Spend) -> Document:
     """Read the files of a Python distribution, whose name METADATA spells better."""
     site, folder = posixpath.split(posixpath.dirname(path))
     name = folder.rpartition(".")[0].partition("-")[0]
     try:
-        rows = [row for row in csv.reader(text.splitlines()) if row]
+        lines = (line for line in text.splitlines() if len(line) < 10_000)
+        rows = [row[0] for row in csv.reader(lines) if row]
     except csv.Error:
         return Document(broken=1)
-    paths = (posixpath.normpath(posixpath.join(site, row[0])) for row in rows)
-    return Document(owned={name: JOIN.join(paths)})
+    paths = (posixpath.normpath(posixpath.join(site, row)) for row in rows)
+    return Document(owned={name: _joined(paths, spend)})
 
 
 def _count(digits: str) -> int:

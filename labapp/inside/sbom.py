@@ -16,8 +16,8 @@ from typing import Any
 
 from packageurl import PackageURL
 
+from labapp.errors import printable
 from labapp.inside.image import Contents
-from labapp.registry.http import printable
 
 _PURL = {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl"}
 

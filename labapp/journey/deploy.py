@@ -13,6 +13,7 @@ Source: the Compose specification (services; ports, short syntax; interpolation)
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,13 +173,25 @@ def read_deployment(path: Path) -> tuple[Service, ...]:
     )
 
 
-def image_spans(text: str, path: Path) -> list[tuple[int, int]]:
-    """Return where the images of services stand; the rest need not make sense to the lab."""
-    spans = []
+def image_spans(text: str, path: Path, left: dict[tuple[int, int], str]) -> list[tuple[int, int]]:
+    """Return where the images of services stand; the rest need not make sense to the lab.
+
+    Those that name no image to pull are left alone, for a reason.
+    """
+    spans, named, built = [], [], set()
     for leaf in _leaves(text, path):
         match [key for key in leaf.keys if key != "<<"]:
-            case ["services", _, "image"]:
-                spans.append(leaf.span(text))
+            case ["services", name, "image"]:
+                named.append((name, leaf.span(text)))
+            case ["services", name, "build", *_]:
+                built.add(name)
+    for name, span in named:
+        if name in built:
+            left[span] = "it is the name of what is built here"
+        elif "$" in text[slice(*span)]:
+            left[span] = "it has a variable"
+        else:
+            spans.append(span)
     return spans
 
 
@@ -241,7 +254,8 @@ def _leaves(text: str, path: Path) -> list[_Leaf]:
                 yield from below(value, inner, at)
 
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings(action="ignore"):  # of an anchor that is there twice
+            root = YAML(typ="safe", pure=True).compose(text)
         return list(below(root, (), 1))
     except (YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)

@@ -64,7 +64,8 @@ def instructions(text: str) -> list[Instruction]:
         ]
         if words:
             keyword = words[0].text.upper()
-            if keyword in {"RUN", "COPY", "ADD"}:
+            does = words[1].text.upper() if keyword == "ONBUILD" and words[1:] else keyword
+            if does in {"RUN", "COPY", "ADD"}:
                 number = _after_heredocs(joined, lines, number)
             found.append(Instruction(keyword, tuple(words[1:]), first + 1, number))
     return found

@@ -21,6 +21,9 @@ from labapp.state import write_file
 Span = tuple[int, int]
 """Where a reference begins and ends in a file's text."""
 
+LeftAlone = dict[Span, str]
+"""Where something is written that may mean an image, and why it is not pinned."""
+
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
 
 
@@ -39,7 +42,7 @@ def pin_dockerfile(path: Path, registry: Registry) -> None:
 
     The tag stays beside the digest, as a word to humans; docker heeds the digest. Where ``FROM``
     takes its image from an ``ARG``, the default of that ``ARG`` is pinned. If one of the
-    references can't be pinned, nothing is changed.
+    references can't be pinned, nothing is changed. What else may mean an image is told.
     """
     _rewrite(path, _image_spans, lambda each: each.with_digest(registry.digest(each)))
 
@@ -47,7 +50,8 @@ def pin_dockerfile(path: Path, registry: Registry) -> None:
 def pin_deployment(path: Path, registry: Registry) -> None:
     """Pin the images of a compose file, each as ``repository@sha256:…``; each change is told.
 
-    If one of them can't be pinned, nothing is changed. What else the file says is all the same.
+    If one of them can't be pinned, nothing is changed. What else the file says is all the same. An
+    image that has a variable in its name, or is built here, is left alone, which is told.
     """
     _rewrite(path, image_spans, lambda each: pin(registry, each))
 
@@ -55,11 +59,13 @@ def pin_deployment(path: Path, registry: Registry) -> None:
 def dockerfile_images(path: Path) -> list[str]:
     """Return the images that a Dockerfile names, as they are written."""
     text = _read(path)
-    return [text[slice(*span)] for span in _image_spans(text, path)]
+    return [text[slice(*span)] for span in _image_spans(text, path, {})]
 
 
-def _image_spans(text: str, path: Path) -> list[Span]:
+def _image_spans(text: str, path: Path, left: LeftAlone) -> list[Span]:
     """Return where references to images stand in a Dockerfile; stages and ``scratch`` left out."""
+    if syntax := re.match(r"\ufeff?#[ \t]*syntax[ \t]*=[ \t]*(\S+)", text, re.IGNORECASE):
+        left[syntax.span(1)] = "it reads the Dockerfile, and does not come into the image"
     arguments: dict[str, Span] = {}
     stages = {"scratch"}
     spans: list[Span] = []
@@ -79,18 +85,28 @@ def _image_spans(text: str, path: Path) -> list[Span]:
             if len(words) > 2 and words[1].text.upper() == "AS":
                 stages.add(words[2].text.lower())
         else:
-            spans += _taken_from(instruction, stages)
+            spans += _taken_from(instruction, stages, left)
     return spans
 
 
-def _taken_from(instruction: Instruction, stages: set[str]) -> Iterator[Span]:
+def _taken_from(instruction: Instruction, stages: set[str], left: LeftAlone) -> Iterator[Span]:
     """Yield where ``COPY --from=…`` and ``RUN --mount=…,from=…`` name an image."""
     option = {"COPY": r"--from=(.+)", "RUN": r"--mount=(?:.*,)?from=([^,]+).*"}
-    for word in itertools.takewhile(lambda word: word.text.startswith("--"), instruction.words):
-        found = re.fullmatch(option.get(instruction.keyword, ""), word.text)
-        # A stage can be named by its number; a lone word that is no stage is left for docker.
-        if found and re.search(r"[/:@]", found[1]) and found[1].lower() not in stages:
-            yield word.start + found.start(1), word.start + found.end(1)
+    keyword, words = instruction.keyword, instruction.words
+    if keyword == "ONBUILD" and words:
+        keyword, words = words[0].text.upper(), words[1:]
+    for word in itertools.takewhile(lambda word: word.text.startswith("--"), words):
+        found = re.fullmatch(option.get(keyword, ""), word.text)
+        # A stage can be named by its number.
+        if not found or found[1].lower() in stages or found[1].isdecimal():
+            continue
+        span = (word.start + found.start(1), word.start + found.end(1))
+        if "$" in found[1]:
+            left[span] = "it has a variable"
+        elif not re.search(r"[/:@]", found[1]):
+            left[span] = "it is no stage above, but may be a build context or an image's short name"
+        else:
+            yield span
 
 
 def _unquoted(text: str, span: Span) -> Span:
@@ -131,13 +147,13 @@ def _read(path: Path) -> str:
 
 def _rewrite(
     path: Path,
-    spans_in: Callable[[str, Path], list[Span]],
+    spans_in: Callable[[str, Path, LeftAlone], list[Span]],
     pinned: Callable[[Reference], Reference],
 ) -> None:
     """Replace the references at some places of a file by pinned ones, and tell each change."""
     text = _read(path)
-    told, parts, end = [], [], 0
-    for start, stop in sorted(set(spans_in(text, path))):
+    told, parts, end, left = [], [], 0, LeftAlone()
+    for start, stop in sorted(set(spans_in(text, path, left))):
         line = _line(text, start)
         try:
             reference = Reference.parse(text[start:stop])
@@ -149,8 +165,11 @@ def _rewrite(
         told.append(f"line {line}: {reference} → {after}")
         parts += [text[end:start], after]
         end = stop
-    if told:
+    if parts:
         target = path.resolve()
         content = "".join([*parts, text[end:]]).encode("utf-8", errors="surrogateescape")
         write_file(target, content, mode=target.stat().st_mode & 0o7777)
+    for span, why in left.items():
+        told.append(f"line {_line(text, span[0])}: '{text[slice(*span)]}' is left alone: {why}")
+    if told:
         feedback.say("\n".join(told))

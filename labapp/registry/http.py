@@ -11,18 +11,22 @@ Specification" and "OAuth2 Token Authentication".
 from __future__ import annotations
 
 import base64
+import collections
 import contextlib
+import functools
 import importlib.metadata
 import io
 import ipaddress
 import json
+import queue
 import re
 import ssl
+import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -34,6 +38,7 @@ from labapp.errors import (
     RegistryError,
     RegistryFailed,
     RegistryUnreachable,
+    printable,
 )
 
 CONNECT_SECONDS = 5.0
@@ -46,17 +51,19 @@ SLOWEST = 10_000
 ANSWER_LIMIT = 4 * 1024 * 1024
 """The largest answer that is held in memory, in bytes; registries bound manifests the same."""
 
+LONGEST_LIST = 100_000
+"""The longest list in one answer, or in one config, that is read."""
+
 LIST_PAGES = 100
 """The longest list of tags or repositories that is read, a thousand a page."""
+
+Result = TypeVar("Result")
 
 _ERRORS = {"errors": [{"message": str, "code": str}]}
 _TOKEN = {"token": str, "access_token": str}
 _PARAMETER = re.compile(r'(\w+)\s*=\s*"?((?<=")[^"]*|[^\s,"]+)')
 _NEXT = re.compile(r"<(?:https?://[^/>]*)?(/[^/>][^>]*)>.*\bnext\b")  # never to another host
 _FULL = re.compile(rb'no space left|"Err":\s*(?:28|112|122)\b', re.IGNORECASE)
-# Control characters but tab and line feed, lone surrogates, and what turns the writing direction.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-
 
 RATE_LIMIT = re.compile("too ?many ?requests|pull rate limit", re.IGNORECASE)
 FEWER = (
@@ -89,6 +96,8 @@ def _shaped(value: Any, shape: Any, path: str) -> Any:
         where = f"its field '{printable(path[1:])}'" if path else "it"
         raise FieldError(f"{where} is not of the type '{wanted.__name__}'")
     if isinstance(shape, list):
+        if len(value) > LONGEST_LIST:
+            raise FieldError(f"its field '{path[1:]}' has {len(value):,} items")
         return [_shaped(item, shape[0], f"{path}[{n}]") for n, item in enumerate(value)]
     if isinstance(shape, dict):
         names = dict.fromkeys(value, shape[...]) if ... in shape else shape
@@ -98,11 +107,6 @@ def _shaped(value: Any, shape: Any, path: str) -> Any:
             if value.get(name) is not None
         }
     return printable(value) if isinstance(value, str) else value
-
-
-def printable(text: str) -> str:
-    """Return a stranger's text without what a terminal obeys or no file can hold."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def url_of(address: str, *, secure: bool | None = None) -> str:
@@ -233,9 +237,9 @@ class Connection(requests.Session):
                 is_home = origin(url) == origin(self.url)
                 host = self.address if is_home else urlsplit(url).netloc
             with _translated(doing, host):
-                response = self.request(
+                send = functools.partial(
+                    self.request,
                     method,
-                    url,
                     # Else a bundle that the environment names would take the place of this one.
                     verify=self.verify,
                     stream=True,
@@ -243,6 +247,7 @@ class Connection(requests.Session):
                     allow_redirects=False,
                     **more,
                 )
+                [(_, response)] = at_once(send, [url])
             if not (follow and method in ("GET", "HEAD") and response.is_redirect):
                 break
             response.close()
@@ -333,6 +338,36 @@ class Connection(requests.Session):
         else:
             cause = f"the registry refuses it ({said})"
         return kind(f"{doing}: {cause}.")
+
+
+def at_once(
+    work: Callable[[str], Result], items: Iterable[str], *, threads: int = 1
+) -> Iterator[tuple[str, Result]]:
+    """Yield each item and what came of it, as soon as a thread has it.
+
+    Who stops it by Ctrl-C waits for none of them: not for a name server, which Python itself waits
+    for without hearing, nor for a slow host at Python's end, as with the threads of a pool.
+    """
+    todo, done = collections.deque(items), queue.SimpleQueue[tuple[str, Result] | BaseException]()
+
+    def run() -> None:
+        with contextlib.suppress(IndexError):  # nothing is left
+            while item := todo.popleft():
+                try:
+                    done.put((item, work(item)))
+                except BaseException as error:
+                    done.put(error)
+
+    try:
+        count = len(todo)
+        for _ in range(min(threads, count)):
+            threading.Thread(target=run, daemon=True).start()
+        for _ in range(count):
+            if isinstance(found := done.get(), BaseException):
+                raise found
+            yield found
+    finally:
+        todo.clear()
 
 
 def _chunks(response: requests.Response, doing: str, host: str) -> Iterator[bytes]:

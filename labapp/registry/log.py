@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
-from labapp.errors import LabError
+from labapp.errors import LabError, printable
 from labapp.machine.ports import wait_until
 from labapp.reference import is_digest
-from labapp.registry.http import printable
 from labapp.registry.server import RegistryServer
 
 if TYPE_CHECKING:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made_images import Memory, put
+from registries import Reply, Seen, serving
 
 from labapp import cli, doctor
 from labapp.feedback import using
@@ -88,6 +94,51 @@ def test_a_failure_is_told_in_words_and_by_the_exit_code(
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+SYSTEM = {
+    "etc/os-release": "ID=debian\nVERSION_ID='13'\nVERSION_CODENAME=trixie\n",
+    "var/lib/dpkg/status": "Package: bash\nStatus: install ok installed\nVersion: 5.2\n",
+}
+MAIN = "import sys; from labapp.cli import main; sys.exit(main(sys.argv[1:]))"
+SLEEPERS = """
+import time; from labapp.registry.http import at_once
+print(*at_once(lambda _: print("asleep", flush=True) or time.sleep(60), ["a"]))
+"""
+
+
+@pytest.mark.parametrize("silent", ["manifests/1", "blobs/", "InRelease"])
+def test_who_stops_an_inspection_waits_for_no_server(silent: str) -> None:
+    held, asked, over = Memory(), threading.Event(), threading.Event()
+
+    def answer(seen: Seen) -> Reply:
+        if silent in seen.path and not ("blobs/" in silent and config in seen.path):
+            asked.set()
+            over.wait(60)
+        return Reply(200, held.held[seen.path.rpartition("/")[2]])
+
+    with serving(answer) as server:
+        mirror = f"deb http://{server.address}/debian trixie-security main\n"
+        put(held, "a/b", "1", [SYSTEM | {"etc/apt/sources.list": mirror}])
+        config = held.image("r.test/a/b:1").manifest.config.digest
+        stopped(["-c", MAIN, "inspect", f"{server.address}/a/b:1"], lambda _: asked.wait(60))
+        over.set()
+
+
+def test_who_stops_what_is_done_at_once_waits_for_no_thread() -> None:
+    stopped(["-c", SLEEPERS], lambda process: process.stdout.readline())
+
+
+def stopped(arguments: list[str], until: Callable[[Any], object]) -> None:
+    """Run Python, interrupt it when something has come about, and hold that it ends at once."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, *arguments], stdout=pipe, stderr=pipe) as process:
+        assert until(process)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert time.monotonic() - began < 5  # of a busy machine; alone, it is a fifth of a second
+    assert process.returncode in (130, -signal.SIGINT)
 
 
 def test_where_nothing_runs(

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_images import Files, Memory, archive, made, put, read
+from odd_layers import HIDING, MANY
 
-from labapp.errors import DamagedContent
+from labapp.errors import DamagedContent, RegistryError
 from labapp.inside import packages
 from labapp.inside.image import Contents
 from labapp.inside.layers import MAX_NOTES
@@ -44,7 +45,8 @@ SHARED: Files = {"a": b"333", "b": "=> a"}
         # Whiteouts are for lower layers only, wherever in the archive they come.
         ([BASE, {"a/new": b"55555", "a/.wh..wh..opq": b""}], {"/a/new": (2, 5)} | C, [3, 0]),
         ([BASE, {"c": b"4", ".wh.c": b""}], ONE | TWO | {"/c": (2, 1)}, [3, 0]),
-        ([BASE, {".wh..wh..opq": b"", "x": b"1"}], {"/x": (2, 1)}, [6, 0]),
+        # But not below the root, where engines pass over it.
+        ([BASE, {".wh..wh..opq": b"", "x": b"1"}], ONE | TWO | C | {"/x": (2, 1)}, [0, 0]),
         # What a folder held goes when a file or a link takes its place.
         ([BASE, {"a": b"file"}], {"/a": (2, 4)} | C, [3, 0]),
         ([BASE, {"a": "-> c"}], {"/a": (2, 0)} | C, [3, 0]),
@@ -95,6 +97,19 @@ def test_layers_put_together(
     assert found.changes["bytes"].sum() == found.unpacked_bytes
 
 
+@pytest.mark.parametrize("name", MANY)
+def test_odd_layers_are_what_engines_make_of_them(name: str) -> None:
+    layers, expected = MANY[name]
+    rows = made(*layers).files[["path", "bytes", "mode", "uid", "type"]].itertuples(index=False)
+    assert [(*facts,) for *facts, kind in rows if kind != "directory"] == expected
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_layer_that_could_hide_files_is_refused(name: str) -> None:
+    with pytest.raises(DamagedContent, match="hides"):
+        made(*HIDING[name])
+
+
 def test_the_rows_of_changes() -> None:
     rows = made(BASE, {"c": b"4", "a/.wh.one": b"", "a/b/.wh..wh..opq": b"", **AUFS}).changes
     assert rows[rows["layer"] == 2].values.tolist() == [
@@ -108,12 +123,48 @@ def test_the_rows_of_changes() -> None:
 
 
 def test_whiteouts_of_deep_folders_take_bounded_time() -> None:
-    deep = {f"{number:04}{'/d' * 900}": b"" for number in range(500)}
+    deep = {f"{number:04}{'/d' * 900}": b"" for number in range(200)}
     whiteouts = [{f"{number:04}/.wh.d": b""} for number in range(40)]
     began = time.process_time()
     found = made(deep, *whiteouts)
-    assert len(found.files) == 460
+    assert len(found.files) == 160
     assert time.process_time() - began < 10  # of a processor
+
+
+BOMBS: dict[str, Files] = {
+    "stanzas": {"var/lib/dpkg/status": b"Package: a\nVersion: 1\n\n" * 200_000},
+    "fields": {"var/lib/dpkg/status": b"Package: a\n" + b"A: b\n" * 1_000_000},
+    "lines": {"var/lib/dpkg/info/a.list": b"a\n" * 1_000_000},
+    "paths that grow": {"lib/apk/db/installed": b"P:a\nF:" + b"f" * 4000 + b"\nR:a" * 100_000},
+    "a deep record": {f"{'d/' * 1000}a.dist-info/RECORD": b"a\n" * 100_000},
+    "tools": {f"opt/{number}/bin/sh": f"-> ../../{number + 1}/bin/sh" for number in range(200)},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_layer_that_takes_much_is_refused_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labapp.inside.findings.MAX_NAMES", 100)
+    began, layer = time.process_time(), archive(BOMBS[name])
+    with pytest.raises(RegistryError, match="more than"):
+        _ = made(layer).tools
+    assert time.process_time() - began < 10  # of a processor
+
+
+def test_more_layers_than_engines_take_and_more_bytes_than_compress_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(RegistryError, match="128 layers"):
+        made(*[b""] * 128)
+    monkeypatch.setattr("labapp.inside.layers.MAX_UNPACKED_BYTES", 60_000)
+    assert len(made({"a": bytes(40_000)}).files) == 1
+    with pytest.raises(RegistryError, match="60,000 bytes"):
+        made({"a": bytes(20_000)}, {"b": bytes(40_000)})
+    monkeypatch.undo()
+    monkeypatch.setattr("labapp.inside.layers.BUDGET_BYTES", 2_000_000)
+    with pytest.raises(RegistryError, match="2,000,000 bytes"):  # also of one layer, many times
+        made(*[{f"{number}": b"" for number in range(200)}] * 20)
 
 
 STATUS = b"""\
@@ -140,7 +191,7 @@ Version: 1:2.0~rc1-1
 def parsed(path: str, text: bytes) -> packages.Document:
     parse = packages.reader(path)
     assert parse
-    return parse(path, text.decode("utf-8", "replace"))
+    return parse(path, text.decode("utf-8", "replace"), lambda _: None)
 
 
 GOOD = b"Package: good\nVersion: 1\n"

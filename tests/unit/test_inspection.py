@@ -14,12 +14,13 @@ import pytest
 from made_images import Memory, made, put
 
 from labapp import cli, feedback
-from labapp.errors import VulnerabilityError
+from labapp.errors import InvalidReference, VulnerabilityError
 from labapp.inside.inspection import Comparison, Inspection, as_json, inspect, print_inspection
 from labapp.inside.known import Report, table
 from labapp.registry.manifests import OCI_INDEX, Platform
 from labapp.state import SOURCE_LABEL
 
+LIST = "var/lib/dpkg/status"
 SYSTEM: dict[str, bytes | str] = {
     "etc/os-release": 'ID=debian\nVERSION_ID="13"\nPRETTY_NAME="<b>Debian</b> 13"\n',
     "var/lib/dpkg/status": "Package: bash\nStatus: install ok installed\nVersion: 5.2\n",
@@ -127,6 +128,10 @@ def test_texts_of_an_image_have_no_power_and_break_nothing() -> None:
         run={"User": evil, "Labels": {"org.opencontainers.image.base.name": evil}},
         history=evil,
     )
+    assert (
+        len(shown(Inspection(made({}, history="x" * 10**6, run={"User": "u" * 10**6}), None)))
+        < 9000
+    )
     found = Inspection(image, report(cve=f"CVE{evil}"), evil)
     images = {"one": found, "other": Inspection(image, None, evil)}
     both = Comparison(images | {"empty": Inspection(made(), None)})
@@ -147,6 +152,51 @@ def test_images_side_by_side() -> None:
     assert both.notes == one.notes, "a note of both is said once"
     page = both._repr_html_()
     assert page.count("<tr") == len(both.table) + 1 - 2, "image and digest are too long for it"
+
+
+def test_what_changed_between_two_images() -> None:
+    status = "Package: bash\nStatus: install ok installed\nVersion: {}\n"
+    lists = {"var/lib/dpkg/info/bash.list": "/usr/bin/bash\n"}
+    base: dict[str, bytes | str] = {"kept/": "", "same": "same", "gone": "12"}
+    old: dict[str, bytes | str] = {"usr/bin/bash": "one", "app": "a=1", "tool": "t", "l": "-> a"}
+    new = old | {"usr/bin/bash": "two!", "app": "a=2", "l": "-> b", "dir/": "", "dir/n": "=> app"}
+    found = Comparison(
+        {
+            "old": Inspection(made(base, old | lists | {LIST: status.format("5.2")}), None),
+            "new": Inspection(
+                made(
+                    base,
+                    new | lists | {LIST: status.format("5.3") + "\nPackage: x\nVersion: 1\n"},
+                    {".wh.gone": ""},
+                    modes={"tool": 0o4755},
+                ),
+                None,
+            ),
+        }
+    ).changes
+    assert found.packages.values.tolist() == [
+        ["deb", "bash", "changed", "5.2", "5.3"],
+        ["deb", "x", "added", "", "1"],
+    ]
+    kinds = ["removed", "kept", "added", "added"]
+    assert found.layers[["change", "number"]].values.tolist() == [
+        [kind, number] for kind, number in zip(kinds, (2, 1, 2, 3), strict=True)
+    ]
+    rows = found.files[["path", "change", "what", "old_bytes", "new_bytes", "explained"]]
+    assert rows.values.tolist()[1:] == [
+        ["/app", "changed", "content", 3, 3, False],
+        ["/gone", "removed", "", 2, 0, False],
+        ["/tool", "changed", "mode", 1, 1, False],
+        ["/dir/n", "added", "", 0, 0, False],
+        ["/l", "changed", "target", 0, 0, False],
+        ["/usr/bin/bash", "changed", "content", 3, 4, True],
+    ]
+    assert rows["path"][0] == f"/{LIST}"
+    assert "2 added" in found.summary and "<td>/tool</td>" in found._repr_html_()
+    same = Comparison({"one": Inspection(found.old, None), "two": Inspection(found.old, None)})
+    assert [len(same.changes.packages), len(same.changes.files)] == [0, 0]
+    with pytest.raises(InvalidReference, match="3 images"):
+        _ = Comparison(dict.fromkeys("abc", Inspection(found.old, None))).changes
 
 
 # The commands, in a lab where nothing was ever started
@@ -231,6 +281,19 @@ def test_compare_and_charts(run: Run, tmp_path: Path) -> None:
     assert (code, lines[0], lines[3]) == (0, "one", "mine")
     assert (lines[7].split(), layers.split()) == (["one", "mine"], ["layers", "3", "1"])
     assert max(map(len, lines[6:])) <= 80
+    code, shown, _ = run("compare", *(f"n{n}{'-' * 12}={IMAGE}:one" for n in range(6)))
+    lines = shown.splitlines()[6 * 3 :]
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    for words in ("1 Debian", "user 10001", *(f"n{n}{'-' * 12}" for n in range(6))):
+        assert words in shown
+    code, shown, _ = run("compare", "--changes", f"{IMAGE}:one", f"{IMAGE}:two")
+    assert (code, max(map(len, shown.splitlines())) <= 80) == (0, True)
+    assert re.search(r"deb +bash +removed +5\.2", shown) and re.search("/app +added", shown)
+    code, shown, _ = run("compare", "--changes", f"{IMAGE}:one", f"{IMAGE}:two", "--json")
+    assert [each["name"] for each in json.loads(shown)["packages"]] == ["bash"]
+    assert (
+        run("compare", "--changes", *[f"{IMAGE}:{tag}" for tag in ("one", "two", "empty")])[0] == 2
+    )
     code, shown, _ = run("compare", f"{IMAGE}:two", f"{IMAGE}:empty", "--json")
     assert (code, list(json.loads(shown)["images"])) == (0, ["two", "empty"])
     code, _, told = run("inspect", f"{IMAGE}:empty", "--charts", str(tmp_path / "drawn"))

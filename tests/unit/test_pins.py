@@ -69,6 +69,11 @@ DOCKERFILES = {
         "echo --mount=from=R/none/such:1\nRUN --mount=type=bind,from=a,target=/a "
         "--mount=type=bind,target=/b,from=R/shop/web:2@D x\n"
     ),
+    "at the build of another": (
+        "FROM R/base/python:3@D\nONBUILD COPY --from=R/shop/web:1@D /x /y\n"
+        "ONBUILD RUN --mount=type=bind,from=R/shop/web:2@D,target=/z <<EOF\n"
+        "FROM R/base/python:no\nEOF\nONBUILD RUN true\n"
+    ),
     "bytes that are no UTF-8": "# caf\udce9\nFROM R/base/python:3@D\n",
 }
 
@@ -131,6 +136,10 @@ DEPLOYMENTS = {
         "    deploy: {resources: {limits: {cpus: 0.5}}}\n    environment: {A: $B}\n"
         "    ports: [{target: 80}]\nvolumes:\n  data:\nnetworks: {x: {driver: bridge}}\n"
     ),
+    "built, and by a variable": (
+        "services:\n  a:\n    build: .\n    image: R/shop/web:1\n  b: {image: 'x:${TAG:-2}'}\n"
+        "  c:\n    image: R/shop/web«:2»\n"
+    ),
     "one of two is pinned already": (
         f"services:\n  a:\n    image: R/shop/web@{OLD}\n  b:\n    image: R/shop/web«:2»\n"
     ),
@@ -145,6 +154,38 @@ def test_deployment(
     text = written(DEPLOYMENTS[name])
     before, after = re.sub("«(.*?)»", r"\1", text), re.sub("«.*?»", "@D", text)
     pinned(pin_deployment, before, after, registry, tmp_path / "deployment.yaml")
+
+
+@pytest.mark.parametrize(
+    ("act", "text", "named"),
+    [
+        (
+            pin_dockerfile,
+            "# syntax=docker/dockerfile:1\nFROM scratch\n",
+            {1: "docker/dockerfile:1"},
+        ),
+        (pin_dockerfile, "FROM scratch\nCOPY --from=nginx /a /b\n", {2: "nginx"}),
+        (pin_dockerfile, "FROM scratch\nONBUILD RUN --mount=from=${X} a\n", {2: "${X}"}),
+        (pin_dockerfile, "FROM scratch AS a\nFROM a\nCOPY --from=A /a /b\nCOPY --from=0 /a /b", {}),
+        (
+            pin_deployment,
+            "services:\n  a: {image: $X, build: .}\n  b: {image: 'c:$D'}",
+            {2: "$X", 3: "c:$D"},
+        ),
+    ],
+)
+def test_what_is_left_alone_is_told(
+    act: Act, text: str, named: dict[int, str], registry: Registry, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_text(text)
+    with using(QuietFeedback()) as told:
+        act(path, registry)
+    assert path.read_text() == text
+    lines = "\n".join(told.lines).splitlines()
+    assert len(lines) == len(named)
+    for line, (number, name) in zip(lines, named.items(), strict=True):
+        assert line.startswith(f"line {number}: '{name}' ")
 
 
 BAD: list[tuple[Act, str, str]] = [
