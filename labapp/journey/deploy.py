@@ -87,9 +87,7 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
     or an image can't be pulled, what ran before goes on running.
     """
     services = read_deployment(file)
-    # Two labs on one engine never share a project.
-    plain = re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_") or "deployment"
-    project = f"{plain}-{engine.labels[LABEL][:6]}"
+    own = project(engine, file)
     doing = f"deploying '{file}'"
     digests = {}
     for service in services:
@@ -102,7 +100,7 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
             ) from error
     running = {}
     with engine.doing(doing, DeploymentError):
-        for container in containers(engine, {ROLE_LABEL: "service", DEPLOYMENT_LABEL: project}):
+        for container in containers(engine, {ROLE_LABEL: "service", DEPLOYMENT_LABEL: own}):
             feedback.command(["docker", "rm", "--force", str(container.name)])
             discard(container)
         for service in services:
@@ -111,11 +109,11 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
                 service.image,
                 labels={
                     ROLE_LABEL: "service",
-                    DEPLOYMENT_LABEL: project,
+                    DEPLOYMENT_LABEL: own,
                     SERVICE_LABEL: service.name,
                     DIGEST_LABEL: digests[service.name],
                 },
-                name=f"{project}-{service.name}-1",
+                name=f"{own}-{service.name}-1",
                 ports=service.ports,
                 environment=service.environment,
                 path=None,
@@ -124,6 +122,12 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
         place = f" at {each.url}" if each.url else ""
         feedback.say(f"{name}: {each.reference} runs as {digests[name]}{place}")
     return Deployment(file, running, digests)
+
+
+def project(engine: Engine, file: Path) -> str:
+    """Return what the containers of a deployment file begin with; no two labs share it."""
+    plain = re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_") or "deployment"
+    return f"{plain}-{engine.labels[LABEL][:6]}"
 
 
 def read_deployment(path: Path) -> tuple[Service, ...]:
