@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 CHECK = "labapp/check"
 """Where a check builds to, for as long as it looks."""
 
+_SECRET = re.compile(r"--mount=(?=\S*type=secret)\S*?\bid=([\w.-]+)")
+
 _COMPILED = re.compile(r"/shop/_prices[^/]*\.so")
 """The part of the shop that was written in C, as a build leaves it."""
 
@@ -180,8 +182,12 @@ def trial(
         with tempfile.TemporaryDirectory() as temporary, quietly():
             copy = Path(shutil.copytree(folder, Path(temporary) / folder.name, symlinks=True))
             change(copy)
-            args = bench.build_arguments(copy / "Dockerfile")
-            build.build(bench.engine, copy, tag=tag, args=args)
+            file = copy / "Dockerfile"
+            # A password that a step mounts is in the file that the chapter wrote.
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+            secrets = {id: copy / ".env" for id in _SECRET.findall(text)}
+            args = bench.build_arguments(file)
+            build.build(bench.engine, copy, tag=tag, args=args, secrets=secrets)
         yield tag
     except BuildError as error:
         raise Wrong(f"The check can't build '{folder.name}/Dockerfile' again: {error}") from error

@@ -22,6 +22,9 @@ from labapp.state import ROLE_LABEL
 PORT = 8000
 """The port that a container of ``run`` publishes."""
 
+OPTIONS = ("read_only", "tmpfs", "cap_drop", "security_opt", "user", "restart")
+"""What a container can be told it may do, by the keys of ``docker compose``."""
+
 
 @dataclass(frozen=True)
 class Running:
@@ -179,6 +182,7 @@ def start(
     ports: Mapping[int, int],
     environment: Mapping[str, str],
     path: str | None,
+    options: Mapping[str, list[str]] | None = None,
 ) -> Running:
     """Start a container, tell the same command line, and wait for the first of its ``ports``.
 
@@ -189,6 +193,23 @@ def start(
         words += ["-p", f"127.0.0.1:{outside or ''}:{inside}"]
     for pair in environment.items():
         words += ["-e", "=".join(pair)]
+    told: dict[str, Any] = {}
+    for key, values in (options or {}).items():
+        flag = f"--{key.replace('_', '-')}"
+        match key:
+            case "read_only":
+                told[key] = values == ["true"]
+                words += [f"{flag}={values[0]}"]
+                continue
+            case "tmpfs":
+                told[key] = dict(each.partition(":")[::2] for each in values)
+            case "user":
+                told[key] = values[0]
+            case "restart":
+                told["restart_policy"] = {"Name": values[0]}
+            case _:
+                told[key] = values
+        words += [word for value in values for word in (flag, value)]
     feedback.command([*words, image])
     container = engine.client.containers.create(
         image,
@@ -196,6 +217,7 @@ def start(
         environment=dict(environment),
         ports={f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in ports.items()},
         labels={**engine.labels, **labels},
+        **told,
     )
     try:
         container.start()
