@@ -290,6 +290,7 @@ STATES: States = {
         gives(HELLO, then=tag_by_sdk),
         gives("noted=hello/web:1.0", then=retagged("hello/web:1.0", "hello/web:mine")),
         gives(*MINE),
+        gives(HELLO, then=retagged("hello/web:1.0", "hello/web:mine")),
         (nothing, "NotYet", "hello/web:1.0"),
         (gives(HELLO), "NotYet"),
         (gives(HELLO, then=local("one", "hello/web:mine")), "Wrong"),

@@ -155,6 +155,8 @@ STATES: States = {
     "04-unused": [
         unused,
         lambda desk: f" {unused(desk)}:amd64",
+        lambda desk: f"{unused(desk)}\n",
+        lambda desk: f"{unused(desk)}:{desk.lab.platform.partition('/')[2]}",
         (nothing, "NotYet"),
         (without("git"), "NotYet", "shop/web:full"),
         (lambda desk: 7, "Wrong", "int"),
@@ -166,6 +168,8 @@ STATES: States = {
     "04-cve": [
         lambda desk: only_full(desk)[0],
         lambda desk: only_full(desk)[-1].lower(),
+        lambda desk: f"{only_full(desk)[1]}\n",
+        lambda desk: only_full(desk)[len(only_full(desk)) // 2],
         (nothing, "NotYet"),
         (without("CVE-2025-12345"), "NotYet", "shop/web"),
         (lambda desk: ["CVE-2025-12345"], "Wrong", "list"),
@@ -179,6 +183,7 @@ STATES: States = {
         copied("kept/web:minimal", SMALL),
         (nothing, "NotYet", SMALL),
         copied("kept/web:variant", SMALL),
+        on_top("web:minimal", "ENV MINE=1", SMALL),
         (copied("kept/web:slim", SMALL), "Wrong", "MB"),
         (pretends(FIXED, SMALL), "Wrong", "678"),
         (pretends(COMPUTED, SMALL), "Wrong", "_prices.c"),
@@ -189,9 +194,12 @@ STATES: States = {
     "04-patch": [
         on_top("", UPGRADE, PATCHED),  # the base alone may lack what came out since it was made
         on_top("python:old", UPGRADE, PATCHED),
+        on_top("", f"{UPGRADE}\nLABEL by=me", PATCHED),
+        on_top("python:old", f"{UPGRADE}\nENV FRESH=1", PATCHED),
         (nothing, "NotYet", PATCHED),
         (copied("kept/python:old", PATCHED), "Wrong", "fixes"),
         (on_top("python:old", "RUN rm -rf /var/lib/dpkg/status", PATCHED), "Wrong", "list"),
+        (on_top("python:old", "LABEL fresh=yes", PATCHED), "Wrong", "fixes"),
         (on_top("", f"{UPGRADE}\nRUN rm /usr/bin/python3*", PATCHED), "Wrong", "run"),
     ],
     "05-two": [
@@ -212,6 +220,8 @@ STATES: States = {
     "05-mine": [
         copied("kept/web:minimal", MINE),
         on_top("web:minimal", "ENV MINE=1", MINE),
+        on_top("web:minimal", "LABEL by=me", MINE),
+        on_top("web:minimal", "WORKDIR /tmp", MINE),
         (nothing, "NotYet", MINE),
         (copied("kept/web:multistage", MINE), "Wrong", "MB"),
         (pretends(COMPUTED, MINE, "scratch"), "Wrong", "run"),
