@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,15 @@ from labapp.state import ROLE_LABEL
 PORT = 8000
 """The port that a container of ``run`` publishes."""
 
-OPTIONS = ("read_only", "tmpfs", "cap_drop", "security_opt", "user", "restart")
-"""What a container can be told it may do, by the keys of ``docker compose``."""
+OPTIONS: Mapping[str, Callable[[list[str]], dict[str, Any]]] = {
+    "read_only": lambda values: {"read_only": values == ["true"]},
+    "tmpfs": lambda values: {"tmpfs": dict(each.partition(":")[::2] for each in values)},
+    "cap_drop": lambda values: {"cap_drop": values},
+    "security_opt": lambda values: {"security_opt": values},
+    "user": lambda values: {"user": values[0]},
+    "restart": lambda values: {"restart_policy": {"Name": values[0]}},
+}
+"""What a container can be told it may do: keys of ``docker compose``, in the SDK's words."""
 
 
 @dataclass(frozen=True)
@@ -195,21 +202,8 @@ def start(
         words += ["-e", "=".join(pair)]
     told: dict[str, Any] = {}
     for key, values in (options or {}).items():
-        flag = f"--{key.replace('_', '-')}"
-        match key:
-            case "read_only":
-                told[key] = values == ["true"]
-                words += [f"{flag}={values[0]}"]
-                continue
-            case "tmpfs":
-                told[key] = dict(each.partition(":")[::2] for each in values)
-            case "user":
-                told[key] = values[0]
-            case "restart":
-                told["restart_policy"] = {"Name": values[0]}
-            case _:
-                told[key] = values
-        words += [word for value in values for word in (flag, value)]
+        words += [f"--{key.replace('_', '-')}={value}" for value in values]
+        told |= OPTIONS[key](values)
     feedback.command([*words, image])
     container = engine.client.containers.create(
         image,

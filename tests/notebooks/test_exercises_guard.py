@@ -238,7 +238,7 @@ STATES["06-secret"] = [
     (layers({"src/used": hashlib.sha256(b"typed").hexdigest()}), "Wrong", "/src/used"),
     (secret_typed("FROM SLIM\nCOPY used /src/used\n"), "Wrong", "another password"),
     (
-        secret_typed("FROM SLIM\nRUN mkdir /src; echo USE > /src/used\n"),
+        secret_typed("FROM SLIM\nRUN mkdir /src; echo OF-WORD >/src/used\n"),
         "Wrong",
         "another password",
     ),
