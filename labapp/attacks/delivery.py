@@ -123,11 +123,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What the registry had right after the push, if anything, and if that names the release."""
+    """What the registry had right after the push, if anything, and which layer has the release."""
 
     digest: str = ""
     diff_ids: tuple[str, ...] = field(default=(), repr=False)
-    is_release: bool = False
+    layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class PipelineRun:
             return f"at '{self.undone_at}', the script undid what the saboteur had done"
         if not self.pushed.digest:
             return f"the registry has no '{self.image}'"
-        if not self.pushed.is_release:
+        if not self.pushed.layer:
             return f"the image that was pushed has no '{RELEASE}' that says '{self.release}'"
         if self.deployed is None:
             return "no container of that name runs"
@@ -388,8 +388,8 @@ def _pushed(
     found: dict[str, str] = {}
     for digest, layer in attacks.unpacked_layers(bench, held):
         found |= {text: digest for text in texts if text.encode() in layer and text not in found}
-    is_release = found.pop(str(image.tag), None) is not None
-    return Pushed(held.digest, held.config.diff_ids, is_release), found
+    release = found.pop(str(image.tag), "")
+    return Pushed(held.digest, held.config.diff_ids, release), found
 
 
 def _deployed(bench: Bench) -> Deployed | None:

@@ -382,7 +382,7 @@ def run_of(
     run = PipelineRun(
         image="localhost:1/shop/delivered:r1",
         steps=[Step(n, c, "", 0.1) for n, c in zip(delivery.STEPS, codes, strict=False)],
-        pushed=Pushed(D, (D,), release == "r1") if pushed else Pushed(),
+        pushed=Pushed(D, (D,), D if release == "r1" else "") if pushed else Pushed(),
         deployed=Deployed(deployed, answers, "") if deployed else None,
         undone_at=undone_at,
         mirror_log=log,
