@@ -10,13 +10,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import platformdirs
 
 from labapp import feedback
 from labapp.errors import StateError
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 REPOSITORY = Path(__file__).parent.parent
 """The clone that this package is part of: notebooks, Dockerfiles, tests."""
@@ -93,6 +96,32 @@ class State:
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping under a name; StateError if that can't be, say for a full disk."""
         write_file(self.path(f"{name}.json"), json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def seal(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a mapping as :meth:`write` does, but so that no word of it stands in the file."""
+        text = json.dumps(content).encode()
+        self.write(name, {"sealed": self._seal().encrypt(text).decode()})
+
+    def unseal(self, name: str) -> dict[str, Any]:
+        """Return what was sealed under a name, or written; as :meth:`read`."""
+        found = self.read(name)
+        if "sealed" not in found:
+            return found
+        from cryptography.fernet import InvalidToken
+
+        opened: dict[str, Any] = {}
+        with contextlib.suppress(InvalidToken):  # damaged, or of another lab
+            opened = json.loads(self._seal().decrypt(found["sealed"]))
+        return opened
+
+    def _seal(self) -> Fernet:
+        from cryptography.fernet import Fernet
+
+        path = self.path("seal")
+        with self.lock("seal", timeout=20):
+            if not path.exists():
+                write_file(path, Fernet.generate_key())
+        return Fernet(path.read_bytes())
 
     @contextlib.contextmanager
     def lock(self, name: str, *, timeout: float = 1800.0) -> Iterator[None]:

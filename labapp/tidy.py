@@ -57,9 +57,9 @@ def plan(state: State, notebooks: Path) -> list[Heap]:
 
 def named(state: State, notebooks: Path) -> set[str]:
     """Return the digests in the lab's own files, in the learner's, and in the chapters' cells."""
-    files = [*state.folder.glob("*.json"), *state.folder.glob("attacks/*.json")]
-    found: set[str] = set()
-    for file in (*files, *notebooks.rglob("*")):
+    sealed = ["delivery", *(f"attacks/{each.stem}" for each in state.folder.glob("attacks/*.json"))]
+    found = set(_DIGEST.findall(str([state.unseal(name) for name in sealed])))
+    for file in (*state.folder.glob("*.json"), *notebooks.rglob("*")):
         if file.is_file() and (file.suffix == ".ipynb" or file.stat().st_size < 1e6):
             text = file.read_text(encoding="utf-8", errors="ignore")
             # What a cell printed is not what it asks for.

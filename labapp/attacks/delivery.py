@@ -24,12 +24,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from labapp import feedback
 from labapp.attacks import attacks, journal
 from labapp.attacks.attacks import Happened
 from labapp.attacks.forging import marker
-from labapp.attacks.journal import Change, Journal, container_name, own_container, own_path
+from labapp.attacks.journal import (
+    DELIVERY,
+    Change,
+    Journal,
+    container_name,
+    own_container,
+    own_path,
+)
 from labapp.attacks.middleman import FORGED
 from labapp.bench import Bench
 from labapp.errors import AttackError, NotInRegistry, RunError
@@ -115,11 +123,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What the registry had right after the push, if anything, and its layers by signs in them."""
+    """What the registry had right after the push, if anything, and which layer has the release."""
 
     digest: str = ""
     diff_ids: tuple[str, ...] = field(default=(), repr=False)
-    signs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,22 +139,20 @@ class Deployed:
     log: str = field(repr=False)
 
 
-@dataclass
+@dataclass(eq=False)
 class PipelineRun:
-    """A delivery, as far as it has come; what was planted shows when it is judged.
+    """A delivery, as far as it has come; what was planted is no part of it, but in its key.
 
     At the step ``undone_at``, if any, the script itself undid what was planted.
     """
 
     image: str
     seed: int | None = None
-    faults: tuple[str, ...] = field(default=(), repr=False)
     steps: list[Step] = field(default_factory=list)
     pushed: Pushed = Pushed()
     deployed: Deployed | None = None
     undone_at: str = ""
     mirror_log: str = field(default="", repr=False)
-    planted: list[Happened] = field(default_factory=list, repr=False)
 
     @property
     def release(self) -> str:
@@ -170,7 +176,7 @@ class PipelineRun:
             return f"at '{self.undone_at}', the script undid what the saboteur had done"
         if not self.pushed.digest:
             return f"the registry has no '{self.image}'"
-        if self.release not in self.pushed.signs:
+        if not self.pushed.layer:
             return f"the image that was pushed has no '{RELEASE}' that says '{self.release}'"
         if self.deployed is None:
             return "no container of that name runs"
@@ -204,6 +210,23 @@ class PipelineRun:
         return next((each.output for each in self.steps if each.name == step), "")
 
 
+@dataclass
+class Key:
+    """The answer to a delivery: its faults, what each did, and the layers with signs of that."""
+
+    faults: tuple[str, ...] = ()
+    planted: list[Happened] = field(default_factory=list)
+    signs: Mapping[str, str] = field(default_factory=dict)
+
+
+_KEYS: WeakKeyDictionary[PipelineRun, Key] = WeakKeyDictionary()
+
+
+def key_of(run: PipelineRun) -> Key:
+    """Return a delivery's key, which whoever has only the delivery is to find out."""
+    return _KEYS.setdefault(run, Key())
+
+
 def run_pipeline(
     bench: Bench, script: Path, *, seed: int | None = None, faults: Iterable[str] = ()
 ) -> PipelineRun:
@@ -226,7 +249,12 @@ def run_pipeline(
     # As a version control system would name the commit.
     (app / RELEASE).write_text(release + "\n", encoding="utf-8")
     image = Reference(bench.registry.address, REPOSITORY, release)
-    run, noted = PipelineRun(str(image), seed, tuple(faults)), Journal(bench.state)
+    run, noted = PipelineRun(str(image), seed), Journal(bench.state)
+    key = key_of(run)
+    key.faults = tuple(faults)
+    # How much is noted tells nobody how much is planted.
+    for number in range(random.randint(1, 4)):
+        noted.note(Change(DELIVERY, "image", f"{image}-{number}"))
     targets = {"base": base, "secret": app, "dependency": app}
     environment = bench.engine.environment() | {
         "LAB_BASE": str(base),
@@ -251,7 +279,7 @@ def run_pipeline(
         if step.code != 0:
             break
         if name == "push":
-            run.pushed = _pushed(bench, image, [each.sign for each in run.planted])
+            run.pushed, key.signs = _pushed(bench, image, [each.sign for each in key.planted])
     run.deployed, run.mirror_log = _deployed(bench), attacks.mirror_log(bench)
     return run
 
@@ -263,16 +291,16 @@ def _prepare(bench: Bench, run: PipelineRun, name: str, targets: Mapping[str, ob
         # This is the server's, which has never seen the image, and gets it through a mirror.
         _forget(bench, run.image)
         address = ""
-    for fault in run.faults:
+    for fault in key_of(run).faults:
         # Where nothing was pushed, nothing can be altered that was.
         if FAULTS[fault] == name and (run.pushed.digest or name == "build"):
             target = str(targets.get(fault, run.image))
             happened = attacks.ATTACKS[fault].do(bench, target, run.release)
-            run.planted.append(happened)
+            key_of(run).planted.append(happened)
             address = happened.address or address
     if name == "deploy":
         address = address or attacks.place_mirror(bench)
-        Journal(bench.state).note(Change("delivery", "container", container_name(bench, "live")))
+        Journal(bench.state).note(Change(DELIVERY, "container", container_name(bench, "live")))
     return address
 
 
@@ -347,18 +375,21 @@ def _command(script: Path) -> list[str]:
     return [runners[script.suffix], str(script)]
 
 
-def _pushed(bench: Bench, image: Reference, signs: Iterable[str]) -> Pushed:
-    """Return what the registry has under a tag, and which of the signs are in it."""
+def _pushed(
+    bench: Bench, image: Reference, signs: Iterable[str]
+) -> tuple[Pushed, Mapping[str, str]]:
+    """Return what the registry has under a tag, and by signs that are in it, the layer."""
     try:
         held = bench.registry.image(image)
     except NotInRegistry:
-        return Pushed()
+        return Pushed(), {}
     # A sign that is a layer's diff ID is known without a look inside.
     texts = [str(image.tag), *(sign for sign in signs if sign and not sign.startswith("sha256:"))]
     found: dict[str, str] = {}
     for digest, layer in attacks.unpacked_layers(bench, held):
         found |= {text: digest for text in texts if text.encode() in layer and text not in found}
-    return Pushed(held.digest, held.config.diff_ids, found)
+    release = found.pop(str(image.tag), "")
+    return Pushed(held.digest, held.config.diff_ids, release), found
 
 
 def _deployed(bench: Bench) -> Deployed | None:
@@ -421,8 +452,8 @@ def judge(run: PipelineRun, *, tell: bool = True) -> Judgement:
     A script survives a fault when it stops with an exit code other than 0 and leaves nothing wrong
     running, or when what it deployed is what it pushed, without the fault in it.
     """
-    planted = {each.attack.id: each for each in run.planted}
-    faults = tuple(_judged(run, fault, planted.get(fault)) for fault in run.faults)
+    planned, planted = key_of(run).faults, {each.attack.id: each for each in key_of(run).planted}
+    faults = tuple(_judged(run, fault, planted.get(fault)) for fault in planned)
     ok = all(each.survived is not False for each in faults) if faults else run.delivered
     shown = faults if tell else ()
     return Judgement(run, shown, ok, "; ".join(each.happened for each in shown) or _ending(run))
@@ -460,8 +491,8 @@ def prove(bench: Bench, script: Path, *faults: str) -> pd.DataFrame:
 
 def _judged(run: PipelineRun, fault: str, planted: Happened | None) -> Judged:
     evidence = dict(planted.evidence) if planted else {}
-    if planted and planted.sign in run.pushed.signs:
-        evidence["layer"] = run.pushed.signs[planted.sign]
+    if planted and planted.sign in key_of(run).signs:
+        evidence["layer"] = key_of(run).signs[planted.sign]
     text, sign = run.deployed.log if run.deployed else "", marker(fault)
     if fault == "transit":
         text, sign = run.mirror_log, FORGED
@@ -483,9 +514,9 @@ def _outcome(run: PipelineRun, planted: Happened | None) -> tuple[bool | None, s
     runs, below = run.deployed.diff_ids, run.pushed.diff_ids
     # What somebody put on top of the image still has in it what the image had.
     on_top = bool(below) and runs[: len(below)] == below
-    if planted.sign in runs or (on_top and planted.sign in run.pushed.signs):
+    if planted.sign in runs or (on_top and planted.sign in key_of(run).signs):
         return False, "it is in what runs: it got through"
-    if any(each.sign in runs for each in run.planted):
+    if any(each.sign in runs for each in key_of(run).planted):
         return True, "another fault got through; this one is not in what runs"
     if run.stopped_at and runs == below:
         return True, f"the script stopped at '{run.stopped_at}'; what runs is the right image"
@@ -520,12 +551,12 @@ def note_delivery(bench: Bench, run: PipelineRun) -> None:
         image = f"{run.image.rpartition(':')[0]}@{run.pushed.digest}"
         planted = {each.fault: each.evidence for each in judge(run).faults}
         noted = Delivery(run.seed, run.release, image, planted)
-        bench.state.write("delivery", asdict(noted))
+        bench.state.seal("delivery", asdict(noted))
 
 
 def last_delivery(bench: Bench) -> Delivery | None:
     """Return the last delivery with a seed; None before the first."""
     try:
-        return Delivery(**bench.state.read("delivery"))
+        return Delivery(**bench.state.unseal("delivery"))
     except TypeError:  # there is none, or it was noted by another version of the lab
         return None

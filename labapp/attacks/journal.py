@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 
+DELIVERY = "delivery"
+"""What stands for the attack in the changes that a delivery itself makes."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One thing that an attack changes, and the data that is needed to put it back."""
@@ -54,14 +58,14 @@ class Journal:
 
     def note(self, change: Change) -> None:
         """Write down a change that is about to happen."""
-        self.state.write(f"attacks/{change.number}", asdict(change))
+        self.state.seal(f"attacks/{change.number}", asdict(change))
 
     def changes(self) -> list[Change]:
         """Return what has not been undone, the oldest first."""
         found = []
         for path in sorted((self.state.folder / "attacks").glob("*.json")):
             with contextlib.suppress(TypeError):  # It is no change.
-                found.append(Change(**self.state.read(f"attacks/{path.stem}")))
+                found.append(Change(**self.state.unseal(f"attacks/{path.stem}")))
         return found
 
     def drop(self, change: Change) -> None:
@@ -145,13 +149,19 @@ def own_container(bench: Bench, name: str) -> Container | None:
 def undo(bench: Bench) -> None:
     """Put everything back that attacks changed, the last change first.
 
-    What can't be put back stays in the journal, and is told when all else was.
+    What can't be put back stays in the journal, and is told when all else was. What there was is
+    not told after a delivery, whose faults are to be found.
     """
     journal, failed = Journal(bench.state), []
-    for change in reversed(journal.changes()):
+    changes = journal.changes()
+    delivered = any(change.attack == DELIVERY for change in changes)
+    if delivered:
+        feedback.say("Undone: all that the last delivery left, and the saboteur, if there was one.")
+    for change in reversed(changes):
         try:
             done = "Undone" if _undo(bench, change) else "Changed since, or not yet, and left alone"
-            feedback.say(f"{done}: {change}.")
+            if not delivered:
+                feedback.say(f"{done}: {change}.")
         except (LabError, OSError) as error:
             failed.append(f"  - {change}: {error}")
         else:

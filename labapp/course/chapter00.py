@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import requests
@@ -54,24 +55,31 @@ def check_00_run(bench: Bench, answer: object) -> Verdict:
             f"{ours[0]['State'].get('ExitCode')}. Was another command given behind the image's "
             "name?"
         )
-    ports = [port for port in map(_published_port, running) if port]
-    if not any(map(_answers, ports)):
+    places = [place for each in running for place in published(each)]
+    place = next(filter(_answers, places), "")
+    if not place:
         raise Wrong(
             "The container runs, but no port of this machine leads to the web server in it, which "
             "listens on port 8000. Is that the one you published?"
         )
     # By tag alone, where it is on the engine and not yet pushed, or in the registry no more.
     image = f"{repository}{digests[0]}" if digests else wanted
-    return correct(f"It answers on port {ports[0]}.", image=image, container=running[0]["Id"][:12])
+    return correct(f"It answers at {place}.", image=image, container=running[0]["Id"][:12])
 
 
-def _published_port(container: dict[str, Any]) -> str | None:
-    bindings = (container["NetworkSettings"].get("Ports") or {}).values()
-    return next((binding["HostPort"] for each in bindings for binding in each or ()), None)
+def published(container: dict[str, Any]) -> Iterator[str]:
+    """Yield at which addresses of this machine a container may answer."""
+    if container["HostConfig"].get("NetworkMode") == "host":
+        yield "127.0.0.1:8000"
+    for bindings in (container["NetworkSettings"].get("Ports") or {}).values():
+        for binding in bindings or ():
+            host = binding.get("HostIp") or "127.0.0.1"
+            host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+            yield f"{f'[{host}]' if ':' in host else host}:{binding['HostPort']}"
 
 
-def _answers(port: str) -> bool:
+def _answers(place: str) -> bool:
     try:
-        return ask(f"http://127.0.0.1:{port}/", seconds=5).ok
+        return ask(f"http://{place}/", seconds=5).ok
     except requests.RequestException:
         return False

@@ -109,12 +109,16 @@ def check_01_context(bench: Bench, answer: object) -> Verdict:
 
 
 def _context_files(folder: Path, builder: str) -> set[str]:
-    """Return what a build of a folder is sent; buildx prefers the file beside the Dockerfile."""
+    """Return what a build of a folder is sent; buildx prefers a file named as its Dockerfile is.
+
+    Where there are several, it is the one that keeps out most: any Dockerfile may have been taken.
+    """
     from docker.utils.build import exclude_paths
 
-    beside = ["Dockerfile.dockerignore"] if builder != "classic" else []
-    names = [*beside, ".dockerignore"]
-    ignore = next((folder / name for name in names if (folder / name).is_file()), None)
-    lines = ignore.read_text(encoding="utf-8-sig", errors="replace").splitlines() if ignore else []
-    patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return {Path(path).as_posix() for path in exclude_paths(str(folder), patterns)}
+    beside = sorted(folder.glob("?*.dockerignore")) if builder != "classic" else []
+    found = []
+    for ignore in beside or [folder / ".dockerignore"]:
+        text = ignore.read_text(encoding="utf-8-sig", errors="replace") if ignore.is_file() else ""
+        patterns = [each.strip() for each in text.splitlines() if each.strip() and each[0] != "#"]
+        found.append({Path(each).as_posix() for each in exclude_paths(str(folder), patterns)})
+    return min(found, key=len)

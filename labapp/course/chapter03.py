@@ -7,7 +7,7 @@ from typing import Any
 from labapp.bench import Bench
 from labapp.course import checks
 from labapp.course.exercises import NotYet, Verdict, Wrong, correct
-from labapp.journey.deploy import DEPLOYMENT_LABEL
+from labapp.journey.deploy import DEPLOYMENT_LABEL, project
 
 _TESTED = "shop/web:1.4-tested"
 
@@ -48,8 +48,9 @@ def check_03_pin(bench: Bench, answer: object) -> Verdict:
             f"{checks.short(reference.digest)} is not the image that was tested. Is it an image "
             "ID, the digest of a config?"
         )
-    running = [c for c in checks.containers(bench) if c["State"]["Running"] and not _is_other(c)]
-    if not any(c["Config"]["Image"] == str(reference) for c in running):
+    running = [c for c in checks.containers(bench) if c["State"]["Running"]]
+    ours = [c for c in running if _project(c) in ("", project(bench.engine, file))]
+    if not any(c["Config"]["Image"] == str(reference) for c in ours):
         raise Wrong("The file is pinned to the tested digest, but nothing runs from it: deploy.")
     return correct(
         f"The server runs {checks.short(reference.digest)}, the image that was tested.",
@@ -57,10 +58,9 @@ def check_03_pin(bench: Bench, answer: object) -> Verdict:
     )
 
 
-def _is_other(container: dict[str, Any]) -> bool:
-    """Say whether a container is of 'deployment.yaml', which the chapter pinned and deployed."""
-    project = (container["Config"]["Labels"] or {}).get(DEPLOYMENT_LABEL, "")
-    return bool(project.startswith("deployment-"))
+def _project(container: dict[str, Any]) -> str:
+    """Return of which deployment file a container is; empty where it was started by hand."""
+    return str((container["Config"]["Labels"] or {}).get(DEPLOYMENT_LABEL, ""))
 
 
 def check_03_from(bench: Bench, answer: object) -> Verdict:
@@ -73,7 +73,7 @@ def check_03_from(bench: Bench, answer: object) -> Verdict:
             f"The FROM line is pinned to '{named[-1].repository}' at "
             f"{checks.short(named[-1].digest)}; 'team/base:1' is {checks.short(base.digest)}"
         )
-    held = checks.built_on(bench, "page/web:pinned", base)
+    held = checks.built_on(bench, "page/web:pinned", base, file)
     return correct(
         "Whoever builds this Dockerfile, whenever, starts from the same base.",
         image=held.pinned,

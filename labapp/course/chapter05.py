@@ -13,7 +13,7 @@ _COMPILER = re.compile(r"cc1|cc1plus|.*-linux-(gnu|musl)\w*-(gcc|g\+\+|as|ld).*"
 
 
 def check_05_two(bench: Bench, answer: object) -> Verdict:
-    """Does the image ship no compiler, and is it the shop?"""
+    """Does the image ship no compiler, is it the shop, and does the Dockerfile make such a one?"""
     held = checks.pushed(bench, "shop/web:two")
     if found := _compilers(bench, held):
         raise Wrong(
@@ -21,6 +21,16 @@ def check_05_two(bench: Bench, answer: object) -> Verdict:
             "stage stand on?"
         )
     checks.check_answers(bench, held, "No compiler ships.")
+    checks.check_compiled(bench, held)
+    file = checks.written(bench, "app/Dockerfile")
+    with checks.trial(bench, file.parent) as tag:
+        made = checks.sent(bench, tag)
+        if _compilers(bench, made):
+            raise Wrong(
+                "No compiler ships in 'shop/web:two'. But it was not made from 'app/Dockerfile' as "
+                "that is now, whose image has one."
+            )
+        checks.check_compiled(bench, made)
     return correct("The compiler did its work, and stayed at home.", image=held.pinned)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 
 from labapp.attacks.attacks import refusals, unpacked_layers
-from labapp.attacks.forging import marker, normal_name
+from labapp.attacks.forging import doctored, marker, normal_name, wheel_to_swap
 from labapp.attacks.journal import Journal
 from labapp.bench import Bench
 from labapp.course import checks
@@ -41,10 +43,35 @@ def check_06_secret(bench: Bench, answer: object) -> Verdict:
     used = [content for path, content in checks.added(bench, held) if path == "/src/used"]
     if not used or "/src/used" not in set(checks.contents(bench, held).files["path"]):
         raise Wrong("No password in it, but no '/src/used' either: the build has to use it once.")
-    ways = (secret, secret.strip(), *(word + end for end in (b"", b"\n", b"\r", b"\r\n")))
-    if not any(hashlib.sha256(way).hexdigest().encode() in used[-1] for way in ways):
+    if not _uses(secret, used[-1]):
         raise Wrong("'/src/used' was not made from the password in 'safe/.env'.")
+    _try_another_password(bench, secret.replace(word, token_hex(16).encode()))
     return correct("The build used the password, and no layer knows it.", image=held.pinned)
+
+
+def _try_another_password(bench: Bench, secret: bytes) -> None:
+    """Build once more with another password, and end the check where the build does not use it."""
+    word = secret.strip().rpartition(b"=")[2]
+    with checks.trial(
+        bench, bench.work / "safe", lambda copy: (copy / ".env").write_bytes(secret)
+    ) as tag:
+        made = checks.sent(bench, tag)
+        if place := _place(bench, made, word):
+            raise Wrong(
+                f"'safe/Dockerfile' as it is now leaves another password in the image's {place}."
+            )
+        if not _uses(secret, dict(checks.added(bench, made)).get("/src/used", b"")):
+            raise Wrong(
+                "'safe/Dockerfile' makes no '/src/used' of another password: it has to be computed "
+                "in the build, from the file."
+            )
+
+
+def _uses(secret: bytes, used: bytes) -> bool:
+    """Say whether a text holds the SHA-256 of a file with a password, or of the password alone."""
+    word = secret.strip().rpartition(b"=")[2]
+    ways = (secret, secret.strip(), *(word + end for end in (b"", b"\n", b"\r", b"\r\n")))
+    return any(hashlib.sha256(way).hexdigest().encode() in used for way in ways)
 
 
 def _place(bench: Bench, held: RegistryImage, text: bytes) -> str:
@@ -81,7 +108,8 @@ def _place(bench: Bench, held: RegistryImage, text: bytes) -> str:
 
 def check_06_base(bench: Bench, answer: object) -> Verdict:
     """Is everything that the build stands on pinned to what was reviewed?"""
-    named = checks.pinned_images(checks.written(bench, "page/Dockerfile"))
+    file = checks.written(bench, "page/Dockerfile")
+    named = checks.pinned_images(file)
     honest = bench.base(SLIM).digest
     strange = [reference.digest for reference in named if reference.digest != honest]
     if checks.digest(bench, "team/base:1") in strange or len(strange) == len(named):
@@ -90,7 +118,7 @@ def check_06_base(bench: Bench, answer: object) -> Verdict:
             "box of the attack; what the tag names since then has the backdoor."
         )
     base = bench.registry.image(bench.base(SLIM))
-    held = checks.built_on(bench, "team/page:safe", base)
+    held = checks.built_on(bench, "team/page:safe", base, file)
     if _place(bench, held, marker("base").encode()):
         raise Wrong("'team/page:safe' has the backdoor in it. It was built before the FROM line.")
     return correct(
@@ -111,8 +139,35 @@ def check_06_wheel(bench: Bench, answer: object) -> Verdict:
     if place := _place(bench, held, marker("dependency").encode()):
         raise Wrong(f"'shop/web:hashed' has the attacker's code in its {place}.")
     checks.check_answers(bench, held, "The requirements are right, 'shop/web:hashed' is there.")
+    _try_another_wheel(bench)
     said = "Another file of the same name and version ends the build from now on."
     return correct(said, image=held.pinned)
+
+
+def _try_another_wheel(bench: Bench) -> None:
+    """Build with the wheels that were tested, then with one swapped, which has to be refused."""
+
+    def tested(copy: Path) -> None:
+        shutil.rmtree(copy / "wheels", ignore_errors=True)
+        shutil.copytree(bench.application / "wheels", copy / "wheels")
+
+    def swapped(copy: Path) -> None:
+        tested(copy)
+        wheel = wheel_to_swap(bench.application / "requirements.txt", copy / "wheels")
+        wheel.write_bytes(doctored(wheel, f"# {token_hex(8)}"))
+
+    app = bench.work / "app"
+    with checks.trial(bench, app, tested):
+        pass
+    try:
+        with checks.trial(bench, app, swapped):
+            pass
+    except Wrong:
+        return
+    raise Wrong(
+        "The requirements are right. But 'app/Dockerfile' builds with a swapped wheel, too: does "
+        "pip install from 'requirements.txt'?"
+    )
 
 
 def _requirements(text: str) -> dict[str, set[str]]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+import random
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +19,7 @@ from labapp.attacks.attacks import unpacked_layers
 from labapp.bench import Bench
 from labapp.course.exercises import NotYet, Verdict, Wrong, correct
 from labapp.errors import (
+    BuildError,
     DamagedContent,
     DeploymentError,
     ImageError,
@@ -26,7 +31,7 @@ from labapp.errors import (
 from labapp.feedback import QuietFeedback
 from labapp.inside.archive import walk
 from labapp.inside.inspection import CACHE
-from labapp.journey import run
+from labapp.journey import build, run, transfer
 from labapp.journey.bases import SLIM
 from labapp.journey.deploy import read_deployment
 from labapp.journey.pin import dockerfile_images
@@ -37,8 +42,13 @@ if TYPE_CHECKING:
     from labapp.inside.image import Contents
     from labapp.inside.known import Report
 
-_ASKED, _ANSWER = "/price/tea?count=3", {"count": 3, "item": "tea", "total_cents": 678}
-"""What the shop is asked, and must answer, whatever it was built on."""
+CHECK = "labapp/check"
+"""Where a check builds to, for as long as it looks."""
+
+_SECRET = re.compile(r"--mount=(?=\S*type=secret)\S*?\bid=([\w.-]+)")
+
+_COMPILED = re.compile(r"/shop/_prices[^/]*\.so")
+"""The part of the shop that was written in C, as a build leaves it."""
 
 
 def written(bench: Bench, name: str) -> Path:
@@ -141,15 +151,57 @@ def services(file: Path) -> dict[str, Reference]:
     return images
 
 
-def built_on(bench: Bench, name: str, base: RegistryImage) -> RegistryImage:
-    """Return an image that is to be built on another one, or end the check where it was not."""
+def built_on(bench: Bench, name: str, base: RegistryImage, file: Path) -> RegistryImage:
+    """Return an image that a Dockerfile is to build on another one, or end the check."""
     held = pushed(bench, name, missing=Wrong)
     if held.manifest.digest == base.manifest.digest:
         raise Wrong(f"'{name}' is the base itself. Build it from 'page/Dockerfile'.")
     diff_ids = base.config.diff_ids  # which stay, however the layers were packed
     if held.config.diff_ids[: len(diff_ids)] != diff_ids:
         raise Wrong(f"'{name}' stands on other layers than '{base.reference}'. Build it again.")
+    with trial(bench, file.parent) as tag, bench.engine.doing("looking at what was built"):
+        made = bench.engine.image(tag)
+        if made is None or tuple(made.attrs["RootFS"]["Layers"][: len(diff_ids)]) != diff_ids:
+            raise Wrong(
+                f"'page/Dockerfile' names '{base.reference}', but the last stage stands on other "
+                "layers."
+            )
     return held
+
+
+@contextlib.contextmanager
+def trial(
+    bench: Bench, folder: Path, change: Callable[[Path], object] = lambda copy: None
+) -> Iterator[str]:
+    """Build a copy of a learner's folder, perhaps with a change in it; yield its name for a while.
+
+    It has a repository of its own: a manifest goes with all its tags, and may be the learner's.
+    """
+    tag = f"{bench.registry.address}/{CHECK}:{folder.name}"
+    try:
+        with tempfile.TemporaryDirectory() as temporary, quietly():
+            copy = Path(shutil.copytree(folder, Path(temporary) / folder.name, symlinks=True))
+            change(copy)
+            file = copy / "Dockerfile"
+            # A password that a step mounts is in the file that the chapter wrote.
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+            secrets = {id: copy / ".env" for id in _SECRET.findall(text)}
+            args = bench.build_arguments(file)
+            build.build(bench.engine, copy, tag=tag, args=args, secrets=secrets)
+        yield tag
+    except BuildError as error:
+        raise Wrong(f"The check can't build '{folder.name}/Dockerfile' again: {error}") from error
+    finally:
+        transfer.remove(bench.engine, tag)
+        with contextlib.suppress(RegistryError):
+            bench.registry.delete_manifest(CHECK, bench.registry.digest(tag))
+
+
+def sent(bench: Bench, tag: str) -> RegistryImage:
+    """Push what a trial has built, to look at its layers."""
+    with quietly():
+        transfer.push(bench.engine, bench.server, tag)
+    return bench.registry.image(tag)
 
 
 def on_engine(bench: Bench, name: str) -> bool:
@@ -219,20 +271,41 @@ def judge_small(bench: Bench, name: str, *, times: float) -> Verdict:
     if size >= limit:
         raise Wrong(f"'{held.reference}' has {there}; the limit is {limit / 1e6:.1f}.")
     check_answers(bench, held, f"'{held.reference}' is small enough, with {there}.")
+    check_compiled(bench, held)
     said = f"{there}, and the shop answers as before."
     return correct(said, image=held.pinned, download_bytes=size)
 
 
 def check_answers(bench: Bench, held: RegistryImage, said: str) -> None:
-    """Run an image and ask it; end the check where it does not answer as the shop does."""
+    """Run an image and ask it; end the check where it does not answer as the shop does.
+
+    The questions are others at each check, so that nobody knows the answers beforehand.
+    """
+    source = (bench.application / "shop" / "app.py").read_text(encoding="utf-8")
+    prices = [(item, int(cents)) for item, cents in re.findall(r'"(\w+)": (\d+)', source)]
     try:
         with quietly():
             shop = run.run(bench.engine, held.pinned)
         try:
-            answer = json.loads(shop.get(_ASKED))
+            for item, cents in random.sample(prices, 3):
+                count = random.randint(2, 1000)
+                asked = f"/price/{item}?count={count}"
+                wanted = {"count": count, "item": item}
+                wanted["total_cents"] = (count * cents * 119 + 50) // 100
+                if (answer := json.loads(shop.get(asked))) != wanted:
+                    raise Wrong(f"{said} But to '{asked}' it answers {answer!r:.80}, not {wanted}.")
         finally:
             shop.stop()
     except (ImageError, ValueError) as error:
         raise Wrong(f"{said} But it does not run and answer as the shop does: {error}") from error
-    if answer != _ANSWER:
-        raise Wrong(f"{said} But to '{_ASKED}' it answers {answer!r:.80}, and the shop {_ANSWER}.")
+
+
+def check_compiled(bench: Bench, held: RegistryImage) -> None:
+    """End the check where an image answers as the shop does without the shop's part in C."""
+    for path, content in added(bench, held):
+        if _COMPILED.search(path) and b"PyInit__prices" in content:
+            return
+    raise Wrong(
+        f"'{held.reference}' answers, but no layer has the shop's part that is compiled from "
+        "'shop/_prices.c'. Is it the shop?"
+    )

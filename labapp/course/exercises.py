@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 
 TEXTS = Path(__file__).parent / "texts"
 
+NO_IMAGE = "none"
+"""What an exercise declares as its evidence where it makes no image."""
+
 _SIGNS = {"Correct": "✓ Correct", "NotYet": "… Not yet", "Wrong": "✗ Wrong"}
 _COLOURS = {"Correct": "#1f7a33", "NotYet": "#8a6100", "Wrong": "#bd1f01"}
 
-_HEAD = re.compile(r"---\ntitle: (.+)\nnumber: (\d+)\nstep: (\w+)\n---\n")
+_HEAD = re.compile(r"---\ntitle: (.+)\nnumber: (\d+)\nstep: (\w+)\nevidence: ([\w/]+)(\*?)\n---\n")
 _PART = re.compile(r"^## (\w+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _HINT = re.compile(r"^\d+\. (.*?)(?=^\d+\. |\Z)", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -91,13 +94,17 @@ def correct(message: str, **evidence: object) -> Verdict:
 class Exercise:
     """One exercise, as its file in ``texts`` tells it; the number is its place in the chapter.
 
-    It helps to light a step of the journey map: an attack's id, or ``all``.
+    It helps to light a step of the journey map: an attack's id, or ``all``. Its receipt names an
+    image in the repository ``evidence``, where it is not ``none``; a star behind that says that two
+    learners may honestly have the same one (``alike``).
     """
 
     id: str
     title: str
     number: int
     step: str
+    evidence: str
+    alike: bool
     hints: tuple[str, ...]
     solution: str
     why: str
@@ -146,12 +153,14 @@ def _read(file: Path) -> Exercise:
     code = _CODE.search(parts.get("Solution", ""))
     if head is None or not hints or code is None or not parts.get("Why"):
         raise ExerciseError(
-            f"reading the exercise '{file}': it needs a head of 'title', 'number' and 'step', and "
-            "the parts '## Hints' (a numbered list), '## Solution' (a block of python) and "
-            "'## Why'. Compare it with the file of another exercise."
+            f"reading the exercise '{file}': it needs a head of 'title', 'number', 'step' and "
+            "'evidence', and the parts '## Hints' (a numbered list), '## Solution' (a block of "
+            "python) and '## Why'. Compare it with the file of another exercise."
         )
     why = " ".join(parts["Why"].split())
-    return Exercise(file.stem, head[1], int(head[2]), head[3], hints, code[1].rstrip(), why)
+    title, number, step, evidence, star = head.groups()
+    solution = code[1].rstrip()
+    return Exercise(file.stem, title, int(number), step, evidence, bool(star), hints, solution, why)
 
 
 @dataclass(frozen=True)

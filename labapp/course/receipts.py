@@ -5,13 +5,14 @@ The file is a JSON document::
     {"format": 1, "lab": "1a2b3c4d", "learner": "ada", "seed": 123, "begun": "2026-11-23T…",
      "attempts": {"03-pin": {"tries": 2, "hints": 1, "solution": false}},
      "receipts": [{"number": 1, "exercise": "00-tag", …, "previous": "sha256:…"}, …],
-     "end": {"number": 1, "digest": "sha256:…"}}
+     "end": {"number": 1, "digest": "sha256:…", "attempts": "sha256:…"}}
 
 Each receipt holds the digest of the one before it, the first one that of what the file began with
-(lab, seed, time), and ``end`` names the last one. So a receipt that was edited, taken out or cut
-off is noticed, also after further receipts. It is a chain and no signature: somebody who writes a
-program for it can forge one. That is why the evidence in a receipt names images by digest, which
-a registry has or hasn't, and why the seed is in the file: two files with one seed are copies.
+(lab, seed, time), and ``end`` names the last one, and what was tried since. So a receipt that was
+edited, taken out or cut off is noticed, also after further receipts. It is a chain and no
+signature: somebody who writes a program for it can forge one. That is why the evidence in a receipt
+names images by digest, which a registry has or hasn't, and why the seed is in the file: two files
+with one seed are copies.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ class Receipt(Attempt):
     state = "passed"
 
     @property
+    def image(self) -> str:
+        """The image that it was judged by, as ``repository@digest``; empty where none is named."""
+        return _image(self.evidence.get("image", ""))
+
+    @property
     def digest(self) -> str:
         """The SHA-256 of the receipt as JSON: sorted keys, no spaces."""
         return digest_of(canonical_json(asdict(self)))
@@ -105,6 +111,7 @@ class Record:
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
     receipts: tuple[Receipt, ...] = ()
     end: tuple[int, str] | None = None
+    noted: str = field(default="", compare=False)
 
     @property
     def start(self) -> str:
@@ -132,7 +139,14 @@ class Record:
                 if number:
                     what = f"receipt {number} ({self.receipts[number - 1].exercise}) was changed"
                 return Break(number, _BROKEN.format(what))
+        if self.noted and self.noted != self.attempts_digest:
+            return Break(len(digests), _BROKEN.format("what was tried since the last was changed"))
         return None
+
+    @property
+    def attempts_digest(self) -> str:
+        """The digest of the attempts, which the file's end holds as ``noted``."""
+        return digest_of(canonical_json({id: asdict(each) for id, each in self.attempts.items()}))
 
     @property
     def sound(self) -> tuple[Receipt, ...]:
@@ -149,12 +163,8 @@ class Record:
         """The images that receipts name, as ``repository@digest``, with an exercise each."""
         found: dict[str, str] = {}
         for receipt in self.sound:
-            for value in receipt.evidence.values():
-                with contextlib.suppress(InvalidReference):
-                    reference = Reference.parse(str(value))
-                    if reference.digest:
-                        name = f"{reference.repository}@{reference.digest}"
-                        found.setdefault(name, receipt.exercise)
+            for name in filter(None, map(_image, receipt.evidence.values())):
+                found.setdefault(name, receipt.exercise)
         return found
 
     def took(self, exercise: str) -> Attempt:
@@ -184,6 +194,7 @@ def parse(content: bytes, name: str) -> Record:
             attempts={name: _typed(Attempt, each) for name, each in found["attempts"].items()},
             receipts=tuple(_typed(Receipt, each) for each in found["receipts"]),
             end=(int(found["end"]["number"]), str(found["end"]["digest"])),
+            noted=str(found["end"].get("attempts", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedReceipts(
@@ -276,8 +287,14 @@ class Receipts:
                 changed = change(record)
                 if changed != found:
                     number, digest = changed.last
-                    end = {"number": number, "digest": digest}
-                    self.state.write(NAME, {**asdict(changed), "format": FORMAT, "end": end})
+                    # What was edited stays noted as it was, whatever comes after it.
+                    kept = record.noted not in ("", record.attempts_digest)
+                    noted = record.noted if kept else changed.attempts_digest
+                    end = {"number": number, "digest": digest, "attempts": noted}
+                    content = {**asdict(changed), "format": FORMAT, "end": end}
+                    del content["noted"]
+                    self.state.write(NAME, content)
+                    changed = replace(changed, end=(number, digest), noted=noted)
         except OSError as error:
             raise StateError(
                 f"noting progress in '{self.file}': {error.strerror or error}. Make it and its "
@@ -293,6 +310,15 @@ class Receipts:
         except DamagedReceipts:
             self.file.replace(self.file.with_name(f"{NAME}.damaged-{time.time_ns()}.json"))
             return None
+
+
+def _image(value: object) -> str:
+    """Return what a piece of evidence names by digest, as ``repository@digest``, or nothing."""
+    with contextlib.suppress(InvalidReference):
+        reference = Reference.parse(str(value))
+        if reference.digest:
+            return f"{reference.repository}@{reference.digest}"
+    return ""
 
 
 _Part = TypeVar("_Part", Attempt, Receipt)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from labapp.course import receipts
+from labapp.course.exercises import NO_IMAGE, Exercise, find_exercise
 from labapp.course.hand_in import Place, collect
 from labapp.course.receipts import Receipt, Record
 from labapp.errors import LabError, RegistryUnreachable, StateError, printable
@@ -24,9 +25,10 @@ class ClassReport:
     """What a folder of receipts says of a class: a row a learner, an exercise, and of each both.
 
     Learners who are furthest come first; ``images`` is how many their receipts name, ``verified``
-    how many of them the registry has, ``last`` the time (UTC) of the last receipt. For an exercise,
-    ``tries`` and ``hints`` are medians. A cell's ``state`` is one of :data:`_PASSED`, ``tried`` or
-    ``open``. A sentence tells of each file that was left out.
+    how many exercises have the image there that they must name, None where no registry was asked;
+    ``claimed`` is how many are passed by the receipts' word alone, ``last`` the time (UTC) of the
+    last receipt. For an exercise, ``tries`` and ``hints`` are medians. A cell's ``state`` is one of
+    :data:`_PASSED`, ``tried`` or ``open``. A sentence tells of each file that was left out.
     """
 
     learners: pd.DataFrame
@@ -37,30 +39,39 @@ class ClassReport:
     def __str__(self) -> str:
         learners = self.learners.assign(last=self.learners["last"].str[:10])
         learners["passed"] = [f"{row.passed} of {row.of}" for row in learners.itertuples()]
-        columns = ["learner", "passed", "tries", "hints", "solutions", "last", "chain"]
-        if learners["verified"].notna().any():
-            both = zip(learners["verified"], learners["images"], strict=True)
-            learners["verified"] = [f"{verified} of {images}" for verified, images in both]
-            columns.append("verified")
+        columns = ["learner", "passed", "verified", "claimed", "tries", "hints", "solutions"]
+        columns += ["last", "chain"]
+        if learners["verified"].isna().all():
+            columns.remove("verified")
         exercises = self.exercises.rename(columns={"passed": "passed by", "tried": "tried by"})
         noted = zip(learners["learner"], learners["notes"], strict=True)
         told = [f"{name}: {note}" for name, notes in noted for note in notes]
         told += [f"Left out: {line}" for line in self.left_out]
         # A file of a class may be called anything; its name has no power over the terminal.
         medians = "Tries and hints are medians of those who passed."
+        words = "all is claimed, for no registry was asked ('--registry')"
+        if "verified" in columns:
+            words = "the registry has the image that the exercise makes, or it is only claimed"
+        medians += f" Of what was passed, {words}."
         tables = (_text(learners[columns]), _text(exercises), medians)
         return "\n\n".join([*tables, *map(printable, told)])
 
     def gradebook(self, platform: str) -> str:
-        """Return a point for each passed exercise as CSV for ``moodle``, or else for ``canvas``.
+        """Return a point for each verified exercise as CSV for ``moodle``, or else for ``canvas``.
+
+        Where no registry was asked, it is a point for each passed one, in columns of claims.
+        Exercises that make no image can't be verified, and then are not among those possible.
 
         Moodle maps columns to the course's grade items on import; Canvas reads those of its own
         export, and a row of points possible.
         Source: Moodle's documentation, "Grade import"; Canvas' ``gradebook_importer.rb``.
         """
-        rows = self.cells.assign(
-            chapter="Image lab, chapter " + self.cells["exercise"].str[:2],
-            points=self.cells["state"].isin(_PASSED).astype(int),
+        asked = bool(self.learners["verified"].notna().any())
+        rows = self.cells[self.cells["makes_image"]] if asked else self.cells
+        earned = rows["verified"] if asked else rows["state"].isin(_PASSED)
+        chapter = "Image lab, chapter " + rows["exercise"].str[:2]
+        rows = rows.assign(
+            chapter=chapter + ("" if asked else " (claimed)"), points=earned.astype(int)
         )
         points = rows.pivot_table("points", "learner", "chapter", aggfunc="sum", sort=False)
         # A name that a spreadsheet would take for a formula is quoted.
@@ -88,7 +99,8 @@ def report(
             "with 'python3 -m labapp progress --save FILE.json', or send them with 'python3 -m "
             f"labapp hand-in REGISTRY'. {' '.join(left_out[:1])}"
         )
-    has = functools.cache(Place.has)
+    has = functools.cache(lambda where, image: bool(where.has(image)))
+    declared = {id: find_exercise(id) for id in exercises}
     seen: Counter[str] = Counter()
     learners, cells = [], []
     order = sorted(records.items(), key=lambda each: (-len(each[1].passed), each[1].learner))
@@ -100,9 +112,15 @@ def report(
         images, where = record.images, places[file]
         missing = [image for image in images if where and not has(where, image)]
         notes = [record.broken.text] if record.broken else []
-        notes += _twins(file, records)
+        notes += _twins(file, records, declared)
+        notes += _doubtful(record, declared)
         notes += [f"{images[each]}: {where} does not have {each}" for each in missing]
-        known = [receipt for id, receipt in record.passed.items() if id in exercises]
+        known = [receipt for id, receipt in record.passed.items() if id in declared]
+        verified = {
+            receipt.exercise
+            for receipt in known
+            if where and _is_named(receipt, declared) and has(where, receipt.image)
+        }
         learners.append(
             {
                 "learner": name,
@@ -114,11 +132,15 @@ def report(
                 "last": max((receipt.time for receipt in known), default=""),
                 "chain": f"broken at {record.broken.number}" if record.broken else "whole",
                 "images": len(images),
-                "verified": len(images) - len(missing) if where else None,
+                "verified": len(verified) if where else None,
+                "claimed": len(known) - len(verified),
                 "notes": notes,
             }
         )
-        cells += [{"learner": name, **_cell(record, exercise)} for exercise in exercises]
+        for id, exercise in declared.items():
+            makes = exercise.evidence != NO_IMAGE
+            cell = {"learner": name, **_cell(record, id), "verified": id in verified}
+            cells.append(cell | {"makes_image": makes})
     table = pd.DataFrame(cells)
     return ClassReport(pd.DataFrame(learners), _by_exercise(table), table, tuple(left_out))
 
@@ -158,8 +180,27 @@ def _is_earlier(one: Record, other: Record) -> bool:
     return began and one.receipts == other.receipts[: len(one.receipts)]
 
 
-def _twins(file: str, records: Mapping[str, Record]) -> Iterator[str]:
-    """Yield a note if others have the same seed or name."""
+def _is_named(receipt: Receipt, declared: Mapping[str, Exercise]) -> bool:
+    """Say whether a receipt names an image where its exercise makes one."""
+    wanted = declared[receipt.exercise].evidence
+    return wanted != NO_IMAGE and receipt.image.startswith(f"{wanted}@")
+
+
+def _doubtful(record: Record, declared: Mapping[str, Exercise]) -> Iterator[str]:
+    """Yield a note on receipts without their evidence, and on an image that is that of too many."""
+    known = [receipt for id, receipt in record.passed.items() if id in declared]
+    makes = [each for each in known if declared[each.exercise].evidence != NO_IMAGE]
+    if lacking := [each.exercise for each in makes if not _is_named(each, declared)]:
+        yield f"no image is named where the exercise makes one: {', '.join(lacking)}"
+    for image, times in Counter(each.image for each in makes if _is_named(each, declared)).items():
+        if times > 3:
+            yield f"one image for {times} exercises, which make others each: {image}"
+
+
+def _twins(
+    file: str, records: Mapping[str, Record], declared: Mapping[str, Exercise]
+) -> Iterator[str]:
+    """Yield a note if others have the same seed or name, or an image that only one can make."""
     own, others = records[file], {each: records[each] for each in records if each != file}
     twins = sorted(
         each for each, it in others.items() if it.seed == own.seed or it.learner == own.learner
@@ -170,6 +211,19 @@ def _twins(file: str, records: Mapping[str, Record]) -> Iterator[str]:
             f"the same seed or name as '{others[twins[0]].learner}' in '{twins[0]}'{more}: one was "
             "copied from the other, or both began on one machine, or two have the same name"
         )
+    mine = _unlike(own, declared)
+    for each in sorted(others):
+        if shared := mine & _unlike(others[each], declared):
+            yield (
+                f"images that '{others[each].learner}' in '{each}' has, too: {len(shared)}, as "
+                f"{min(shared)}. Two learners' builds don't have the same digest"
+            )
+
+
+def _unlike(record: Record, declared: Mapping[str, Exercise]) -> set[str]:
+    """Return a learner's images, but for those that others may honestly have made as well."""
+    found = ((declared.get(id), receipt.image) for id, receipt in record.passed.items())
+    return {image for exercise, image in found if exercise and image and not exercise.alike}
 
 
 def _cell(record: Record, exercise: str) -> dict[str, object]:

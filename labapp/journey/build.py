@@ -110,6 +110,7 @@ def build(
     args: Mapping[str, str] | None = None,
     target: str | None = None,
     cache: bool = True,
+    secrets: Mapping[str, Path] | None = None,
 ) -> Build:
     """Build an image with the engine's labels, which the printed command leaves out."""
     reference = Reference.parse(tag)
@@ -135,6 +136,7 @@ def build(
         argv += ["--target", target]
     if not cache:
         argv += ["--no-cache"]
+    argv += [f"--secret=id={id},src={_shown(source)}" for id, source in (secrets or {}).items()]
     feedback.command([*argv, _shown(context)])
     if engine.builder == "classic":
         # Else the containers of a build that fails stay, and nothing marks them as the lab's.

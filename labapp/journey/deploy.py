@@ -1,8 +1,9 @@
 """Deployments: the services of a deployment file, run the way a server runs them.
 
 The file is written in a small part of the format of ``docker compose``: ``services`` with
-``image``, ``ports`` and ``environment``. ``version`` and ``x-…`` are skipped. Any other key is an
-error, for a file that is only half obeyed would run something else than it says.
+``image``, ``ports``, ``environment``, and what a container may do, as in :data:`OPTIONS`.
+``version`` and ``x-…`` are skipped. Any other key is an error, for a file that is only half obeyed
+would run something else than it says.
 
 A server pulls each image anew when it (re)starts a service, so a tag that has moved brings another
 image. Only when all pulls have succeeded are the containers replaced.
@@ -25,7 +26,7 @@ from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 
 from labapp import feedback
 from labapp.errors import DeploymentError, InvalidReference, PullError
-from labapp.journey.run import Running, containers, discard, start
+from labapp.journey.run import OPTIONS, Running, containers, discard, start
 from labapp.journey.transfer import pull
 from labapp.machine.engine import Engine
 from labapp.registry.server import RegistryServer
@@ -37,6 +38,11 @@ DIGEST_LABEL = "labapp.digest"
 
 _PORT = re.compile(r"(?:(?:(?:\[[^]]*\]|[^:]*):)?(\d*):)?(\d+)(?:/tcp)?")
 _SERVICE = re.compile(r"[a-zA-Z0-9._-]+")
+_VALUES = {
+    "read_only": ("true", "false"),
+    "restart": ("no", "always", "on-failure", "unless-stopped"),
+}
+"""Of the keys that take one of some values, these."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Service:
     line: int
     ports: Mapping[int, int]
     environment: Mapping[str, str]
+    options: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,7 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
     or an image can't be pulled, what ran before goes on running.
     """
     services = read_deployment(file)
-    # Two labs on one engine never share a project.
-    plain = re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_") or "deployment"
-    project = f"{plain}-{engine.labels[LABEL][:6]}"
+    own = project(engine, file)
     doing = f"deploying '{file}'"
     digests = {}
     for service in services:
@@ -103,7 +108,7 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
             ) from error
     running = {}
     with engine.doing(doing, DeploymentError):
-        for container in containers(engine, {ROLE_LABEL: "service", DEPLOYMENT_LABEL: project}):
+        for container in containers(engine, {ROLE_LABEL: "service", DEPLOYMENT_LABEL: own}):
             feedback.command(["docker", "rm", "--force", str(container.name)])
             discard(container)
         for service in services:
@@ -112,19 +117,26 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
                 service.image,
                 labels={
                     ROLE_LABEL: "service",
-                    DEPLOYMENT_LABEL: project,
+                    DEPLOYMENT_LABEL: own,
                     SERVICE_LABEL: service.name,
                     DIGEST_LABEL: digests[service.name],
                 },
-                name=f"{project}-{service.name}-1",
+                name=f"{own}-{service.name}-1",
                 ports=service.ports,
                 environment=service.environment,
+                options=service.options,
                 path=None,
             )
     for name, each in running.items():
         place = f" at {each.url}" if each.url else ""
         feedback.say(f"{name}: {each.reference} runs as {digests[name]}{place}")
     return Deployment(file, running, digests)
+
+
+def project(engine: Engine, file: Path) -> str:
+    """Return what the containers of a deployment file begin with; no two labs share it."""
+    plain = re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_") or "deployment"
+    return f"{plain}-{engine.labels[LABEL][:6]}"
 
 
 def read_deployment(path: Path) -> tuple[Service, ...]:
@@ -138,6 +150,7 @@ def read_deployment(path: Path) -> tuple[Service, ...]:
     images: dict[str, _Leaf] = {}
     ports: dict[str, dict[int, int]] = {}
     environment: dict[str, dict[str, str]] = {}
+    options: dict[str, dict[str, list[str]]] = {}
     leaves = _leaves(text, path)
     for leaf in leaves:
         match leaf.keys:
@@ -152,10 +165,14 @@ def read_deployment(path: Path) -> tuple[Service, ...]:
                 if not (variable and sign):
                     leaf.fail("has a variable without a name or a value; write 'NAME=value'")
                 environment.setdefault(name, {})[variable] = value
+            case ("services", name, key) if key in OPTIONS:
+                if (value := leaf.text()) not in (allowed := _VALUES.get(key, (value,))):
+                    leaf.fail(f"has '{value}'; write one of: {', '.join(allowed)}")
+                options.setdefault(name, {}).setdefault(key, []).append(value)
             case keys if keys != ("version",) and not any(key.startswith("x-") for key in keys):
                 leaf.fail(
                     "is not supported. Write 'services:', a name below it, and below that "
-                    "'image:', perhaps 'ports:' and 'environment:'"
+                    f"'image:', perhaps 'ports:', 'environment:', {', '.join(OPTIONS)}"
                 )
     for leaf in leaves:
         if leaf.keys[0] == "services" and leaf.keys[1] not in images:
@@ -168,7 +185,14 @@ def read_deployment(path: Path) -> tuple[Service, ...]:
             "'image:' below that."
         )
     return tuple(
-        Service(name, leaf.text(), leaf.line, ports.get(name, {}), environment.get(name, {}))
+        Service(
+            name,
+            leaf.text(),
+            leaf.line,
+            ports.get(name, {}),
+            environment.get(name, {}),
+            options.get(name, {}),
+        )
         for name, leaf in images.items()
     )
 

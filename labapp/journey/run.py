@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,16 @@ from labapp.state import ROLE_LABEL
 
 PORT = 8000
 """The port that a container of ``run`` publishes."""
+
+OPTIONS: Mapping[str, Callable[[list[str]], dict[str, Any]]] = {
+    "read_only": lambda values: {"read_only": values == ["true"]},
+    "tmpfs": lambda values: {"tmpfs": dict(each.partition(":")[::2] for each in values)},
+    "cap_drop": lambda values: {"cap_drop": values},
+    "security_opt": lambda values: {"security_opt": values},
+    "user": lambda values: {"user": values[0]},
+    "restart": lambda values: {"restart_policy": {"Name": values[0]}},
+}
+"""What a container can be told it may do: keys of ``docker compose``, in the SDK's words."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,7 @@ def start(
     ports: Mapping[int, int],
     environment: Mapping[str, str],
     path: str | None,
+    options: Mapping[str, list[str]] | None = None,
 ) -> Running:
     """Start a container, tell the same command line, and wait for the first of its ``ports``.
 
@@ -189,6 +200,10 @@ def start(
         words += ["-p", f"127.0.0.1:{outside or ''}:{inside}"]
     for pair in environment.items():
         words += ["-e", "=".join(pair)]
+    told: dict[str, Any] = {}
+    for key, values in (options or {}).items():
+        words += [f"--{key.replace('_', '-')}={value}" for value in values]
+        told |= OPTIONS[key](values)
     feedback.command([*words, image])
     container = engine.client.containers.create(
         image,
@@ -196,6 +211,7 @@ def start(
         environment=dict(environment),
         ports={f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in ports.items()},
         labels={**engine.labels, **labels},
+        **told,
     )
     try:
         container.start()

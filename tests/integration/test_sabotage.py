@@ -60,7 +60,7 @@ def test_without_a_fault_it_delivers(own: Bench, names: Names) -> None:
     # An honest mirror hands out the very manifest, and not one converted to an older kind.
     assert all(run.pushed.digest in run.output(step) for step in ("push", "deploy"))
     # The server has never seen the image: what is this delivery's alone comes by the mirror.
-    assert run.fetched(run.pushed.signs[run.release])
+    assert run.fetched(run.pushed.layer)
 
 
 def test_what_gets_in(own: Bench, names: Names) -> None:

@@ -22,10 +22,10 @@ from desk import (
     verdict,
     write,
 )
-from made_images import Files
+from made_images import OCI, Files
 
-from labapp.machine.ports import wait_until
-from labapp.registry.manifests import Manifest, digest_of
+from labapp.machine.ports import ask, wait_until
+from labapp.registry.manifests import DOCKER_MANIFEST, Manifest, digest_of
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,11 @@ BY_THE_DOCS = shop(
 ELSEWHERE = ORDERED.replace("txt .\n", "txt /tmp/wanted\n").replace(
     "-r requirements.txt", "-r /tmp/wanted"
 )
+BY_ARGUMENT = (
+    ORDERED.replace("COPY wheels", "ARG WANTED=requirements.txt\nCOPY wheels")
+    .replace("-r requirements.txt", "-r $WANTED")
+    .replace("\n", "\r\n")
+)
 PRETENDED = shop("RUN : install requirements.txt\nCOPY . .\n", REQUIRE, INSTALL)
 
 
@@ -126,6 +131,21 @@ def cached(desk: Desk, text: str, *, build: bool = True, then: str | None = "") 
         (folder / "Dockerfile").unlink()
     elif then:
         (folder / "Dockerfile").write_text(then)
+
+
+def in_a_block(desk: Desk) -> None:
+    """In a here-document, where the builder knows any."""
+    block = REQUIRE.replace("RUN ", "RUN <<EOF\n") + "EOF\n"
+    can = desk.bench.engine.builder != "classic"
+    cached(ORDERED.replace(REQUIRE, block) if can else ORDERED)(desk)
+
+
+def beside(desk: Desk) -> None:
+    """What stays out is said beside the Dockerfile, where the builder looks there."""
+    context(IGNORED)(desk)
+    if desk.bench.engine.builder != "classic":
+        app = desk.work / "app"
+        (app / ".dockerignore").rename(app / "own.Dockerfile.dockerignore")
 
 
 def checked_twice(desk: Desk) -> None:
@@ -172,6 +192,17 @@ def layers(desk: Desk, tag: str) -> list[str]:
 
 def new_layers(desk: Desk) -> list[str]:
     return [d for d in layers(desk, "1.1") if d not in layers(desk, "1.0")]
+
+
+def over_http(desk: Desk) -> tuple[str, ...]:
+    found = []
+    for tag in ("1.0", "1.1"):
+        url = f"http://{desk.bench.registry.address}/v2/shop/web/manifests/{tag}"
+        answer = ask(
+            url, seconds=10, headers={"Accept": f"{OCI}.manifest.v1+json, {DOCKER_MANIFEST}"}
+        )
+        found.append([layer["digest"] for layer in answer.json()["layers"]])
+    return tuple(each for each in found[1] if each not in found[0])
 
 
 def promoted(desk: Desk) -> None:
@@ -239,7 +270,12 @@ def page(desk: Desk, text: str, *names: str, base: str = BASE) -> None:
     gives(base, *names)(desk)
     file, name = desk.work / "page" / "Dockerfile", desk.name("team/base")
     held = desk.bench.registry.image(f"{name}:1")
-    meant = {"SLIM": desk.slim, "GOOD": held.digest, "CHILD": held.manifest.digest}
+    meant = {
+        "PLATFORM": desk.lab.platform,
+        "SLIM": desk.slim,
+        "GOOD": held.digest,
+        "CHILD": held.manifest.digest,
+    }
     write(file, f"# The base\n{text}\nENV PAGE=1\n", **meant, BASE=name)
 
 
@@ -254,6 +290,7 @@ STATES: States = {
         gives(HELLO, then=tag_by_sdk),
         gives("noted=hello/web:1.0", then=retagged("hello/web:1.0", "hello/web:mine")),
         gives(*MINE),
+        gives(HELLO, then=retagged("hello/web:1.0", "hello/web:mine")),
         (nothing, "NotYet", "hello/web:1.0"),
         (gives(HELLO), "NotYet"),
         (gives(HELLO, then=local("one", "hello/web:mine")), "Wrong"),
@@ -274,9 +311,10 @@ STATES: States = {
         (gives(*MINE, then=run_ended), "Wrong", "code 3"),
     ],
     "01-cache": [
-        cached(ORDERED),
+        in_a_block,
         cached(BY_THE_DOCS),
         cached(ELSEWHERE),
+        cached(BY_ARGUMENT),
         (cached(ORDERED, build=False), "NotYet"),
         (cached(NAIVE), "Wrong"),
         (cached(PRETENDED), "Wrong"),
@@ -291,6 +329,9 @@ STATES: States = {
         all_of(context(IGNORED, image=None), made("app", "shop/web:clean")),
         context("# not these\n*.sql\n**/*.env\n"),
         context("\ufeffsecrets.env\r\nbackup.sql\r\n"),
+        context("*\n!shop\n!wheels\n!requirements.txt\n!pyproject.toml\n"),
+        beside,
+        (context("#*.env\n#*.sql\n"), "Wrong", "backup.sql"),
         (context("secrets.env\n", image=None), "NotYet"),
         (all_of(context(IGNORED, image=None), local("one", "shop/web:clean")), "Wrong", "push"),
         (context(None, image=SOURCE | BOTH), "Wrong", "backup.sql"),
@@ -302,6 +343,7 @@ STATES: States = {
     "02-sent": [
         sent(then=new_layers),
         sent(then=lambda desk: set(new_layers(desk))),
+        sent(then=over_http),
         gives("one=shop/web:1.0", "noted=shop/web:1.1", then=new_layers),
         (sent(then=lambda desk: ...), "NotYet"),
         (lambda desk: ["sha256:"], "NotYet", "shop/web:1.0"),
@@ -350,6 +392,7 @@ STATES: States = {
         (production(by_image_id, *NOTED, deployed=""), "Wrong", "image ID"),
         (production(pin, deployed=""), "Wrong"),
         (production(pin, deployed="deployment.yaml"), "Wrong"),
+        (production(pin, deployed="another.yaml"), "Wrong"),
         (pinned_then_other_deployed, "Wrong"),
         (production(lambda d: pin(d)[:-4], deployed=""), "Wrong", "production.yaml"),
     ],
@@ -358,11 +401,14 @@ STATES: States = {
         page("FROM BASE:1@GOOD", PAGE_THERE),
         page("ARG FIRST=BASE@GOOD\nFROM ${FIRST}", PAGE_THERE),
         page("FROM SLIM AS tools\nFROM BASE@GOOD", PAGE_THERE),
+        page("from --platform=PLATFORM BASE:1@GOOD as page\r", PAGE_THERE),
         all_of(page("FROM BASE:1@GOOD", base="noted=team/base:1"), page_typed),
         all_of(page("FROM BASE@CHILD", base="noted=team/base:1"), page_typed),
         (nothing, "NotYet"),
         (page("FROM BASE:1", PAGE_THERE), "NotYet", "team/base:1"),
         (page("FROM BASE@GOOD AS x\nFROM BASE:1", PAGE_THERE), "Wrong", "team/base:1"),
+        (page("FROM BASE@GOOD AS x\nFROM SLIM", PAGE_THERE), "Wrong", "last stage"),
+        (page("FROM BASE@GOOD\nRUN false", PAGE_THERE), "Wrong", "page/Dockerfile"),
         (page("FROM BASE@GOOD"), "Wrong"),
         (all_of(page("FROM BASE@GOOD"), local("three", "page/web:pinned")), "Wrong"),
         (page("FROM BASE@GOOD", "two=page/web:pinned"), "Wrong"),

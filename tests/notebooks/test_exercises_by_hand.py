@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from desk import (
     States,
     Steps,
     Tried,
+    all_of,
     copied,
     forget,
     nothing,
@@ -132,14 +135,56 @@ def again(which: str, tag: str) -> Steps:
     return lambda desk: store(desk, tag, desk.names[which])
 
 
-def built_on_hello(desk: Hand) -> None:
-    """With docker: the first image, and a file on top."""
-    program = desk.names["program"](f"Built for {desk.names['me']}.\n".encode())
+@step
+def built_on_hello(desk: Hand, line: str, *tags: str, text: str = "Made by {}.\n") -> None:
+    """With docker: the first image, and on top a file, or the layer as an archive to unpack."""
     folder = desk.work / "top"
-    write(folder / "Dockerfile", f"FROM {desk.name('hand/hello:1')}\nCOPY hello /hello\n")
-    (folder / "hello").write_bytes(program)
+    write(folder / "Dockerfile", f"FROM {desk.name('hand/hello:1')}\n{line}\n")
+    (folder / "hello").write_bytes(desk.names["program"](text.format(desk.names["me"]).encode()))
     (folder / "hello").chmod(0o755)
-    desk.made(folder, "hand/hello:mine")
+    (folder / "layer.tar.gz").write_bytes(desk.names["top"])
+    for tag in tags:
+        desk.made(folder, f"hand/hello:{tag}")
+
+
+@step
+def indexed(desk: Hand, tag: str, *then: Steps) -> None:
+    """Let the tag name an index, with another machine's image beside the one that was made."""
+    all_of(*then)(desk)
+    entries = []
+    for each, machine in ((tag, desk.lab.platform.split("/")[1]), ("1", "s390x")):
+        held = desk.bench.registry.image(desk.name(f"hand/hello:{each}")).manifest
+        entry = {"mediaType": held.media_type, "digest": held.digest, "size": len(held.raw)}
+        entries.append(entry | {"platform": {"os": "linux", "architecture": machine}})
+    desk.index(f"hand/hello:{tag}", *entries)
+
+
+def in_a_shell(desk: Hand) -> str:
+    script = 'import gzip, sys; sys.stdout.buffer.write(gzip.open("layer.tar.gz").read())'
+    typed = f"{sys.executable} -c '{script}' | sha256sum | cut -c 1-64"
+    return "sha256:" + subprocess.check_output(typed, shell=True, cwd=desk.work, text=True).strip()
+
+
+def packed_again(desk: Hand) -> None:
+    """The chapter's layer, compressed anew: not what the file holds."""
+    desk.names["anew"] = gzip.compress(desk.names["mine"], 1)
+    put("mine", "layer", "anew")(desk)
+
+
+def compressed(desk: Hand) -> None:
+    """The changed layer travels compressed, and is the same layer."""
+    desk.names["packed"] = gzip.compress(desk.names["changed"])
+    put("repaired", "packed")(desk)
+
+
+def another_byte(desk: Hand) -> None:
+    """As a neighbour's lab changes it."""
+    at = desk.names["layer"].index(b"Made by hand")
+    own, layer = desk.names["place"] - at, bytearray(desk.names["layer"])
+    layer[at + (own + 1) % 12] = ord("#")
+    desk.names["theirs"] = bytes(layer)
+    put("changed", "theirs")(desk)
+    put("repaired", "theirs")(desk)
 
 
 def only_on_the_engine(desk: Hand) -> None:
@@ -179,6 +224,7 @@ STATES: States = {
         solved("07-diffid"),
         answer(lambda names: digest_of(names["mine"])),
         answer(lambda names: digest_of(zlib.decompress(names["top"], 31))),
+        in_a_shell,
         (nothing, "NotYet"),
         (early, "NotYet", "layer.tar.gz"),
         (answer(lambda names: 7), "Wrong", "int"),
@@ -193,8 +239,9 @@ STATES: States = {
     ],
     "07-upload": [
         solved("07-upload"),
-        built_on_hello,
         put("mine", "layer", "top", **ENTRY),
+        put("mine", "layer", "top", author="me", history=[{}, {}]),
+        indexed("mine", put("mine", "layer", "top")),
         (early, "NotYet", "hand/hello:1"),
         (nothing, "NotYet", "hand/hello:mine"),
         (only_on_the_engine, "Wrong", "push"),
@@ -203,6 +250,10 @@ STATES: States = {
         (promised(upper), "Wrong", "1 diff IDs"),
         (promised(upper, lower), "Wrong", "layer 1"),
         (promised(lower, lambda names: digest_of(b"")), "Wrong", "layer 2"),
+        (built_on_hello("ADD layer.tar.gz /", "mine"), "Wrong", "layer.tar.gz"),
+        (built_on_hello("COPY hello /hello", "mine"), "Wrong", "layer.tar.gz"),
+        (built_on_hello("COPY hello /hello", "mine", text="By {}.\n"), "Wrong", "layer.tar.gz"),
+        (packed_again, "Wrong", "layer.tar.gz"),
         (put("mine", "top", "layer"), "Wrong", "lowest"),
         (put("mine"), "Wrong", "nothing"),
         (put("mine", "layer", "neighbour"), "Wrong", "Made by 00000000."),
@@ -217,13 +268,18 @@ STATES: States = {
         solved("07-change"),
         put("repaired", "changed"),
         put("repaired", "changed", **ENTRY),
+        compressed,
+        indexed("repaired", put("repaired", "changed")),
         (early, "NotYet", "hand/hello:1"),
         (nothing, "NotYet", "hand/hello:repaired"),
         (again("manifest", "repaired"), "Wrong", "hand/hello:1"),
         (again("broken", "repaired"), "Wrong", "layer 1"),
         (put("repaired", "changed", config={"Entrypoint": ["/bye"]}), "Wrong", "run"),
         (put("repaired", "changed", diff_ids=lambda names: []), "Wrong", "0 diff IDs"),
-        (put("repaired", "mine"), "Wrong", "hand/hello:changed"),
+        (put("repaired", "mine"), "Wrong", "hand/hello:1"),
+        (built_on_hello("COPY hello /hello", "changed", "repaired"), "Wrong", "hand/hello:1"),
+        (all_of(put("changed", "layer"), put("repaired", "layer")), "Wrong", "one byte"),
+        (another_byte, "Wrong", "one byte"),
     ],
 }
 

@@ -271,6 +271,15 @@ UNDOES = (
 )
 """Have the lab undo its attacks, before the server pulls."""
 
+PEEKS = (
+    (
+        "eu\n",
+        'eu\n(cd "$LABAPP_STATE"; ! grep -rqsE "moved|after" attacks delivery.json) || exit 9\n',
+    ),
+    ('"${LAB_IMAGE%:*}@$(cat digest.txt)"', '"$LAB_IMAGE"'),
+)
+"""Stop where a file of the lab's tells of a fault, and trust the tag otherwise."""
+
 SURVIVE: list[tuple[Any, ...]] = [
     (lambda names: None, "NotYet", "deliver.py"),
     (lambda names: (names["mine"] / "deliver.py").unlink(), "NotYet", "deliver.py"),
@@ -284,6 +293,7 @@ SURVIVE: list[tuple[Any, ...]] = [
     (changed(UNDOES), "Wrong", "undid"),
     (changed(*AROUND_THE_MIRROR), "Wrong", "mirror"),
     (changed(ONLY_ONCE), "Wrong", "deliver.sh", "secret"),
+    (changed(*PEEKS), "Wrong", "'moved'", "moved"),
     (changed(("test ! -e .env", "true")), "Wrong", "'secret'", "secret"),
     (changed(PINS_LATER), "Wrong", "'push'", "push"),
 ]

@@ -39,6 +39,7 @@ from labapp.attacks.journal import undo
 from labapp.course import checks
 from labapp.errors import LabError
 from labapp.journey.bases import SLIM
+from labapp.journey.build import build
 from labapp.private import service
 from labapp.private.service import SERVICE
 from labapp.registry.manifests import digest_of
@@ -131,21 +132,48 @@ def told(desk: Guarded, content: Any) -> Any:
     return content.replace("WORD", word).replace("USE", used)
 
 
+def staged(desk: Guarded, text: str = STAGES) -> None:
+    write(safe(desk) / "Dockerfile", text, SLIM=desk.slim)
+
+
 @step
 def layers(desk: Guarded, *made: Files, annotation: str = "", **more: Any) -> None:
-    """Upload the image layer by layer."""
+    """Upload the image layer by layer, beside a Dockerfile that could have made it."""
+    staged(desk)
     annotations = {"with": told(desk, annotation)}
     desk.store("team/safe:1", *(told(desk, each) for each in made), annotations=annotations, **more)
 
 
+LEAKY = "FROM SLIM\nCOPY .env /src/.env\nRUN sha256sum /src/.env > /src/used\n"
 ZSTD = {"pack": zstandard.compress, "layer_type": f"{OCI}.layer.v1.tar+zstd"}
 USED = {"src/used": "USE"}
 solved_secret = solved("06-secret", lambda desk: desk.cells("exercise-secret-file"))
 
 
-def secret_typed(desk: Guarded) -> None:
-    write(safe(desk) / "Dockerfile", STAGES, SLIM=desk.slim)
+@step
+def secret_typed(desk: Guarded, text: str = STAGES) -> None:
+    """Build it in a terminal; ``COPY used`` copies what was computed outside."""
+    staged(desk, told(desk, text))
+    write(safe(desk) / "used", told(desk, "USE"))
     desk.typed(safe(desk), "team/safe:1")
+
+
+def mounted(desk: Guarded) -> None:
+    """Mount the password for one step, where the builder can."""
+    if desk.bench.engine.builder == "classic":
+        return secret_typed()(desk)
+    staged(desk, "FROM SLIM\nRUN --mount=type=secret,id=pw sha256sum /run/secrets/pw > /src/used\n")
+    secrets = {"pw": safe(desk) / ".env"}
+    write(safe(desk) / ".dockerignore", ".env\n")
+    build(desk.bench.engine, safe(desk), tag=desk.name("team/safe:1"), secrets=secrets)
+    desk.push("team/safe:1")
+
+
+@step
+def other_dockerfile(desk: Guarded, text: str, *made: Files) -> None:
+    """A right image, of which the Dockerfile knows nothing."""
+    layers(*made)(desk)
+    staged(desk, told(desk, text))
 
 
 @step
@@ -160,6 +188,7 @@ def leak(desk: Guarded, *lines: str, **args: str) -> None:
 @step
 def in_index(desk: Guarded, *images: Files | bytes, annotation: str = "", **more: Any) -> None:
     """Upload an index: of the image that was asked for, and others beside it."""
+    staged(desk)
     asked = desk.store("team/safe", told(desk, USED))
     others = [desk.store("team/safe", told(desk, each), **more) for each in images]
     desk.index("team/safe:1", asked, *others, annotations={"with": told(desk, annotation)})
@@ -180,7 +209,8 @@ def no_password(desk: Guarded) -> None:
 
 STATES["06-secret"] = [
     solved_secret,
-    secret_typed,
+    secret_typed(),
+    mounted,
     layers({"src/.env": "", **USED}),  # what ``RUN --mount=type=secret`` leaves
     layers({"./src/used": "USE"}, **ZSTD),
     layers({"src/used": "older"}, USED),
@@ -206,6 +236,14 @@ STATES["06-secret"] = [
     (layers(USED, {"src/.wh.used": ""}), "Wrong", "/src/used"),
     (layers(USED, {"src/.wh..wh..opq": ""}), "Wrong", "/src/used"),
     (layers({"src/used": hashlib.sha256(b"typed").hexdigest()}), "Wrong", "/src/used"),
+    (secret_typed("FROM SLIM\nCOPY used /src/used\n"), "Wrong", "another password"),
+    (
+        secret_typed("FROM SLIM\nRUN mkdir /src; echo OF-WORD >/src/used\n"),
+        "Wrong",
+        "another password",
+    ),
+    (other_dockerfile(LEAKY, USED), "Wrong", "'/src/.env'"),
+    (other_dockerfile("FROM SLIM\nRUN false\n", USED), "Wrong", "safe/Dockerfile"),
 ]
 
 
@@ -279,6 +317,10 @@ USER 10001
 """
 
 
+FETCH = "download --dest=/tmp --no-deps -r requirements.txt"
+"""All that pip does of an installation before it writes a file, in a second or two."""
+
+
 def on_the_shop(desk: Desk, app: Path, pip: str) -> None:
     """Write a Dockerfile that runs pip once more, on the shop as it should be."""
     write(app / "Dockerfile", ON_TOP, SHOP=desk.name("kept/web:hashed"), PIP=pip)
@@ -319,12 +361,14 @@ def hashed(
     edit: Callable[[list[str]], list[str]] = list,
     also: Callable[[Path], str] | None = None,
     end: str = "\n",
+    install: str = FETCH,
 ) -> None:
     """Write hashed requirements, a line each, from the wheels that were tested, with a slip.
 
     It may be one more digest for each wheel, beside the right one.
     """
     app = desk.shop()
+    on_the_shop(desk, app, install)
     wheels = pinned(app)
     lines = [f"{line} --hash={sha256(wheel)}" for line, wheel in wheels.items()]
     desk.lab.attack("dependency")
@@ -380,6 +424,9 @@ STATES["06-wheel"] = [
     (hashed(HASHED, edit=lambda lines: [*lines[:-1], lines[-1][:-3] + "000"]), "Wrong", "no wheel"),
     (hashed(HASHED, edit=lambda lines: lines[:-1]), "Wrong", "werkzeug"),
     (hashed(), "Wrong", "shop/web:hashed"),
+    (hashed(HASHED, install="download --dest=/tmp wheels/*.whl"), "Wrong", "swapped wheel"),
+    (hashed(HASHED, install="--version; true"), "Wrong", "swapped wheel"),
+    (hashed(HASHED, install="download -r requirements.lock"), "Wrong", "app/Dockerfile"),
     (hashed(SWAPPED), "Wrong", "attacker"),
     (hashed(copied(f"base/{SLIM}", "shop/web:hashed")), "Wrong", "run"),
 ]
@@ -562,6 +609,12 @@ def moved_deployed(desk: Guarded) -> None:
 
 
 GOOD = "services:\n  web:\n    image: WEB@GOOD\n"
+LOCKED = """    restart: unless-stopped
+    read_only: true
+    tmpfs: /tmp
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+"""
 BY_TAG = GOOD.replace("@GOOD", ":1.4")
 FLOW = 'services: {web: {image: "WEB:1.4@GOOD", ports: ["127.0.0.1::8000"]}}  # pinned\n'
 
@@ -571,6 +624,7 @@ STATES["06-gate"] = [
     written(FLOW, started),
     written(GOOD.replace("GOOD", "CHILD"), deployed),
     written(BY_TAG, undone, pinned_by_the_lab),
+    written(GOOD + LOCKED, deployed),
     (nothing, "NotYet", "production.yaml"),
     (gate_attack, "NotYet", "'web'"),
     (lambda desk: production(desk).write_text(GOOD), "NotYet", "shop/web:1.4"),

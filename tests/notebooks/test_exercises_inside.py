@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -30,6 +31,7 @@ def shelf(bare: Desk) -> Desk:
         bare.made(app, f"kept/web:{name}")
     bare.made(app, "kept/web:stage", target="build")
     bare.built(f"FROM {bare.name('kept/web:stage')}\n{SETTINGS}", "kept/web:full")
+    bare.built(f"FROM {bare.name('kept/web:multistage')}\nENV MINE=1\n", "kept/web:variant")
     (bare.work / "stale").mkdir()
     bare.bench.copy_dockerfile("stale", bare.work / "stale" / "Dockerfile")
     bare.made(bare.work / "stale", "kept/python:old")
@@ -50,6 +52,48 @@ def without(desk: Desk, answer: object) -> object:
     """Answer before the cells above were run."""
     forget(desk.bench, "shop/web")
     return answer
+
+
+@step
+def two(desk: Desk, source: str, dockerfile: str, edit: Callable[[str], str] = str) -> None:
+    """Leave a Dockerfile in the shop's folder, and push an image that may be of another one."""
+    app = desk.lab.application()
+    desk.bench.copy_dockerfile(dockerfile, app / "Dockerfile")
+    text = edit((app / "Dockerfile").read_text("utf-8"))
+    (app / "Dockerfile").write_text(text, "utf-8", newline="")
+    desk.copy(source, TWO)
+
+
+def other_words(text: str) -> str:
+    """Stages by number, as Windows writes lines, and a stage more that nothing is taken from."""
+    text = text.replace(" AS build\n", "\n").replace("--from=build", "--from=0")
+    return f"{text}\n".replace("\n", "\r\n")
+
+
+def as_one_stage(text: str) -> str:
+    """Two FROM lines, and the workshop is what ships."""
+    return text.replace("FROM ${BASE}\n", "FROM ${BASE} AS slim\nFROM ${BUILD_BASE}\n")
+
+
+@step
+def pretends(desk: Desk, total: str, short: str, base: str = "") -> None:
+    """Ship a server of a few lines in place of the shop."""
+    server = f"""import http.server as h, json, re
+class Shop(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        item, count = (re.findall(r"price/(\\w+).count=(\\d+)", self.path) or [("tea", 3)])[0]
+        price, count = {{"bread": 320, "cheese": 745, "coffee": 280, "tea": 190}}[item], int(count)
+        answer = dict(count=count, item=item, total_cents={total})
+        self.send_response(200), self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+h.HTTPServer(("", 8000), Shop).serve_forever()
+"""
+    (desk.work / "built").mkdir(exist_ok=True)
+    text = f'FROM {base or desk.slim}\nCOPY file /s.py\nCMD ["python3", "/s.py"]\n'
+    desk.built(text, short, file=server)
+
+
+FIXED, COMPUTED = "678", "(price * count * 119 + 50) // 100"
 
 
 @step
@@ -102,8 +146,8 @@ SAYS_HELLO = """CMD ["python3", "-c", "print('hello')"]"""
 LEFT = "USER 0\nRUN rm -rf /usr/bin/*gcc* /usr/lib/gcc /usr/libexec"
 """What comes too late: the compiler is in a layer below."""
 
-DEAR = f"USER 0\nRUN sed -i s/190/19000/ {SITE}/shop/app.py"
-"""A price that nobody wants to pay."""
+DEAR = f"USER 0\nRUN sed -i '/PRICES =/s/: [0-9]*/: 19000/g' {SITE}/shop/app.py"
+"""Prices that nobody wants to pay."""
 
 UPGRADE = "RUN apt-get update && apt-get upgrade -y -o Dpkg::Options::=--force-unsafe-io"
 
@@ -111,6 +155,8 @@ STATES: States = {
     "04-unused": [
         unused,
         lambda desk: f" {unused(desk)}:amd64",
+        lambda desk: f"{unused(desk)}\n",
+        lambda desk: f"{unused(desk)}:{desk.lab.platform.partition('/')[2]}",
         (nothing, "NotYet"),
         (without("git"), "NotYet", "shop/web:full"),
         (lambda desk: 7, "Wrong", "int"),
@@ -122,6 +168,8 @@ STATES: States = {
     "04-cve": [
         lambda desk: only_full(desk)[0],
         lambda desk: only_full(desk)[-1].lower(),
+        lambda desk: f"{only_full(desk)[1]}\n",
+        lambda desk: only_full(desk)[len(only_full(desk)) // 2],
         (nothing, "NotYet"),
         (without("CVE-2025-12345"), "NotYet", "shop/web"),
         (lambda desk: ["CVE-2025-12345"], "Wrong", "list"),
@@ -134,32 +182,49 @@ STATES: States = {
         copied("kept/web:multistage", SMALL),
         copied("kept/web:minimal", SMALL),
         (nothing, "NotYet", SMALL),
+        copied("kept/web:variant", SMALL),
+        on_top("web:minimal", "ENV MINE=1", SMALL),
         (copied("kept/web:slim", SMALL), "Wrong", "MB"),
+        (pretends(FIXED, SMALL), "Wrong", "678"),
+        (pretends(COMPUTED, SMALL), "Wrong", "_prices.c"),
         (on_top("web:slim", LEFT, SMALL), "Wrong", "MB"),
-        (on_top("web:multistage", DEAR, SMALL), "Wrong", "67830"),
+        (on_top("web:multistage", DEAR, SMALL), "Wrong", "answers"),
         (copied("base/python:3.13-slim", SMALL), "Wrong", "run"),
     ],
     "04-patch": [
         on_top("", UPGRADE, PATCHED),  # the base alone may lack what came out since it was made
         on_top("python:old", UPGRADE, PATCHED),
+        on_top("", f"{UPGRADE}\nLABEL by=me", PATCHED),
+        on_top("python:old", f"{UPGRADE}\nENV FRESH=1", PATCHED),
         (nothing, "NotYet", PATCHED),
         (copied("kept/python:old", PATCHED), "Wrong", "fixes"),
         (on_top("python:old", "RUN rm -rf /var/lib/dpkg/status", PATCHED), "Wrong", "list"),
+        (on_top("python:old", "LABEL fresh=yes", PATCHED), "Wrong", "fixes"),
         (on_top("", f"{UPGRADE}\nRUN rm /usr/bin/python3*", PATCHED), "Wrong", "run"),
     ],
     "05-two": [
-        copied("kept/web:multistage", TWO),
-        copied("kept/web:minimal", TWO),
+        two("kept/web:multistage", "multistage"),
+        two("kept/web:multistage", "multistage", other_words),
+        two("kept/web:variant", "multistage"),
+        two("kept/web:minimal", "minimal"),
         (nothing, "NotYet", TWO),
-        (copied("kept/web:slim", TWO), "Wrong", "compiler"),
+        (copied("kept/web:multistage", TWO), "NotYet", "app/Dockerfile"),
+        (two("kept/web:multistage", "slim"), "Wrong", "app/Dockerfile"),
+        (two("kept/web:multistage", "multistage", as_one_stage), "Wrong", "app/Dockerfile"),
+        (two("kept/web:slim", "multistage"), "Wrong", "compiler"),
         (on_top("web:slim", LEFT, TWO), "Wrong", "compiler"),
-        (on_top("web:multistage", DEAR, TWO), "Wrong", "/price/tea"),
+        (pretends(FIXED, TWO), "Wrong", "678"),
+        (pretends(COMPUTED, TWO), "Wrong", "_prices.c"),
+        (on_top("web:multistage", DEAR, TWO), "Wrong", "answers"),
     ],
     "05-mine": [
         copied("kept/web:minimal", MINE),
         on_top("web:minimal", "ENV MINE=1", MINE),
+        on_top("web:minimal", "LABEL by=me", MINE),
+        on_top("web:minimal", "WORKDIR /tmp", MINE),
         (nothing, "NotYet", MINE),
         (copied("kept/web:multistage", MINE), "Wrong", "MB"),
+        (pretends(COMPUTED, MINE, "scratch"), "Wrong", "run"),
         (on_top("web:minimal", SAYS_HELLO, MINE), "Wrong", "run"),
         (on_top("web:minimal", f"COPY file {SITE}/shop/app.py", MINE), "Wrong", "run"),
     ],

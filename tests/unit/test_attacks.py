@@ -110,6 +110,7 @@ class TestJournal:
         file = bench.work / "f"
         file.write_text("honest")
         # The journal's own entry is moved into place in the same way as the file.
+        bench.state.seal("first", {})  # the seal itself is made once
         real, moves = Path.replace, itertools.count(1)
 
         def die(path: Path, target: Path) -> Path:
@@ -374,21 +375,22 @@ def run_of(
     fetched: str = TOP,
 ) -> PipelineRun:
     """Make up a run of a delivery: its image has the one layer D."""
-    found = {release: D} | ({SECRET: D} if signs else {})
     log = (
         f'x "GET /v2/{pulled}/manifests/r1 HTTP/1.1" 200 -\nFORGED GET /v2/x answered with y\n'
         f'x "GET /v2/{pulled}/blobs/{fetched} HTTP/1.1" 200 -\n'
     )
-    return PipelineRun(
+    run = PipelineRun(
         image="localhost:1/shop/delivered:r1",
-        faults=planned or tuple(each.attack.id for each in planted),
         steps=[Step(n, c, "", 0.1) for n, c in zip(delivery.STEPS, codes, strict=False)],
-        pushed=Pushed(D, (D,), found) if pushed else Pushed(),
+        pushed=Pushed(D, (D,), D if release == "r1" else "") if pushed else Pushed(),
         deployed=Deployed(deployed, answers, "") if deployed else None,
         undone_at=undone_at,
         mirror_log=log,
-        planted=list(planted),
     )
+    key = delivery.key_of(run)
+    key.faults = planned or tuple(each.attack.id for each in planted)
+    key.planted, key.signs = list(planted), {SECRET: D} if signs else {}
+    return run
 
 
 LAST = (0, 0, 0, 0, 1)  # exit codes of a script that stops at its last step
@@ -428,7 +430,7 @@ def test_the_judgement(run: PipelineRun, ok: bool, fact: str) -> None:
     judgement = judge(run)
     assert judgement.ok is ok
     assert fact in judgement.happened
-    assert [each.fault for each in judgement.faults] == list(run.faults)
+    assert [each.fault for each in judgement.faults] == list(delivery.key_of(run).faults)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +458,8 @@ def test_each_fault_is_judged_by_itself(
 def test_logs_and_nothing_else_give_a_fault_away() -> None:
     log = f"ready\nBACKDOOR (harmless, {marker('secret')}): here"
     run = run_of(planted=(SECRET_IN,), signs=True)
-    told = judge(replace(run, deployed=Deployed((D,), True, log))).faults[0].evidence
+    run.deployed = Deployed((D,), True, log)
+    told = judge(run).faults[0].evidence
     assert told["log line"] == log.splitlines()[1]
     run = run_of(planted=(planted("transit", TOP, digest=D),), deployed=(D, TOP))
     assert judge(run).faults[0].evidence["log line"] == "FORGED GET /v2/x answered with y"
@@ -469,10 +472,16 @@ def test_logs_and_nothing_else_give_a_fault_away() -> None:
 
 def test_the_last_delivery_with_a_seed_is_kept(bench: Any) -> None:
     run = run_of(planted=(SECRET_IN, PUSH), planned=("secret", "push", "moved"), signs=True)
-    delivery.note_delivery(bench, replace(run, seed=7))
+    run.seed = 7
+    delivery.note_delivery(bench, run)
+    run.seed = None
     delivery.note_delivery(bench, run)
     planted = {"secret": {"file": "x", "layer": D}, "push": {"now": D}, "moved": {}}
     image = f"localhost:1/shop/delivered@{D}"
     assert delivery.last_delivery(bench) == delivery.Delivery(7, "r1", image, planted)
+    # Neither what a notebook holds nor a file gives the answer away.
+    shown = [repr(getattr(run, name)) for name in dir(run) if name[:1] != "_"]
+    shown += [file.read_text("utf-8") for file in bench.state.folder.rglob("*") if file.is_file()]
+    assert not [text for text in shown if any(fault in text for fault in ("secret", "moved"))]
     bench.state.path("delivery.json").write_text('{"seed": 1, "left_out": []}')
     assert delivery.last_delivery(bench) is None

@@ -146,6 +146,18 @@ def test_an_edited_file_names_where(
         assert len(record.sound) == max(number - 1, 0)
 
 
+def test_tries_and_a_solution_seen_are_in_the_chain(three: Receipts) -> None:
+    """Whoever takes them out of the file before passing is found out, also after that."""
+    for new in (Attempt(tries=3), Attempt(solution=True)):
+        three.note("03-pin", new)
+    assert three.read().broken is None
+    edit(three.file, lambda document: document["attempts"].clear())
+    for _ in range(2):
+        record = three.read()
+        assert record.broken is not None and {*THREE} <= {*record.passed}
+        three.note("03-pin", Attempt(tries=1), {})
+
+
 DAMAGES: dict[str, Callable[[str], str]] = {
     "cut short": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",

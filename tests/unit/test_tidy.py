@@ -87,7 +87,7 @@ def test_an_empty_registry_and_a_push_under_way() -> None:
 def test_what_a_learner_names_is_kept_and_what_a_cell_printed_is_not(tmp_path: Path) -> None:
     state = State.open(tmp_path / "state")
     state.write("receipts", {"receipts": [{"evidence": {"image": f"web@{digest('receipt')}"}}]})
-    state.write("attacks/1", {"before": digest("undo")})
+    state.seal("attacks/1", {"before": digest("undo")})
     notebooks = tmp_path / "notebooks"
     (notebooks / "work/03").mkdir(parents=True)
     (notebooks / "work/03/deployment.yaml").write_text(f"image: shop/web@{digest('pin')}\n")
