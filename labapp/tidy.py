@@ -106,14 +106,25 @@ def _images(engine: Engine, state: State, keep: Collection[str]) -> Heap:
             with contextlib.suppress(docker.errors.APIError):  # One has been built on it since.
                 api.remove_image(each)
                 freed += size
-        return freed
+        # Records that these images had shared are of no use to anybody now.
+        return freed + _prune(engine, state)
 
     what = f"{len(going)} images without a tag on the engine (at least)"
     return Heap(what, sum(going.values()), free)
 
 
 def _build_cache(engine: Engine, state: State) -> Heap:
-    """Return what BuildKit keeps of builds on this lab's base images.
+    going = _unused_records(engine, state)
+    what = f"{len(going)} records of the build cache; the next builds take longer"
+    return Heap(what, sum(going.values()), partial(_prune, engine, state))
+
+
+def _prune(engine: Engine, state: State) -> int:
+    return transfer.prune(engine, [*_unused_records(engine, state)])
+
+
+def _unused_records(engine: Engine, state: State) -> dict[str, int]:
+    """Return what BuildKit keeps of builds on this lab's base images: bytes by ID, oldest first.
 
     There are no labels in it. A record tells the address that an image came from, and what it was
     built on.
@@ -125,10 +136,7 @@ def _build_cache(engine: Engine, state: State) -> Heap:
         if came_from_here or {*record["Parents"]} & mine:
             mine.add(key)
     free = {key for key, each in records.items() if not each["Shared"] and not each["InUse"]}
-    going = [key for key in records if key in mine & free]
-    size = sum(records[key]["Size"] for key in going)
-    what = f"{len(going)} records of the build cache; the next builds take longer"
-    return Heap(what, size, partial(transfer.prune, engine, going))
+    return {key: each["Size"] for key, each in records.items() if key in mine & free}
 
 
 def _address(state: State) -> str:

@@ -145,6 +145,7 @@ def test_on_the_engine_only_what_is_this_labs_and_unused(
             return [{"ImageID": digest("used")}]
         if seen.method == "DELETE" or "/build/prune" in seen.path:
             gone.append(unquote(seen.path))
+            records[:] = [each for each in records if f'"{each["ID"]}"' not in gone[-1]]
             return {"SpaceReclaimed": 1}
         return images if "/images/json" in seen.path else None
 
@@ -154,7 +155,9 @@ def test_on_the_engine_only_what_is_this_labs_and_unused(
         for name, value in engine.variables.items():
             monkeypatch.setenv(name, value)
         heaps = tidy.plan(state, tmp_path / "none")
-        assert [heap.size for heap in heaps] == [heap.free() for heap in heaps] == [10, 2]
+        assert [heap.size for heap in heaps] == [10, 2]
+        # What only these images had shared of the cache goes with them.
+        assert [heap.free() for heap in heaps] == [12, 0]
     going = [digest("mine"), digest("pulled"), '"result"', '"step"']
     assert [name in request for name, request in zip(going, gone, strict=True)] == [True] * 4
 
