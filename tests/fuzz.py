@@ -92,7 +92,7 @@ def documents(data: bytes) -> None:
         parse(path, text, lambda _: None)
     packages.os_release(text)
     with contextlib.suppress(LabError):
-        debian_mirror.security_suite([text], debian_mirror.Release("13", "trixie"))
+        debian_mirror.suites([text], debian_mirror.Release("13", "trixie"))
     with contextlib.suppress(ValueError):
         updates = list(debian_mirror._updates(text))
         list(debian_mirror.verdicts(updates, "1", debian_mirror.Release("13", "trixie")))

@@ -118,7 +118,10 @@ def test_who_stops_an_inspection_waits_for_no_server(silent: str) -> None:
         return Reply(200, held.held[seen.path.rpartition("/")[2]])
 
     with serving(answer) as server:
-        mirror = f"deb http://{server.address}/debian trixie-security main\n"
+        mirror = "".join(
+            f"deb http://{server.address}/debian {name} main\n"
+            for name in ("trixie", "trixie-security")
+        )
         put(held, "a/b", "1", [SYSTEM | {"etc/apt/sources.list": mirror}])
         config = held.image("r.test/a/b:1").manifest.config.digest
         stopped(["-c", MAIN, "inspect", f"{server.address}/a/b:1"], lambda _: asked.wait(60))
