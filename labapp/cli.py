@@ -121,9 +121,24 @@ def start(no_browser: bool, port: int | None, notebooks: Path, bases: str) -> No
 
     state, folder = State.open(), notebooks.resolve()
     engine = prepare(state, source=bases, clean=jupyter.find(state) is None).engine
+    if jupyter.SERVICE_PREFIX in os.environ:
+        feedback.say("All is ready. The hub runs your JupyterLab: it is the page that you are in.")
+        return
     file = chapter_of(Receipts(state), folder)
     name = file.name if file else ""
     jupyter.serve(state, engine, folder=folder, chapter=name, port=port, browser=not no_browser)
+
+
+@command.command()
+@BASES
+def prepare(bases: str) -> None:
+    """Do what 'start' does, without JupyterLab.
+
+    It is for a hub that serves the notebooks itself.
+    """
+    from labapp import bench
+
+    bench.prepare(State.open(), source=bases, clean=True)
 
 
 @command.command()
@@ -382,6 +397,99 @@ def load_bundle(file: Path) -> None:
     from labapp import bundle as bundles
 
     bundles.load(State.open(), file)
+
+
+@command.group()
+def room() -> None:
+    """Serve a class, which needs browsers only.
+
+    Each learner gets a lab and an engine of their own. JupyterHub does it, on this machine's engine. 'docs/room.md' goes through an instructor's day.
+    """
+
+
+@room.command("start")
+@click.option("--learners", type=click.IntRange(1), help="How many servers at most. [default: 30]")
+@click.option("--class-password", help="What lets a new name in; by default, one is drawn.")
+@click.option(
+    "--list-only", is_flag=True, help="No new names: only who is in a list of 'room add'."
+)
+@click.option("--memory", help="For a learner's notebooks. [default: 1G]")
+@click.option("--engine-memory", help="For a learner's engine and all in it. [default: 2G]")
+@click.option("--cpus", type=float, help="For each of the two. [default: 2]")
+@click.option("--disk", help="For a learner's engine; 'none' sets no limit. [default: 12G]")
+@click.option("--spawns", type=click.IntRange(1), help="Servers that start at once. [default: 3]")
+@click.option(
+    "--idle-minutes", type=click.IntRange(1), help="Until who left is ended. [default: 90]"
+)
+@click.option("--trust", help="privileged, capabilities, or a runtime such as sysbox-runc.")
+@click.option("--port", type=click.IntRange(1, 65535), help="The hub's port. [default: 8000]")
+@click.option("--bind", help="The address to listen at. [default: all of this machine]")
+@click.option("--url", help="The address for the board, where it is another than this machine's.")
+@click.option(
+    "--certificate",
+    nargs=2,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="CERTIFICATE KEY",
+    help="Serve HTTPS: a certificate with its chain, and its key, as PEM.",
+)
+@BASES
+def start_room(
+    bases: str, list_only: bool, certificate: tuple[Path, Path] | None, **said: Any
+) -> None:
+    """Open the room, and print the address for the board.
+
+    The first time, the images are built, which takes some minutes. What was said once is kept.
+    """
+    from labapp import room as rooms
+    from labapp.bench import prepare
+
+    given = {name: value for name, value in said.items() if value is not None}
+    given["list_only"] = list_only
+    told = rooms.start(prepare(State.open(), source=bases), certificate=certificate, **given)
+    _line("address", told["url"])
+    if not list_only:
+        _line("class password", told["class_password"])
+    _line("teacher", f"'{told['teacher']}', with the password '{told['teacher_password']}'")
+
+
+@room.command("stop")
+def stop_room() -> None:
+    """Close the room; what learners made stays, and is there when it opens again."""
+    from labapp import room as rooms
+    from labapp.machine import engine
+
+    state = State.open()
+    rooms.stop(rooms.Room.of(engine.find(state), state))
+    feedback.say("The room is closed.")
+
+
+@room.command("status")
+def room_status() -> None:
+    """Tell whether the room is open, who is in it, and since when nothing was heard of them."""
+    from labapp import room as rooms
+    from labapp.machine import engine
+
+    state = State.open()
+    found = rooms.Room.of(engine.find(state), state)
+    learners = found.ask("/users?state=active")
+    _line("address", found.settings()["url"])
+    _line("servers", str(len(learners)))
+    for each in learners:
+        _line(each["name"], f"heard of at {each['last_activity']}")
+
+
+@room.command("add")
+@click.argument("names", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def add_to_room(names: Path) -> None:
+    """Give the learners of NAMES, a CSV file, their accounts; print them with their passwords.
+
+    NAMES has a name a line, and beside it a password if you want to choose it.
+    """
+    from labapp import room as rooms
+    from labapp.machine import engine
+
+    state = State.open()
+    click.echo(rooms.add(rooms.Room.of(engine.find(state), state), names), nl=False)
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:

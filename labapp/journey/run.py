@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,13 +36,21 @@ OPTIONS: Mapping[str, Callable[[list[str]], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Running:
-    """A running container of an image; ``url`` leads to the first port that it publishes."""
+    """A running container of an image; ``address`` is that of the first port that it publishes."""
 
     name: str
     reference: str
-    url: str | None
+    address: str | None
     _container: Container = field(repr=False, compare=False)
     _engine: Engine = field(repr=False, compare=False)
+
+    @property
+    def url(self) -> str | None:
+        """The address for a browser; where a hub serves the notebooks, it leads through the hub."""
+        hub = os.environ.get("JUPYTERHUB_PUBLIC_URL")
+        if self.address is None or hub is None:
+            return self.address
+        return f"{hub.rstrip('/')}/proxy/{self.address.rpartition(':')[2]}/"
 
     def get(self, path: str = "/") -> str:
         """Ask the service for a path, and return the text it answers.
@@ -50,13 +59,14 @@ class Running:
             RunError: it publishes no port, does not answer, or answers with an error.
         """
         doing = f"asking '{self.name}' for '{path}'"
-        if self.url is None:
+        if self.address is None:
             raise RunError(f"{doing}: it publishes no port. Give it one, below 'ports'.")
         try:
-            answer = ask(self.url + path, seconds=10)
+            answer = ask(self.address + path, seconds=10)
         except requests.RequestException as error:
             raise RunError(
-                f"{doing}: nothing answers at '{self.url}'. 'docker logs {self.name}' may say why."
+                f"{doing}: nothing answers at '{self.address}'. 'docker logs {self.name}' may say "
+                "why."
             ) from error
         if not answer.ok:
             raise RunError(f"{doing}: it answers with status {answer.status_code}: {answer.text}")

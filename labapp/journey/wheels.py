@@ -33,7 +33,7 @@ def fetch(folder: Path, *, platform: str) -> None:
         return
     wanted = wanted_by(folder.parent)
     with _renewed(folder) as new:
-        _download(new, wanted, platform)
+        _download(new, folder.parent, platform)
         (new / STAMP).write_text(json.dumps(_stamp(new, wanted, platform)), encoding="utf-8")
 
 
@@ -61,9 +61,14 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def wanted_by(application: Path) -> list[str]:
     """Return the requirements of an application, by the files in its folder: to run, to build."""
-    to_run = lines_of(application / "requirements.txt")
+    return [*lines_of(application / "requirements.txt"), *_to_build(application)]
+
+
+def _to_build(application: Path) -> list[str]:
+    if not (application / "pyproject.toml").exists():
+        return []
     project = tomllib.loads((application / "pyproject.toml").read_text(encoding="utf-8"))
-    return [*to_run, *project["build-system"]["requires"]]
+    return list(project["build-system"]["requires"])
 
 
 def _wheels_in(folder: Path) -> list[Path]:
@@ -75,14 +80,19 @@ def _stamp(folder: Path, wanted: list[str], platform: str) -> dict[str, Any]:
     return {"wanted": wanted, "platform": platform, "python": PYTHON, "wheels": digests}
 
 
-def _download(folder: Path, wanted: list[str], platform: str) -> None:
-    """Run ``pip download`` with the learner's own settings."""
+def _download(folder: Path, application: Path, platform: str) -> None:
+    """Run ``pip download`` with the learner's own settings; hashes that are there have to fit."""
     machine = _PROCESSORS.get(platform.split("/")[1], platform.split("/")[1])
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar=off", "--retries=2", "--only-binary=:all:", "--implementation=cp"]
     command += [f"--platform={glibc}_{machine}" for glibc in _GLIBCS]
-    command += [f"--python-version={PYTHON}", f"--dest={folder}", *wanted]
-    feedback.say("Fetching the application's wheels.")
+    command += [f"--python-version={PYTHON}", f"--dest={folder}", *_to_build(application)]
+    requirements = application / "requirements.txt"
+    command.append(f"--requirement={requirements}")
+    if "--hash=" in requirements.read_text(encoding="utf-8"):
+        # Such a file names all there is; pip would go by the needs of the Python that it runs on.
+        command.append("--no-deps")
+    feedback.say(f"Fetching the wheels for '{application.name}'.")
     ran = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

@@ -20,6 +20,9 @@ from labapp.machine.engine import Engine
 from labapp.machine.ports import ask, wait_until
 from labapp.state import REPOSITORY, State
 
+SERVICE_PREFIX = "JUPYTERHUB_SERVICE_PREFIX"
+"""The variable by which a server knows that a hub runs it, and its path there."""
+
 OVERRIDES = {
     # No question about news, and no look for them on the internet.
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},

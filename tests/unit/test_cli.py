@@ -22,7 +22,7 @@ from labapp.state import State
 
 COMMANDS = [
     *("start", "stop", "status", "doctor", "run", "test", "reset", "tidy", "bundle"),
-    *("inspect", "compare", "progress", "report", "hand-in"),
+    *("inspect", "compare", "progress", "report", "hand-in", "prepare", "room"),
 ]
 
 

@@ -39,6 +39,7 @@ ORDER = [
     {"course"},
     {"lab"},
     {"bundle", "doctor", "reset", "tidy"},
+    {"room"},
     {"cli"},
 ]
 """The rooms of the house: a module imports from its own room, and from those before it."""

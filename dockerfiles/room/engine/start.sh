@@ -1,0 +1,46 @@
+#!/bin/sh
+# The engine of one learner; its data are in the volume at /engine, its socket in the one at
+# /run/lab. DISK, 12G say, is how much the data may take; empty, there is no limit but the disk.
+set -eu
+data=/engine/data
+mkdir -p $data
+if [ -n "${DISK:-}" ]; then
+    # A disk in a file: full for this learner, while the others' builds go on.
+    for number in $(seq 0 127); do
+        [ -e "/dev/loop$number" ] || mknod -m 660 "/dev/loop$number" b 7 "$number"
+    done
+    if [ ! -e /engine/disk ]; then
+        truncate --size "$DISK" /engine/disk.new
+        mkfs.ext4 -q -F -m 0 /engine/disk.new
+        mv /engine/disk.new /engine/disk
+    fi
+    mount -o loop /engine/disk $data
+fi
+mkdir -p $data/labapp/certs.d $data/labapp/upper $data/labapp/work
+
+# What runs in this engine stays within the limits of this container. Where control groups are those
+# of the whole machine, the engine has to be told where its own are.
+parent=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)
+if [ -z "$parent" ] || [ ! -d "/sys/fs/cgroup/memory$parent" ]; then
+    parent=
+fi
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    # Version 2: a group that has members can't give its limits on.
+    mkdir -p /sys/fs/cgroup/init
+    xargs -rn1 < /sys/fs/cgroup/cgroup.procs > /sys/fs/cgroup/init/cgroup.procs 2> /dev/null || :
+    sed -e 's/ / +/g' -e 's/^/+/' < /sys/fs/cgroup/cgroup.controllers \
+        > /sys/fs/cgroup/cgroup.subtree_control
+fi
+
+# What learners' labs need to know; and the registry's image, which they all run.
+cp /opt/labapp/bases.json /run/lab/
+echo "lowerdir=/opt/labapp/registry,upperdir=$data/labapp/upper,workdir=$data/labapp/work" \
+    > /run/lab/overlay
+(
+    until docker --host unix:///run/lab/docker.sock load --quiet --input /opt/labapp/registry.tar
+    do sleep 0.2; done > /dev/null 2>&1
+) &
+
+rm -f /var/run/docker.pid /run/docker/containerd/containerd.pid
+exec tini -- dockerd --host=unix:///run/lab/docker.sock --group=1000 --data-root=$data \
+    --exec-opt native.cgroupdriver=cgroupfs ${parent:+--cgroup-parent="$parent"}

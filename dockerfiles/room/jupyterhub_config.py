@@ -1,0 +1,99 @@
+"""The hub of a room, which 'python3 -m labapp room start' runs in a container of its own.
+
+What differs from room to room is in 'room.json'; all else is here, to be read and changed. Options
+are those of JupyterHub and DockerSpawner: https://jupyterhub.readthedocs.io
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from jupyterhub.slugs import safe_slug
+
+from labapp.state import State
+
+HERE, ROOM = Path(__file__).parent, Path("/srv/room")
+sys.path.insert(0, str(HERE))
+
+from learners import Learners  # noqa: E402
+from pair import Pair  # noqa: E402
+
+room = json.loads((ROOM / "room.json").read_text(encoding="utf-8"))
+c = get_config()  # noqa: F821 (JupyterHub reads this file, and brings the name)
+
+# Where it is: inside its container, on the room's own network, as "hub".
+c.JupyterHub.bind_url = "http://:8000"
+c.JupyterHub.hub_ip = ""
+c.JupyterHub.hub_connect_ip = "hub"
+c.JupyterHub.public_url = room["url"]
+c.JupyterHub.db_url = f"sqlite:///{ROOM / 'hub.sqlite'}"
+c.JupyterHub.cookie_secret_file = str(ROOM / "cookie_secret")
+c.ConfigurableHTTPProxy.pid_file = "/tmp/proxy.pid"
+c.ConfigurableHTTPProxy.auth_token = room["token"]
+if room["certificate"]:
+    c.JupyterHub.ssl_cert = str(ROOM / "certificate.pem")
+    c.JupyterHub.ssl_key = str(ROOM / "certificate.key")
+# A hub that is started anew finds the servers that run.
+c.JupyterHub.cleanup_servers = False
+
+# Who comes in.
+c.JupyterHub.authenticator_class = Learners
+c.Learners.state = State.open(ROOM)
+c.Learners.class_password = "" if room["list_only"] else room["class_password"]
+c.Learners.allow_all = True
+c.Learners.admin_users = {room["teacher"]}
+c.JupyterHub.admin_access = True
+
+# What each gets: a pair of containers, within limits.
+c.JupyterHub.spawner_class = Pair
+c.Pair.prefix = room["name"]
+c.Pair.escape = safe_slug
+c.Pair.image = room["images"]["lab"]
+c.Pair.engine_image = room["images"]["engine"]
+c.Pair.pull_policy = "never"
+c.Pair.remove = True
+c.Pair.network_name = room["name"]
+c.Pair.use_internal_ip = True
+c.Pair.labels = room["labels"]
+c.Pair.trust = room["trust"]
+c.Pair.mem_limit = room["memory"]
+c.Pair.engine_memory = room["engine_memory"]
+c.Pair.cpu_limit = c.Pair.engine_cpus = room["cpus"]
+c.Pair.disk = "" if room["disk"] == "none" else room["disk"]
+c.Pair.default_url = "/lab/tree/00_start_here.ipynb"
+# Until a server answers: engine, registry and base images come first.
+c.Pair.http_timeout = c.Pair.start_timeout = 180
+
+# Not all at once: a class comes within a minute.
+c.JupyterHub.concurrent_spawn_limit = room["spawns"]
+c.JupyterHub.active_server_limit = room["learners"]
+
+# Who has left: after so many minutes without a sign, the pair is removed; its volumes stay.
+idle = ["--timeout", str(room["idle_minutes"] * 60), "--cull-every", "60"]
+c.JupyterHub.services = [
+    {"name": "idle", "command": [sys.executable, "-m", "jupyterhub_idle_culler", *idle]},
+    {"name": "room", "api_token": room["token"]},
+]
+c.JupyterHub.load_roles = [
+    {
+        "name": "idle",
+        "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"],
+        "services": ["idle"],
+    },
+    # What 'labapp room status' asks by.
+    {"name": "room", "scopes": ["admin:users", "admin:servers"], "services": ["room"]},
+]
+
+# The live view of the class, where it is there.
+view = HERE / "class_view.py"
+if view.exists():
+    c.JupyterHub.services += [
+        {
+            "name": "class",
+            "url": "http://127.0.0.1:10101",
+            "command": [sys.executable, str(view)],
+            "environment": {"LABAPP_CLASS_FOLDER": str(ROOM / "class")},
+            "display": True,
+        }
+    ]
+    c.Pair.environment = {"LABAPP_CLASS": "http://hub:8000/services/class"}

@@ -1,0 +1,28 @@
+#!/bin/sh
+# A learner's server begins here. The engine is the container beside; it shares this one's network,
+# and a volume with its socket. What is there already, from last time, is left as it is.
+set -eu
+state=${LABAPP_STATE:-$HOME/.local/state/labapp}
+mkdir -p "$HOME/notebooks" "$HOME/out" "$state"
+cp -rn /opt/lab/chapters/. "$HOME/notebooks/"
+
+tries=0
+until docker image inspect labapp/registry:room > /dev/null 2>&1; do
+    tries=$((tries + 1))
+    [ $tries -lt 300 ] || { echo "starting the lab: no engine answers at $DOCKER_HOST." >&2; exit 1; }
+    sleep 0.2
+done
+
+# The base images are in the engine's image. The registry's volume is laid over them: it begins with
+# all of them, and takes no room for it.
+lab=$(python3 -c "from labapp.state import State; print(State.open().lab_id)")
+docker tag labapp/registry:room "labapp/registry:$lab"
+docker volume inspect "labapp-registry-$lab" > /dev/null 2>&1 ||
+    docker volume create --label "labapp.lab=$lab" --label labapp.role=registry \
+        --opt type=overlay --opt device=overlay --opt "o=$(cat /run/lab/overlay)" \
+        "labapp-registry-$lab" > /dev/null
+[ -e "$state/bases.json" ] || cp /run/lab/bases.json "$state/bases.json"
+
+python3 -m labapp prepare
+cd "$HOME/notebooks"
+exec "$@"

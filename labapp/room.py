@@ -1,0 +1,285 @@
+"""A room of learners: a hub in a container, which gives each of them a lab and an engine.
+
+What the hub is told is in ``room/room.json`` in the state folder; what it does with it, in
+``dockerfiles/room``. Names, passwords and receipts are in that folder too, homes in volumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker.errors
+import requests
+from docker.models.containers import Container
+
+from labapp import bundle as bundles
+from labapp.bench import Bench
+from labapp.errors import LabError, NotInRegistry
+from labapp.journey import bases, wheels
+from labapp.journey.build import build
+from labapp.journey.run import discard
+from labapp.journey.transfer import pull
+from labapp.machine.engine import Engine
+from labapp.machine.ports import wait_until
+from labapp.private.accounts import Accounts
+from labapp.state import REPOSITORY, ROLE_LABEL, State, write_file
+
+FOLDER = REPOSITORY / "dockerfiles" / "room"
+KINDS = ("lab", "hub", "engine")
+"""The images that a room needs, two of them from one Dockerfile."""
+
+SETTINGS: Mapping[str, Any] = {
+    "teacher": "teacher",
+    "class_password": "",
+    "list_only": False,
+    "learners": 30,
+    "memory": "1G",
+    "engine_memory": "2G",
+    "cpus": 2.0,
+    "disk": "12G",
+    "spawns": 3,
+    "idle_minutes": 90,
+    "trust": "",
+    "port": 8000,
+    "bind": "0.0.0.0",
+    "url": "",
+    "certificate": "",
+}
+"""What a room is told, unless somebody says otherwise; what was said is kept."""
+
+_START = "'python3 -m labapp room start' starts it."
+
+
+@dataclass(frozen=True)
+class Room:
+    """The room of one lab; ``state`` is the room's own folder, with the lab's id."""
+
+    engine: Engine
+    state: State
+
+    @classmethod
+    def of(cls, engine: Engine, state: State) -> Room:
+        """Return a lab's room, whether or not it has ever been open."""
+        folder = state.path("room", "id").parent
+        write_file(folder / "id", state.lab_id)
+        return cls(engine, State(folder, state.lab_id))
+
+    @property
+    def name(self) -> str:
+        """What its network is called, and how the names of its containers and volumes begin."""
+        return f"labapp-room-{self.state.lab_id}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels of all its containers and volumes."""
+        return {**self.state.labels, ROLE_LABEL: "room"}
+
+    def hub(self) -> Container | None:
+        """Return the hub's container, running or not."""
+        return self.engine.container(f"{self.name}--hub")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the room was told last; LabError if it has never been open."""
+        if found := self.state.read("room"):
+            return found
+        raise LabError(f"looking for the room: it has never been started. {_START}")
+
+    def ask(self, path: str) -> Any:
+        """Return what the hub's API answers; LabError if it doesn't."""
+        told = self.settings()
+        scheme = "https" if told["certificate"] else "http"
+        url = f"{scheme}://127.0.0.1:{told['port']}/hub/api{path}"
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                headers = {"Authorization": f"token {told['token']}"}
+                # A school's own certificate is for the name on the board, not for this address.
+                return session.get(url, headers=headers, timeout=20, verify=False).json()
+        except (requests.RequestException, ValueError) as error:
+            raise LabError(f"asking the hub at '{url}': {error}. {_START}") from error
+
+
+def image_names(bench: Bench) -> dict[str, str]:
+    """Return what the room's images are called; the tag tells of which files they are made."""
+    hasher = hashlib.sha256("".join(base.digest for base in bench.bases).encode())
+    apart = {"work", "wheels", "__pycache__", ".ipynb_checkpoints", "bundle.zip", "receipts.json"}
+    for top in ("labapp", "notebooks", "dockerfiles", "pyproject.toml"):
+        place = REPOSITORY / top
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file() and not apart.intersection(file.relative_to(REPOSITORY).parts):
+                hasher.update(f"{file.relative_to(REPOSITORY)}\0".encode() + file.read_bytes())
+    tag = hasher.hexdigest()[:12]
+    return {kind: f"{bench.registry.address}/room/{kind}:{tag}" for kind in KINDS}
+
+
+def images(bench: Bench) -> dict[str, str]:
+    """Return the room's images by kind; those that are missing are pulled, or else built."""
+    names, args = image_names(bench), {"PIP_NO_INDEX": "1"}
+    args["BASE"] = str(bench.base(bases.SLIM))
+    for kind, name in names.items():
+        if bench.engine.image(name) is not None:
+            continue
+        with contextlib.suppress(NotInRegistry):
+            bench.registry.image(name)
+            pull(bench.engine, bench.server, name)  # a bundle has brought it
+            continue
+        if kind == "engine":
+            _build_engine(bench, name, args["BASE"])
+        else:
+            wheels.fetch(FOLDER / "wheels", platform=bench.engine.platform)
+            file = FOLDER / "Dockerfile"
+            build(bench.engine, REPOSITORY, tag=name, dockerfile=file, args=args, target=kind)
+    return names
+
+
+def _build_engine(bench: Bench, name: str, base: str) -> None:
+    place = FOLDER / "engine"
+    held = {
+        str(bases.at(bundles.Bundle.address, base.name)): [
+            (bench.registry, bench.registry.image(base.reference))
+        ]
+        for base in bench.bases
+    }
+    bundles.write(place / "bundle.zip", held, {})
+    try:
+        build(bench.engine, place, tag=name, args={"BASE": base})
+    finally:
+        (place / "bundle.zip").unlink()
+
+
+def start(
+    bench: Bench, *, certificate: tuple[Path, Path] | None = None, **said: Any
+) -> dict[str, Any]:
+    """Open the room, and return its settings; one that is open gets what is said anew.
+
+    ``said`` are some of :data:`SETTINGS`; ``certificate`` is a file of PEM, and its key's.
+    """
+    room = Room.of(bench.engine, bench.state)
+    engine, api = bench.engine, bench.engine.client.api
+    told = {**SETTINGS, **room.state.read("room"), **said}
+    names = images(bench)
+    told["trust"] = told["trust"] or _trust(engine, names["engine"])
+    told["class_password"] = told["class_password"] or secrets.token_urlsafe(6)
+    told.setdefault("token", secrets.token_hex(24))
+    told.setdefault("teacher_password", secrets.token_urlsafe(9))
+    everything = {"*": ("pull", "push", "delete")}
+    Accounts(room.state).add(told["teacher"], told["teacher_password"], rights=everything)
+    if certificate:
+        for name, file in zip(("certificate.pem", "certificate.key"), certificate, strict=True):
+            write_file(room.state.folder / name, file.read_bytes())
+        told["certificate"] = str(certificate[0])
+    scheme = "https" if told["certificate"] else "http"
+    url = told["url"] or f"{scheme}://{_own_address(told['bind'])}:{told['port']}/"
+    room.state.write(
+        "room", {**told, "url": url, "images": names, "labels": room.labels, "name": room.name}
+    )
+    with engine.doing("starting the room"):
+        if not api.networks(names=[room.name]):
+            api.create_network(room.name, labels=room.labels)
+        if (old := room.hub()) is not None:
+            discard(old)
+        path = engine.host.removeprefix("unix://")
+        inside, mine = "/var/run/docker.sock", room.state.folder.stat()
+        hub = api.create_container(
+            names["hub"],
+            name=f"{room.name}--hub",
+            labels=room.labels,
+            user=f"{mine.st_uid}:{mine.st_gid}",
+            environment={"DOCKER_HOST": f"unix://{inside}", "HOME": "/srv/room"},
+            ports=[8000],
+            host_config=api.create_host_config(
+                binds=[f"{room.state.folder}:/srv/room", f"{path}:{inside}"],
+                group_add=[str(Path(path).stat().st_gid)],
+                port_bindings={8000: (told["bind"], told["port"])},
+                network_mode=room.name,
+                restart_policy={"Name": "unless-stopped"},
+            ),
+            networking_config={"EndpointsConfig": {room.name: {"Aliases": ["hub"]}}},
+        )
+        api.start(hub["Id"])
+    _await(room)
+    return room.settings()
+
+
+def _await(room: Room) -> None:
+    """Wait until the hub answers, or tell the end of its log."""
+
+    def settled() -> bool:
+        hub = room.hub()
+        if hub is None or hub.attrs["RestartCount"]:
+            return True
+        try:
+            return bool(room.ask("/"))
+        except LabError:
+            return False
+
+    wait_until(settled, seconds=60, every=0.2)
+    hub = room.hub()
+    if hub is None or hub.attrs["RestartCount"] or not settled():
+        log = hub.logs(tail=12).decode("utf-8", "replace") if hub else ""
+        if hub:
+            discard(hub)
+        raise LabError(f"starting the room: its hub does not answer. Its log ends:\n{log}")
+
+
+def stop(room: Room) -> None:
+    """Close the room: hub, labs and engines end; homes, engines' data and names stay."""
+    mine: list[str] = [f"{name}={value}" for name, value in room.labels.items()]
+    with room.engine.doing("stopping the room"):
+        found = room.engine.client.containers.list(
+            all=True, filters={"label": mine}, ignore_removed=True
+        )
+        # The hub first, so that it starts nothing; then engines, whose labs are their network.
+        for part in ("--hub", "--engine", ""):
+            for container in [each for each in found if str(each.name).endswith(part)]:
+                try:
+                    container.stop(timeout=10)
+                    container.remove(force=True, v=True)
+                except docker.errors.APIError as error:  # gone, or going
+                    if error.status_code not in {404, 409}:
+                        raise
+
+
+def add(room: Room, names: Path) -> str:
+    """Give the learners of a list their accounts; return the list with passwords, as CSV."""
+    hub = room.hub()
+    if hub is None or hub.status != "running":
+        raise LabError(f"adding the learners of '{names}': the room is not open. {_START}")
+    copy = room.state.path("names.csv")
+    shutil.copy(names, copy)
+    with room.engine.doing(f"adding the learners of '{names}'"):
+        ran = hub.exec_run(["python3", "/opt/lab/dockerfiles/room/learners.py", "names.csv"])
+    copy.unlink()
+    said = ran.output.decode("utf-8", "replace") if isinstance(ran.output, bytes) else ""
+    if ran.exit_code:
+        raise LabError(f"adding the learners of '{names}': {said.strip()}")
+    return said
+
+
+def _trust(engine: Engine, image: str) -> str:
+    """Return the right that an engine's container gets: all there is, where this machine has it."""
+    try:
+        engine.client.containers.run(image, ["true"], privileged=True, remove=True)
+    except docker.errors.APIError:
+        return "capabilities"
+    return "privileged"
+
+
+def _own_address(bind: str) -> str:
+    """Return an address by which others reach this machine; nothing is sent to find out."""
+    if bind != "0.0.0.0":
+        return bind
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
