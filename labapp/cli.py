@@ -403,7 +403,8 @@ def load_bundle(file: Path) -> None:
 def room() -> None:
     """Serve a class, which needs browsers only.
 
-    Each learner gets a lab and an engine of their own. JupyterHub does it, on this machine's engine. 'docs/room.md' goes through an instructor's day.
+    Each learner gets a lab and an engine of their own. JupyterHub does it, on this machine's
+    engine. 'docs/room.md' goes through an instructor's day.
     """
 
 
@@ -446,7 +447,7 @@ def start_room(
     given = {name: value for name, value in said.items() if value is not None}
     given["list_only"] = list_only
     told = rooms.start(prepare(State.open(), source=bases), certificate=certificate, **given)
-    _line("address", told["url"])
+    _line("address", told["address"])
     if not list_only:
         _line("class password", told["class_password"])
     _line("teacher", f"'{told['teacher']}', with the password '{told['teacher_password']}'")
@@ -472,7 +473,7 @@ def room_status() -> None:
     state = State.open()
     found = rooms.Room.of(engine.find(state), state)
     learners = found.ask("/users?state=active")
-    _line("address", found.settings()["url"])
+    _line("address", found.settings()["address"])
     _line("servers", str(len(learners)))
     for each in learners:
         _line(each["name"], f"heard of at {each['last_activity']}")

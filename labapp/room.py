@@ -11,7 +11,7 @@ import hashlib
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,7 @@ from labapp.private.accounts import Accounts
 from labapp.state import REPOSITORY, ROLE_LABEL, State, write_file
 
 FOLDER = REPOSITORY / "dockerfiles" / "room"
-KINDS = ("lab", "hub", "engine")
-"""The images that a room needs, two of them from one Dockerfile."""
+EVERYWHERE = "0.0.0.0"
 
 SETTINGS: Mapping[str, Any] = {
     "teacher": "teacher",
@@ -49,7 +48,7 @@ SETTINGS: Mapping[str, Any] = {
     "idle_minutes": 90,
     "trust": "",
     "port": 8000,
-    "bind": "0.0.0.0",
+    "bind": EVERYWHERE,
     "url": "",
     "certificate": "",
 }
@@ -96,7 +95,8 @@ class Room:
         """Return what the hub's API answers; LabError if it doesn't."""
         told = self.settings()
         scheme = "https" if told["certificate"] else "http"
-        url = f"{scheme}://127.0.0.1:{told['port']}/hub/api{path}"
+        host = "127.0.0.1" if told["bind"] == EVERYWHERE else told["bind"]
+        url = f"{scheme}://{host}:{told['port']}/hub/api{path}"
         try:
             with requests.Session() as session:
                 session.trust_env = False
@@ -109,15 +109,24 @@ class Room:
 
 def image_names(bench: Bench) -> dict[str, str]:
     """Return what the room's images are called; the tag tells of which files they are made."""
-    hasher = hashlib.sha256("".join(base.digest for base in bench.bases).encode())
+    tops = [REPOSITORY / name for name in ("labapp", "notebooks", "dockerfiles", "pyproject.toml")]
+    made_of = {"lab": tops, "hub": tops, "engine": [FOLDER / "engine"]}
+    base = "".join(base.digest for base in bench.bases)
+    return {
+        kind: f"{bench.registry.address}/room/{kind}:{_digest(places, base)[:12]}"
+        for kind, places in made_of.items()
+    }
+
+
+def _digest(places: Sequence[Path], first: str) -> str:
+    """Return what tells one state of some folders' files from another."""
     apart = {"work", "wheels", "__pycache__", ".ipynb_checkpoints", "bundle.zip", "receipts.json"}
-    for top in ("labapp", "notebooks", "dockerfiles", "pyproject.toml"):
-        place = REPOSITORY / top
-        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if file.is_file() and not apart.intersection(file.relative_to(REPOSITORY).parts):
-                hasher.update(f"{file.relative_to(REPOSITORY)}\0".encode() + file.read_bytes())
-    tag = hasher.hexdigest()[:12]
-    return {kind: f"{bench.registry.address}/room/{kind}:{tag}" for kind in KINDS}
+    hasher = hashlib.sha256(first.encode())
+    for file in sorted(each for place in places for each in (place, *place.rglob("*"))):
+        name = file.relative_to(REPOSITORY)
+        if file.is_file() and not apart.intersection(name.parts):
+            hasher.update(f"{name.as_posix()}\0".encode() + file.read_bytes())
+    return hasher.hexdigest()
 
 
 def images(bench: Bench) -> dict[str, str]:
@@ -177,10 +186,9 @@ def start(
             write_file(room.state.folder / name, file.read_bytes())
         told["certificate"] = str(certificate[0])
     scheme = "https" if told["certificate"] else "http"
-    url = told["url"] or f"{scheme}://{_own_address(told['bind'])}:{told['port']}/"
-    room.state.write(
-        "room", {**told, "url": url, "images": names, "labels": room.labels, "name": room.name}
-    )
+    address = told["url"] or f"{scheme}://{_own_address(told['bind'])}:{told['port']}/"
+    told |= {"address": address, "images": names, "labels": room.labels, "name": room.name}
+    room.state.write("room", told)
     with engine.doing("starting the room"):
         if not api.networks(names=[room.name]):
             api.create_network(room.name, labels=room.labels)
@@ -266,16 +274,19 @@ def add(room: Room, names: Path) -> str:
 
 def _trust(engine: Engine, image: str) -> str:
     """Return the right that an engine's container gets: all there is, where this machine has it."""
+    container = engine.client.containers.create(image, ["true"], privileged=True)
     try:
-        engine.client.containers.run(image, ["true"], privileged=True, remove=True)
+        container.start()
     except docker.errors.APIError:
         return "capabilities"
+    finally:
+        discard(container)
     return "privileged"
 
 
 def _own_address(bind: str) -> str:
     """Return an address by which others reach this machine; nothing is sent to find out."""
-    if bind != "0.0.0.0":
+    if bind != EVERYWHERE:
         return bind
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -8,14 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from jupyterhub.slugs import safe_slug
-
 from labapp.state import State
 
 HERE, ROOM = Path(__file__).parent, Path("/srv/room")
 sys.path.insert(0, str(HERE))
 
-from learners import Learners  # noqa: E402
+from learners import Learners, account  # noqa: E402
 from pair import Pair  # noqa: E402
 
 room = json.loads((ROOM / "room.json").read_text(encoding="utf-8"))
@@ -25,7 +23,7 @@ c = get_config()  # noqa: F821 (JupyterHub reads this file, and brings the name)
 c.JupyterHub.bind_url = "http://:8000"
 c.JupyterHub.hub_ip = ""
 c.JupyterHub.hub_connect_ip = "hub"
-c.JupyterHub.public_url = room["url"]
+c.JupyterHub.public_url = room["address"]
 c.JupyterHub.db_url = f"sqlite:///{ROOM / 'hub.sqlite'}"
 c.JupyterHub.cookie_secret_file = str(ROOM / "cookie_secret")
 c.ConfigurableHTTPProxy.pid_file = "/tmp/proxy.pid"
@@ -47,7 +45,7 @@ c.JupyterHub.admin_access = True
 # What each gets: a pair of containers, within limits.
 c.JupyterHub.spawner_class = Pair
 c.Pair.prefix = room["name"]
-c.Pair.escape = safe_slug
+c.Pair.escape = account
 c.Pair.image = room["images"]["lab"]
 c.Pair.engine_image = room["images"]["engine"]
 c.Pair.pull_policy = "never"

@@ -29,7 +29,7 @@ SHORTEST = 4
 
 def account(name: str) -> str:
     """Return what a learner's account is called: letters, digits and dashes, 30 at most."""
-    return str(safe_slug(name))
+    return str(safe_slug(name)) if name else ""
 
 
 def rights(name: str) -> dict[str, tuple[str, ...]]:

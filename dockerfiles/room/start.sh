@@ -15,7 +15,8 @@ done
 
 # The base images are in the engine's image. The registry's volume is laid over them: it begins with
 # all of them, and takes no room for it.
-lab=$(python3 -c "from labapp.state import State; print(State.open().lab_id)")
+[ -e "$state/id" ] || od -An -N4 -tx1 /dev/urandom | tr -d ' \n' > "$state/id"
+lab=$(cat "$state/id")
 docker tag labapp/registry:room "labapp/registry:$lab"
 docker volume inspect "labapp-registry-$lab" > /dev/null 2>&1 ||
     docker volume create --label "labapp.lab=$lab" --label labapp.role=registry \
@@ -23,6 +24,7 @@ docker volume inspect "labapp-registry-$lab" > /dev/null 2>&1 ||
         "labapp-registry-$lab" > /dev/null
 [ -e "$state/bases.json" ] || cp /run/lab/bases.json "$state/bases.json"
 
-python3 -m labapp prepare
+# While the server starts. Should this fail, the first cell of a chapter does it again, and tells.
+python3 -m labapp prepare &
 cd "$HOME/notebooks"
 exec "$@"

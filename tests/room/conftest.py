@@ -54,7 +54,7 @@ def come(room: Room) -> Callable[[str], Learner]:
     """Let a learner in, whose server is started by the caller."""
 
     def come(name: str) -> Learner:
-        learner = Learner(room.settings()["url"], name, f"the word of {name}")
+        learner = Learner(room.settings()["address"], name, f"the word of {name}")
         assert learner.log_in(CLASS).status_code == 302
         return learner
 

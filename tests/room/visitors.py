@@ -1,4 +1,4 @@
-"""A learner's browser, as far as tests need one: it logs in at a hub, and runs cells in a kernel."""
+"""A learner's browser, as far as tests need one: it logs in at a hub, and runs cells."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Learner:
         """The address of this learner's server."""
         return urljoin(self.hub, f"user/{quote(self.name.lower())}/")
 
-    def spawn(self, *, seconds: float = 240) -> float:
+    def spawn(self, *, seconds: float = 120) -> float:
         """Start the server as the browser does, and return after how many seconds it answered."""
         began = time.monotonic()
         self.session.get(urljoin(self.hub, "hub/spawn"), timeout=60)

@@ -6,15 +6,23 @@ data=/engine/data
 mkdir -p $data
 if [ -n "${DISK:-}" ]; then
     # A disk in a file: full for this learner, while the others' builds go on.
-    for number in $(seq 0 127); do
-        [ -e "/dev/loop$number" ] || mknod -m 660 "/dev/loop$number" b 7 "$number"
-    done
     if [ ! -e /engine/disk ]; then
         truncate --size "$DISK" /engine/disk.new
         mkfs.ext4 -q -F -m 0 /engine/disk.new
         mv /engine/disk.new /engine/disk
     fi
-    mount -o loop /engine/disk $data
+    [ -e /dev/loop-control ] || mknod /dev/loop-control c 10 237
+    tries=0
+    until free=$(losetup --find) && mount -o loop /engine/disk $data 2> /tmp/why; do
+        # Another engine may have taken it at the same time.
+        tries=$((tries + 1))
+        [ $tries -lt 50 ] || {
+            echo "making a disk of $DISK: $(cat /tmp/why) 'room start --disk none' sets no limit." >&2
+            exit 1
+        }
+        free=${free%% *} # behind a node that is missing, it says so
+        [ -e "$free" ] || mknod -m 660 "$free" b 7 "${free#/dev/loop}"
+    done
 fi
 mkdir -p $data/labapp/certs.d $data/labapp/upper $data/labapp/work
 

@@ -1,0 +1,102 @@
+"""A room of learners: they come in, work at the same time, and neither see nor harm each other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import CLASS  # type: ignore[import-not-found]
+from test_chapters import FILES, read, then_solved
+from visitors import Learner
+
+from labapp.course.exercises import all_exercises
+from labapp.room import Room
+
+Come = Callable[[str], Learner]
+
+
+def solve(learner: Learner, number: str) -> list[str]:
+    """Run a chapter's cells in a learner's kernel, its exercises solved; return the verdicts."""
+    file = next(each for each in FILES if each.name.startswith(number))
+    said = [
+        learner.run(cell.source)
+        for cell in then_solved(read(file).cells)
+        if cell.cell_type == "code" and cell.id != "clean-up"
+    ]
+    return re.findall(r'class="labapp-verdict" data-outcome="(\w+)"', "\n".join(said))
+
+
+@pytest.fixture(scope="module")
+def pair(room: Room) -> list[Learner]:
+    """Two learners with servers that run, who came at the same time."""
+    url = room.settings()["address"]
+    both = [Learner(url, name, f"the word of {name}") for name in ("ada", "Müller Zoë")]
+    for each in both:
+        assert each.log_in(CLASS).status_code == 302
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(Learner.spawn, both))
+    return both
+
+
+def test_two_solve_a_chapter_at_the_same_time(pair: list[Learner]) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        verdicts = list(threads.map(lambda each: solve(each, "00"), pair))
+    count = sum(id.startswith("00") for id in all_exercises())
+    assert verdicts == [["NotYet", "Correct"] * count] * 2
+
+
+def test_what_runs_opens_in_the_browser_through_the_hub(pair: list[Learner]) -> None:
+    ada, other = pair
+    said = ada.run("again = lab.run(hello, name='again', wait_for='/')\nprint(again.url)")
+    url = re.findall(r"http\S+/proxy/\d+/", said)[-1]
+    page = ada.session.get(url, timeout=30)
+    assert page.ok and page.text.strip() == ada.run("print(again.get('/'))").strip()
+    # It is behind the learner's own login.
+    refused = other.session.get(url, timeout=30)
+    assert refused.status_code in {403, 404} and page.text.strip() not in refused.text
+
+
+def test_one_sees_and_harms_nothing_of_the_other(room: Room, pair: list[Learner]) -> None:
+    ada, other = pair
+    look = """
+import subprocess, json, requests
+def sh(words): return subprocess.run(words, shell=True, capture_output=True, text=True).stdout
+print(json.dumps({
+    "containers": sh("docker ps -a --format '{{.Names}}'").split(),
+    "volumes": sh("docker volume ls -q").split(),
+    "catalog": requests.get(f"http://{lab.address}/v2/_catalog").json()["repositories"],
+    "address": sh("hostname -i").split()[0], "port": lab.address.rpartition(":")[2],
+    "files": sh("ls /home"),
+}))
+"""
+    before = json.loads(other.run(look).strip())
+    seen = json.loads(ada.run(look).strip())
+    assert not {*seen["containers"]} & {*before["containers"]} - {"hello", "again"}
+    assert not {*seen["volumes"]} & {*before["volumes"]}
+    # The other's registry is on the other's loopback; the other's server asks for a login.
+    tries = f"""
+import requests
+for port in ({before["port"]}, 2375, 8888):
+    try: print(requests.get(f"http://{before["address"]}:{{port}}/v2/", timeout=3).status_code)
+    except requests.RequestException as error: print(type(error).__name__)
+print(requests.get("http://{before["address"]}:8888/user/x/api/contents", timeout=5).status_code)
+"""
+    said = ada.run(tries).split()
+    assert said[:2] == ["ConnectionError", "ConnectionError"] and said[3] in {"403", "404"}
+    ada.run("lab.attack('overwrite')", may_fail=True)
+    ada.run("print(sh('python3 -m labapp reset --everything --yes'))")
+    assert json.loads(other.run(look).strip()) == before
+    assert room.engine.container(f"{room.name}--hub").status == "running"  # type: ignore[union-attr]
+
+
+def test_neither_has_a_right_on_the_machine(room: Room, pair: list[Learner]) -> None:
+    for container in room.engine.client.containers.list(filters={"label": "labapp.role=room"}):
+        told = container.attrs["HostConfig"]
+        if not str(container.name).endswith(("--hub", "--engine")):
+            assert told["CapDrop"] == ["ALL"] and not told["Privileged"]
+            assert not any("docker.sock" in each for each in told["Binds"])
+    said = pair[0].run("print(open('/proc/self/status').read())")
+    assert re.search(r"CapBnd:\s0{16}", said) and re.search(r"NoNewPrivs:\s1", said)
