@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from labapp import feedback
@@ -47,9 +48,16 @@ Held = tuple[ImageSource, RegistryImage]
 
 
 def save(
-    bench: Bench, path: Path, *, platforms: Sequence[Platform] = (), source: str = "auto"
+    bench: Bench,
+    path: Path,
+    *,
+    platforms: Sequence[Platform] = (),
+    source: str = "auto",
+    more: Sequence[str] = (),
 ) -> None:
     """Write a lab's bundle; a file that was there is replaced once the new one is complete.
+
+    ``more`` are further images in the lab's registry, by their references.
 
     It is for the lab's own platform, or for those that are named. The lab's registry holds the
     images for its own; those for others come from where base images do (``source``), as they are
@@ -65,7 +73,11 @@ def save(
             held = bench.registry, bench.registry.image(base.reference)
             images[base.name].append(held if is_own else _elsewhere(base.name, platform, source))
         files |= _wheels(bench.application, platform, is_own=is_own)
-    write(path, {str(bases.at(Bundle.address, name)): images[name] for name in images}, files)
+    named = {str(bases.at(Bundle.address, name)): images[name] for name in images}
+    for further in map(bench.registry.image, more):
+        name = str(replace(further.reference, registry=Bundle.address))
+        named[name] = [(bench.registry, further)]
+    write(path, named, files)
     feedback.say(f"Saved {path} ({path.stat().st_size / 1e6:,.0f} MB).")
 
 
@@ -100,6 +112,9 @@ def load(state: State, path: Path, *, wheel_folder: Path | None = None) -> tuple
         server.start(image=bases.engine_name(state))
         for name, place in places.items():
             shelf.copy(name, place, came_from=path.name)
+        for further in bundle.names() - {place[1] for place in places.values()}:
+            to = replace(further, registry=server.address)
+            server.registry().copy(bundle, bundle.image(further), to=to)
         others = {name: data for name, data in files.items() if name.startswith(f"{platform}/")}
         own = {name: data for name, data in files.items() if "/" not in name}
         folder = wheel_folder or REPOSITORY / "dockerfiles" / "app" / "wheels"
@@ -173,6 +188,11 @@ class Bundle:
         found = self.images(reference)
         fits = (e for e in found if platform is not None and platform.can_run(e.config.platform))
         return next(fits, found[0])
+
+    def names(self) -> set[Reference]:
+        """Return what its images are called."""
+        names = [name for name in self._archive.namelist() if name.startswith(_IMAGES)]
+        return {Reference.parse(name.removeprefix(_IMAGES)) for name in names}
 
     def images(self, reference: Reference | str) -> list[RegistryImage]:
         """Return an image's manifests and configs, one for each platform."""

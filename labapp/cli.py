@@ -244,8 +244,9 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
     help="Run the chapters on other engines instead, each made of Debian's packages (as root on "
     "Debian or Ubuntu): docker-20.10, docker-26, docker-28, podman-4, podman-5, ... or 'all'.",
 )
+@click.option("--room", "all_of_room", is_flag=True, help="Also the long tests of a room: faults.")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[PYTEST_ARGS]...")
-def test(pytest_args: tuple[str, ...], engines: tuple[str, ...]) -> int:
+def test(pytest_args: tuple[str, ...], engines: tuple[str, ...], all_of_room: bool) -> int:
     """Set up a lab apart, and run the test suite.
 
     That lab's state folder ends in '-test', or is named in LABAPP_STATE_TEST: a running lab is not
@@ -268,9 +269,11 @@ def test(pytest_args: tuple[str, ...], engines: tuple[str, ...]) -> int:
     if not any(argument.startswith("tests/") for argument in pytest_args):
         # Tests wait for builds most of the time: two processes share them, each with a lab.
         command += ["-n", "2"]
+    left_out = [] if all_of_room else ["not long"]
     if reason := own_engine.can_start():
         feedback.say(f"Left out: the tests that make an engine or a root. Why: {reason}")
-        command += ["-m", "not own_engine"]
+        left_out.append("not own_engine")
+    command += ["-m", " and ".join(left_out)]
     with subprocess.Popen([*command, *pytest_args], cwd=REPOSITORY) as process:
         # At Ctrl-C, pytest gets the same signal, and cleans up after itself.
         with contextlib.suppress(KeyboardInterrupt):
@@ -381,13 +384,16 @@ def bundle() -> None:
     help="For which processors, as in linux/amd64,linux/arm64. By default for this engine's; the "
     "images for others come from the mirror or from Docker Hub.",
 )
-def save_bundle(file: Path, bases: str, platforms: list[Platform] | None) -> None:
+@click.option("--room", "for_room", is_flag=True, help="Also what 'room start' needs: its images.")
+def save_bundle(file: Path, bases: str, platforms: list[Platform] | None, for_room: bool) -> None:
     """Write base images, registry image, wheels and a snapshot of known fixes to FILE, a zip."""
     from labapp import bundle as bundles
+    from labapp import room as rooms
     from labapp.bench import prepare
 
     bench = prepare(State.open(), source=bases)
-    bundles.save(bench, file, platforms=platforms or (), source=bases)
+    more = rooms.pushed(bench) if for_room else ()
+    bundles.save(bench, file, platforms=platforms or (), source=bases, more=more)
 
 
 @bundle.command("load")

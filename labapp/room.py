@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from labapp.errors import LabError, NotInRegistry
 from labapp.journey import bases, wheels
 from labapp.journey.build import build
 from labapp.journey.run import discard
-from labapp.journey.transfer import pull
+from labapp.journey.transfer import pull, push
 from labapp.machine.engine import Engine
 from labapp.machine.ports import wait_until
 from labapp.private.accounts import Accounts
@@ -116,6 +117,14 @@ def image_names(bench: Bench) -> dict[str, str]:
         kind: f"{bench.registry.address}/room/{kind}:{_digest(places, base)[:12]}"
         for kind, places in made_of.items()
     }
+
+
+def pushed(bench: Bench) -> list[str]:
+    """Put the room's images into the lab's registry, for a bundle; return what they are called."""
+    names = [*images(bench).values()]
+    for name in names:
+        push(bench.engine, bench.server, name)
+    return names
 
 
 def _digest(places: Sequence[Path], first: str) -> str:
@@ -246,14 +255,19 @@ def stop(room: Room) -> None:
             all=True, filters={"label": mine}, ignore_removed=True
         )
         # The hub first, so that it starts nothing; then engines, whose labs are their network.
-        for part in ("--hub", "--engine", ""):
-            for container in [each for each in found if str(each.name).endswith(part)]:
-                try:
-                    container.stop(timeout=10)
-                    container.remove(force=True, v=True)
-                except docker.errors.APIError as error:  # gone, or going
-                    if error.status_code not in {404, 409}:
-                        raise
+        with ThreadPoolExecutor(8) as threads:
+            for part in ("--hub", "--engine", ""):
+                list(threads.map(_end, [c for c in found if str(c.name).endswith(part)]))
+
+
+def _end(container: Container) -> None:
+    """Stop and remove a container; one that is gone, or going, is fine."""
+    try:
+        container.stop(timeout=10)
+        container.remove(force=True, v=True)
+    except docker.errors.APIError as error:
+        if error.status_code not in {404, 409}:
+            raise
 
 
 def add(room: Room, names: Path) -> str:

@@ -8,6 +8,7 @@ import hmac
 import re
 import secrets
 import sys
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ NAME = r"\w([\w .@+'-]{0,78}[\w)])?"
 
 SHORTEST = 4
 """Characters that a password has at least."""
+
+
+def plain(name: str) -> str:
+    """Return a name as everybody is known by it: capitals and composed letters don't count."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).lower())
 
 
 def account(name: str) -> str:
@@ -54,11 +60,17 @@ class Learners(Authenticator):
         super().__init__(**kwargs)
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    def normalize_username(self, username: str) -> str:
+        """Return a name as the hub knows it."""
+        return plain(username)
+
     async def authenticate(self, handler: Any, data: dict[str, str]) -> str | None:
         """Return the name of who has shown the right password, else None."""
-        name, password, key = data["username"], data["password"], account(data["username"])
+        # As the hub will call who comes in: else another spelling of a name had its own password.
+        name, password = self.normalize_username(data["username"]), data["password"]
         if not re.fullmatch(NAME, name):
             return None
+        key = account(name)
         async with self._turns[key]:
             # The check of a password is slow on purpose.
             if await asyncio.to_thread(self._lets_in, name, key, password, data.get("otp") or ""):
@@ -88,7 +100,7 @@ def add(state: State, names: Path) -> list[tuple[str, str]]:
     with names.open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.reader(file), start=1):
             name, password, *_ = [*(cell.strip() for cell in row), "", ""]
-            name = name.lower()
+            name = plain(name)
             if not name or (number == 1 and name in {"name", "username"}):
                 continue
             if not re.fullmatch(NAME, name):

@@ -31,7 +31,7 @@ def emptied(room: Room) -> None:
     mine: list[str] = [f"{name}={value}" for name, value in room.labels.items()]
     for volume in volumes.list(filters={"label": mine}):
         volume.remove(force=True)
-    for name in ("hub.sqlite", "private", "cookie_secret"):
+    for name in ("room.json", "hub.sqlite", "private", "cookie_secret"):
         place = room.state.folder / name
         if place.is_dir():
             for file in place.iterdir():

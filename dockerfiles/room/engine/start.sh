@@ -12,17 +12,20 @@ if [ -n "${DISK:-}" ]; then
         mv /engine/disk.new /engine/disk
     fi
     [ -e /dev/loop-control ] || mknod /dev/loop-control c 10 237
-    tries=0
-    until free=$(losetup --find) && mount -o loop /engine/disk $data 2> /tmp/why; do
+    tries=0 free=
+    until [ -e "$free" ] && losetup "$free" /engine/disk 2> /tmp/why; do
         # Another engine may have taken it at the same time.
         tries=$((tries + 1))
         [ $tries -lt 50 ] || {
             echo "making a disk of $DISK: $(cat /tmp/why) 'room start --disk none' sets no limit." >&2
             exit 1
         }
-        free=${free%% *} # behind a node that is missing, it says so
+        free=$(losetup --find 2> /tmp/why) || continue
+        free=${free%% *} # behind a name that has no node here, it says so
         [ -e "$free" ] || mknod -m 660 "$free" b 7 "${free#/dev/loop}"
     done
+    mount "$free" $data
+    losetup --detach "$free" # as soon as it is mounted no more
 fi
 mkdir -p $data/labapp/certs.d $data/labapp/upper $data/labapp/work
 
@@ -51,4 +54,4 @@ echo "lowerdir=/opt/labapp/registry,upperdir=$data/labapp/upper,workdir=$data/la
 
 rm -f /var/run/docker.pid /run/docker/containerd/containerd.pid
 exec tini -- dockerd --host=unix:///run/lab/docker.sock --group=1000 --data-root=$data \
-    --exec-opt native.cgroupdriver=cgroupfs ${parent:+--cgroup-parent="$parent"}
+    --shutdown-timeout=5 --exec-opt native.cgroupdriver=cgroupfs ${parent:+--cgroup-parent="$parent"}
