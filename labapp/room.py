@@ -29,12 +29,20 @@ from labapp.journey.build import build
 from labapp.journey.run import discard
 from labapp.journey.transfer import pull, push
 from labapp.machine.engine import Engine
-from labapp.machine.ports import wait_until
+from labapp.machine.ports import free_port, wait_until
+from labapp.private import service
 from labapp.private.accounts import Accounts
+from labapp.private.registry import PrivateRegistry, bridge_address, make_certificates
+from labapp.registry.server import RegistryServer
 from labapp.state import REPOSITORY, ROLE_LABEL, State, write_file
 
 FOLDER = REPOSITORY / "dockerfiles" / "room"
 EVERYWHERE = "0.0.0.0"
+CLASS = "class"
+"""What kind of registry the class's is."""
+
+TOKENS = 10102
+"""The port in the hub's container at which the registry of the class sends for tokens."""
 
 SETTINGS: Mapping[str, Any] = {
     "teacher": "teacher",
@@ -195,6 +203,13 @@ def start(
             write_file(room.state.folder / name, file.read_bytes())
         told["certificate"] = str(certificate[0])
     scheme = "https" if told["certificate"] else "http"
+    host = bridge_address(engine)
+    told.setdefault("tokens", free_port(host=host))
+    make_certificates(room.state.path("private", host), host)
+    told |= {
+        "realm": f"http://{host}:{told['tokens']}/token",
+        "signer": f"private/{host}/tokens.pem",
+    }
     address = told["url"] or f"{scheme}://{_own_address(told['bind'])}:{told['port']}/"
     told |= {"address": address, "images": names, "labels": room.labels, "name": room.name}
     room.state.write("room", told)
@@ -211,11 +226,11 @@ def start(
             labels=room.labels,
             user=f"{mine.st_uid}:{mine.st_gid}",
             environment={"DOCKER_HOST": f"unix://{inside}", "HOME": "/srv/room"},
-            ports=[8000],
+            ports=[8000, TOKENS],
             host_config=api.create_host_config(
                 binds=[f"{room.state.folder}:/srv/room", f"{path}:{inside}"],
                 group_add=[str(Path(path).stat().st_gid)],
-                port_bindings={8000: (told["bind"], told["port"])},
+                port_bindings={8000: (told["bind"], told["port"]), TOKENS: (host, told["tokens"])},
                 network_mode=room.name,
                 restart_policy={"Name": "unless-stopped"},
             ),
@@ -223,7 +238,22 @@ def start(
         )
         api.start(hub["Id"])
     _await(room)
-    return room.settings()
+    registry = _open_registry(bench, room, told)
+    told |= {"registry": registry.address, "authority": registry.authority.read_text("ascii")}
+    room.state.write("room", told)
+    return told
+
+
+def _open_registry(bench: Bench, room: Room, told: Mapping[str, Any]) -> PrivateRegistry:
+    """Start the registry of the class, to which the hub lets in, and copy the base images to it."""
+    room.state.write("registry", bench.state.read("registry"))  # which image a registry runs
+    wait_until(lambda: service.find(room.state), seconds=20)
+    registry = PrivateRegistry(engine=room.engine, state=room.state, kind=CLASS).start()
+    mine = registry.registry(told["teacher"], told["teacher_password"])
+    for base in bench.bases:
+        held = bench.registry.image(base.reference)
+        mine.copy(bench.registry, held, to=bases.at(registry.address, base.name))
+    return registry
 
 
 def _await(room: Room) -> None:
@@ -249,6 +279,7 @@ def _await(room: Room) -> None:
 
 def stop(room: Room) -> None:
     """Close the room: hub, labs and engines end; homes, engines' data and names stay."""
+    RegistryServer(engine=room.engine, state=room.state, kind=CLASS).stop()
     mine: list[str] = [f"{name}={value}" for name, value in room.labels.items()]
     with room.engine.doing("stopping the room"):
         found = room.engine.client.containers.list(

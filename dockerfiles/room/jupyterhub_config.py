@@ -19,6 +19,22 @@ from pair import Pair  # noqa: E402
 room = json.loads((ROOM / "room.json").read_text(encoding="utf-8"))
 c = get_config()  # noqa: F821 (JupyterHub reads this file, and brings the name)
 
+
+def class_repository(spawner: Pair) -> str:
+    """Return where a learner may push, and by the same name and password log in."""
+    return f"{told('registry')}/class/{spawner.escaped_name}"
+
+
+def class_trust() -> dict[str, str]:
+    """Return what an engine needs to trust the registry of the class."""
+    return {"REGISTRY": told("registry"), "AUTHORITY": told("authority")}
+
+
+def told(name: str) -> str:
+    """Return what the room's file has by now; empty if nothing."""
+    return str(json.loads((ROOM / "room.json").read_text(encoding="utf-8")).get(name, ""))
+
+
 # Where it is: inside its container, on the room's own network, as "hub".
 c.JupyterHub.bind_url = "http://:8000"
 c.JupyterHub.hub_ip = ""
@@ -59,6 +75,9 @@ c.Pair.engine_memory = room["engine_memory"]
 c.Pair.cpu_limit = c.Pair.engine_cpus = room["cpus"]
 c.Pair.disk = "" if room["disk"] == "none" else room["disk"]
 c.Pair.default_url = "/lab/tree/00_start_here.ipynb"
+# The registry of the class is opened after the hub, which lets its learners in there.
+c.Pair.environment = {"LABAPP_CLASS_REPOSITORY": class_repository}
+c.Pair.engine_environment = class_trust
 # Until a server answers: engine, registry and base images come first.
 c.Pair.http_timeout = c.Pair.start_timeout = 180
 
@@ -71,6 +90,7 @@ idle = ["--timeout", str(room["idle_minutes"] * 60), "--cull-every", "60"]
 c.JupyterHub.services = [
     {"name": "idle", "command": [sys.executable, "-m", "jupyterhub_idle_culler", *idle]},
     {"name": "room", "api_token": room["token"]},
+    {"name": "tokens", "command": [sys.executable, str(HERE / "tokens.py")]},
 ]
 c.JupyterHub.load_roles = [
     {
@@ -94,4 +114,4 @@ if view.exists():
             "display": True,
         }
     ]
-    c.Pair.environment = {"LABAPP_CLASS": "http://hub:8000/services/class"}
+    c.Pair.environment |= {"LABAPP_CLASS": "http://hub:8000/services/class"}

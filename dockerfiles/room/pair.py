@@ -7,7 +7,7 @@ from typing import Any
 
 import docker.errors
 from dockerspawner import DockerSpawner
-from traitlets import Dict, Float, Integer, Unicode
+from traitlets import Callable, Dict, Float, Integer, Unicode
 
 LAB_RIGHTS: dict[str, Any] = {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
 """The lab's container is a program like any other: it needs no right at all."""
@@ -44,6 +44,7 @@ class Pair(DockerSpawner):
     trust = Unicode("privileged", config=True, help="What the engine may do: see engine_rights.")
     pids = Integer(1024, config=True, help="How many processes each of the two may have.")
     labels = Dict(config=True, help="The labels of all that is made.")
+    engine_environment = Callable(dict, config=True, help="Returns more of its variables.")
     engine_cpus = Float(2.0, config=True, help="How many processors the engine may use.")
 
     def volume(self, what: str) -> str:
@@ -76,7 +77,10 @@ class Pair(DockerSpawner):
             "image": self.engine_image,
             "name": self.engine_name,
             "labels": self.labels,
-            "environment": {"DISK": self.disk if "runtime" not in rights else ""},
+            "environment": {
+                "DISK": self.disk if "runtime" not in rights else "",
+                **self.engine_environment(),
+            },
             "host_config": settings,
         }
 

@@ -49,14 +49,14 @@ _TRUSTED = "private/trusted"
 class PrivateRegistry:
     """A registry with accounts, TLS and tokens; its images and accounts outlast a stop."""
 
-    def __init__(self, *, engine: Engine, state: State) -> None:
+    def __init__(self, *, engine: Engine, state: State, kind: str = "private") -> None:
         """Look where it is; nothing is started. EngineError if the engine does not answer."""
         self.accounts = Accounts(state)
         self.host = bridge_address(engine)
         self.server = RegistryServer(
             engine=engine,
             state=state,
-            kind="private",
+            kind=kind,
             host=self.host,
             client=self._client,
             advice="Its 'start()' starts it, once 'python3 -m labapp start' has started the lab.",

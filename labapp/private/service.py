@@ -112,8 +112,8 @@ class _Service(ThreadingHTTPServer):
     # Whatever a client sends, nothing of it is printed below a learner's cell.
     handle_error = staticmethod(lambda *_: None)  # type: ignore[assignment]
 
-    def __init__(self, state: State, signer: Path) -> None:
-        super().__init__((LOOPBACK, 0), _Handler)
+    def __init__(self, state: State, signer: Path, place: tuple[str, int] = (LOOPBACK, 0)) -> None:
+        super().__init__(place, _Handler)
         self.state = state
         self.accounts = Accounts(state)
         self.signer = signer
@@ -210,6 +210,12 @@ def start(state: State, signer: Path) -> str:
     realm = f"http://{LOOPBACK}:{service.server_port}/token"
     state.write(_PLACE, {"realm": realm})
     return realm
+
+
+def serve(state: State, signer: Path, *, place: tuple[str, int], realm: str) -> None:
+    """Run the token service for good; other processes of this lab find it at ``realm``."""
+    state.write(_PLACE, {"realm": realm})
+    _Service(state, signer, place).serve_forever()
 
 
 def stop(state: State) -> None:

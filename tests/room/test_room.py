@@ -59,6 +59,35 @@ def test_what_runs_opens_in_the_browser_through_the_hub(pair: list[Learner]) -> 
     assert refused.status_code in {403, 404} and page.text.strip() not in refused.text
 
 
+def test_each_may_push_to_a_place_of_the_class(room: Room, pair: list[Learner]) -> None:
+    ada, other = pair
+    said = ada.run("""
+import os, subprocess
+base, place = str(lab.base("python:3.13-slim")), os.environ["LABAPP_CLASS_REPOSITORY"]
+host = place.partition("/")[0]
+def done(words): return subprocess.run(words, shell=True, capture_output=True, text=True).returncode
+print([
+    done(f"echo 'wrong' | docker login -u ada --password-stdin {host}"),
+    done(f"echo 'the word of ada' | docker login -u ada --password-stdin {host}"),
+    done(f"docker pull {base} && docker tag {base} {place}/web:1 && docker push {place}/web:1"),
+    done(f"docker tag {base} {host}/class/other/web:1 && docker push {host}/class/other/web:1"),
+    done(f"docker pull {host}/base/python:3.13-slim"),
+    done(f"docker tag {base} {host}/base/python:mine && docker push {host}/base/python:mine"),
+])
+""")
+    assert json.loads(said.strip()) == [1, 0, 0, 1, 0, 1]
+
+
+def test_neither_has_a_right_on_the_machine(room: Room, pair: list[Learner]) -> None:
+    for container in room.engine.client.containers.list(filters={"label": "labapp.role=room"}):
+        told = container.attrs["HostConfig"]
+        if not str(container.name).endswith(("--hub", "--engine")):
+            assert told["CapDrop"] == ["ALL"] and not told["Privileged"]
+            assert not any("docker.sock" in each for each in told["Binds"])
+    said = pair[0].run("print(open('/proc/self/status').read())")
+    assert re.search(r"CapBnd:\s0{16}", said) and re.search(r"NoNewPrivs:\s1", said)
+
+
 def test_one_sees_and_harms_nothing_of_the_other(room: Room, pair: list[Learner]) -> None:
     ada, other = pair
     look = """
@@ -90,13 +119,3 @@ print(requests.get("http://{before["address"]}:8888/user/x/api/contents", timeou
     ada.run("print(sh('python3 -m labapp reset --everything --yes'))")
     assert json.loads(other.run(look).strip()) == before
     assert room.engine.container(f"{room.name}--hub").status == "running"  # type: ignore[union-attr]
-
-
-def test_neither_has_a_right_on_the_machine(room: Room, pair: list[Learner]) -> None:
-    for container in room.engine.client.containers.list(filters={"label": "labapp.role=room"}):
-        told = container.attrs["HostConfig"]
-        if not str(container.name).endswith(("--hub", "--engine")):
-            assert told["CapDrop"] == ["ALL"] and not told["Privileged"]
-            assert not any("docker.sock" in each for each in told["Binds"])
-    said = pair[0].run("print(open('/proc/self/status').read())")
-    assert re.search(r"CapBnd:\s0{16}", said) and re.search(r"NoNewPrivs:\s1", said)

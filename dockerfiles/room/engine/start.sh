@@ -29,6 +29,12 @@ if [ -n "${DISK:-}" ]; then
 fi
 mkdir -p $data/labapp/certs.d $data/labapp/upper $data/labapp/work
 
+# The registry of the class, and whom to trust for it; the lab beside needs to know, too.
+if [ -n "${REGISTRY:-}" ]; then
+    mkdir -p "$data/labapp/certs.d/$REGISTRY"
+    printf %s "$AUTHORITY" | tee "$data/labapp/certs.d/$REGISTRY/ca.crt" > /run/lab/class.pem
+fi
+
 # What runs in this engine stays within the limits of this container. Where control groups are those
 # of the whole machine, the engine has to be told where its own are.
 parent=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)
