@@ -27,4 +27,5 @@ docker volume inspect "labapp-registry-$lab" > /dev/null 2>&1 ||
 # While the server starts. Should this fail, the first cell of a chapter does it again, and tells.
 python3 -m labapp prepare &
 cd "$HOME/notebooks"
-exec "$@"
+# An init first: what a learner left running ends, and is not counted for ever.
+exec tini -g -- "$@"

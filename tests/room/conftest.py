@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from visitors import Learner
 
 from labapp import room as rooms
 from labapp.bench import Bench
-from labapp.machine.ports import free_port
+from labapp.machine.ports import free_port, wait_until
 from labapp.room import Room
 
 CLASS = "the word of the class"
@@ -27,15 +28,18 @@ SETTINGS: dict[str, Any] = {
 def emptied(room: Room) -> None:
     """Close a room, and take away what its learners made."""
     rooms.stop(room)
-    volumes = room.engine.client.volumes
+    client = room.engine.client
     mine: list[str] = [f"{name}={value}" for name, value in room.labels.items()]
-    for volume in volumes.list(filters={"label": mine}):
+    wait_until(
+        lambda: not client.containers.list(all=True, filters={"label": mine}, ignore_removed=True),
+        seconds=20,
+    )
+    for volume in client.volumes.list(filters={"label": mine}):
         volume.remove(force=True)
     for name in ("room.json", "hub.sqlite", "private", "cookie_secret"):
         place = room.state.folder / name
         if place.is_dir():
-            for file in place.iterdir():
-                file.unlink()
+            shutil.rmtree(place)
         else:
             place.unlink(missing_ok=True)
 

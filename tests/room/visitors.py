@@ -23,7 +23,8 @@ class Learner:
     name: str
     password: str
     session: requests.Session = field(default_factory=requests.Session, repr=False)
-    _kernel: websocket.WebSocket | None = None
+    kernel_id: str = ""
+    channel: websocket.WebSocket | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.session.trust_env = False
@@ -68,15 +69,17 @@ class Learner:
 
     def kernel(self) -> websocket.WebSocket:
         """Return the way to a kernel of this learner's, which is started first."""
-        if self._kernel is None:
+        if not self.kernel_id:
             found = self.api("POST", "kernels", json={"name": "python3", "path": "x.ipynb"})
-            url = f"{self.base}api/kernels/{found['id']}/channels".replace("http", "ws", 1)
+            self.kernel_id = found["id"]
+        if self.channel is None:
+            url = f"{self.base}api/kernels/{self.kernel_id}/channels".replace("http", "ws", 1)
             cookies = "; ".join(f"{each.name}={each.value}" for each in self._cookies())
             origin = self.hub.rstrip("/")
-            self._kernel = websocket.create_connection(
+            self.channel = websocket.create_connection(
                 url, cookie=cookies, origin=origin, timeout=600, http_no_proxy=["*"]
             )
-        return self._kernel
+        return self.channel
 
     def _cookies(self) -> list[Any]:
         path = urlsplit(self.base).path
