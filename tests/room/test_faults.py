@@ -146,17 +146,18 @@ def test_one_forks_in_a_container(ada: Learner, other: Learner) -> None:
 
 @pytest.mark.long
 def test_one_fills_the_disk(ada: Learner, other: Learner) -> None:
-    said = ada.run(
-        OPEN + SH + "base = lab.base('python:3.13-slim')\n"
-        "fill = 'dd if=/dev/zero of=/f bs=1M count=6000'\n"
-        "print(sh(f'docker run --name full {base} {fill} 2>&1'))\n"
-    )
-    assert "No space left on device" in said
-    told = ada.run(quickly("date > /x"), may_fail=True)
-    assert "space" in told.lower(), "who has filled the disk is told"
-    other.run(OPEN)
-    other.run(quickly("date > /x"))
-    ada.run("print(sh('docker rm -f full'))")
+    ada.run(OPEN + SH + "base = lab.base('python:3.13-slim')")
+    # To the last kilobyte.
+    fill = "dd if=/dev/zero of=/f bs=1M; dd if=/dev/zero of=/g bs=1k"
+    try:
+        said = ada.run(f"print(sh(f'docker run --name full {{base}} sh -c \"{fill}\" 2>&1'))")
+        assert "No space left on device" in said
+        told = ada.run(quickly("date > /x"), may_fail=True)
+        assert "space" in told.lower(), "who has filled the disk is told"
+        other.run(OPEN)
+        other.run(quickly("date > /x"))
+    finally:
+        ada.run("print(sh('docker rm -f full'))")
     ada.run(quickly("date > /y"))
 
 
@@ -198,7 +199,9 @@ def test_the_hub_is_started_anew_in_mid_build(room: Room, ada: Learner) -> None:
 @pytest.mark.long
 def test_who_was_culled_comes_back_to_the_work(room: Room, ada: Learner) -> None:
     ada.run(OPEN + "\nopen('work/mine.txt', 'w').write('kept')")
-    ada.run(quickly("true") + "hello = str(made.reference)\n" + all_exercises()["00-tag"].solution)
+    hello = "hello = f'{lab.address}/hello/web:1.0'\nlab.tag(made.reference, hello)\n"
+    solution = all_exercises()["00-tag"].solution
+    ada.run(quickly("true") + hello + "lab.push(hello)\n" + solution)
     assert 'data-outcome="Correct"' in ada.run("lab.check('00-tag')")
     look = SH + "print(open('work/mine.txt').read(), sh('python3 -m labapp progress'))"
     before = ada.run(look)

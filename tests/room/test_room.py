@@ -41,10 +41,13 @@ def pair(room: Room) -> list[Learner]:
     return both
 
 
-def test_two_solve_a_chapter_at_the_same_time(pair: list[Learner]) -> None:
+@pytest.mark.parametrize(
+    "number", ["00", *(pytest.param(each, marks=pytest.mark.long) for each in ("01", "02", "03"))]
+)
+def test_two_solve_a_chapter_at_the_same_time(pair: list[Learner], number: str) -> None:
     with ThreadPoolExecutor(2) as threads:
-        verdicts = list(threads.map(lambda each: solve(each, "00"), pair))
-    count = sum(id.startswith("00") for id in all_exercises())
+        verdicts = list(threads.map(lambda each: solve(each, number), pair))
+    count = sum(id.startswith(number) for id in all_exercises())
     assert verdicts == [["NotYet", "Correct"] * count] * 2
 
 
