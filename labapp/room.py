@@ -239,7 +239,10 @@ def start(
         api.start(hub["Id"])
     _await(room)
     registry = _open_registry(bench, room, told)
-    told |= {"registry": registry.address, "authority": registry.authority.read_text("ascii")}
+    told |= {
+        "registry": registry.address,
+        "authority": registry.authority.read_text(encoding="ascii"),
+    }
     room.state.write("room", told)
     return told
 

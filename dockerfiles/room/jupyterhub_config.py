@@ -78,11 +78,11 @@ c.Pair.default_url = "/lab/tree/00_start_here.ipynb"
 # The registry of the class is opened after the hub, which lets its learners in there.
 c.Pair.environment = {"LABAPP_CLASS_REPOSITORY": class_repository}
 c.Pair.engine_environment = class_trust
-# Until a server answers: engine, registry and base images come first.
-c.Pair.http_timeout = c.Pair.start_timeout = 180
-
-# Not all at once: a class comes within a minute.
-c.JupyterHub.concurrent_spawn_limit = room["spawns"]
+# Not all start at once, when a class comes within a minute; who waits is not sent away.
+c.Pair.at_once = room["spawns"]
+c.JupyterHub.concurrent_spawn_limit = 0
+c.Pair.http_timeout = 180
+c.Pair.start_timeout = 1200
 c.JupyterHub.active_server_limit = room["learners"]
 
 # Who has left: after so many minutes without a sign, the pair is removed; its volumes stay.

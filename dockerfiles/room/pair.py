@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 from typing import Any
 
 import docker.errors
 from dockerspawner import DockerSpawner
+from jupyterhub.utils import wait_for_server
 from traitlets import Callable, Dict, Float, Integer, Unicode
 
 LAB_RIGHTS: dict[str, Any] = {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
@@ -32,6 +35,12 @@ def engine_rights(trust: str) -> dict[str, Any]:
     return {"runtime": trust}
 
 
+@functools.cache
+def turns(count: int) -> asyncio.Semaphore:
+    """Return what so many may hold at once; the same each time."""
+    return asyncio.Semaphore(count)
+
+
 class Pair(DockerSpawner):
     """Starts a learner's lab as DockerSpawner does, and an engine beside it; both go together.
 
@@ -46,6 +55,19 @@ class Pair(DockerSpawner):
     labels = Dict(config=True, help="The labels of all that is made.")
     engine_environment = Callable(dict, config=True, help="Returns more of its variables.")
     engine_cpus = Float(2.0, config=True, help="How many processors the engine may use.")
+
+    at_once = Integer(3, config=True, help="How many pairs start at the same time; others wait.")
+
+    async def start(self) -> tuple[str, int]:
+        """Start the pair in its turn, which lasts until the lab answers.
+
+        The hub's own limit would send the learner away, to try again.
+        """
+        async with turns(self.at_once):
+            place = await super().start()
+            with contextlib.suppress(TimeoutError):  # the hub tells that
+                await wait_for_server(*place, timeout=self.http_timeout)
+            return place
 
     def volume(self, what: str) -> str:
         """Return a volume's name: ``home``, ``engine`` or ``socket``."""
