@@ -27,7 +27,6 @@ from labapp.inside.archive import stream_of
 from labapp.inside.image import Contents
 from labapp.inside.layers import Budget, read_layer
 from labapp.journey import deploy, pin
-from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.manifests import Index, Platform, index_of, parse_config, parse_manifest
 
@@ -110,12 +109,6 @@ def manifests(data: bytes) -> None:
         assert not UNPRINTABLE.search(step.instruction)
 
 
-def references(data: bytes) -> None:
-    text = data.decode("utf-8", "surrogateescape")
-    found = Reference.parse(text)
-    assert Reference.parse(str(found)) == found
-
-
 def files_to_pin(data: bytes) -> None:
     """Dockerfiles and compose files: what is found is a part of the text, and no two overlap."""
     text = data.decode("utf-8", "surrogateescape")
@@ -151,7 +144,6 @@ READERS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "layers": (layers, LAYERS),
     "documents": (documents, DOCUMENTS),
     "manifests": (manifests, [*STORED.held.values()]),
-    "references": (references, [b"localhost:5/a/b:1@sha256:" + b"0" * 64, b"[::1]:5/a", b"python"]),
     "files_to_pin": (files_to_pin, TO_PIN),
     "answers": (answers, ANSWERS),
 }

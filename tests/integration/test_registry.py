@@ -13,23 +13,16 @@ from pathlib import Path
 import docker
 import pytest
 import requests
-from registries import put_image
+from made_images import put_image
 
-from labapp.errors import (
-    EngineLost,
-    NotInRegistry,
-    RegistryError,
-    RegistryUnreachable,
-)
+from labapp.errors import EngineLost, NotInRegistry, RegistryError, RegistryUnreachable
 from labapp.feedback import QuietFeedback
 from labapp.machine.engine import Engine
 from labapp.machine.ports import free_port
 from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.log import listening, parse_log
-from labapp.registry.manifests import (
-    digest_of,
-)
+from labapp.registry.manifests import digest_of
 from labapp.registry.server import CONFIG, CONFIG_INSIDE, STORAGE, RegistryServer
 from labapp.state import LABEL, ROLE_LABEL, State
 
