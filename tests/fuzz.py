@@ -1,7 +1,7 @@
 """Readers of what strangers send, against bytes that were altered at random.
 
-``python tests/fuzz.py [SECONDS [READER…]]`` runs each reader for so long, and prints what broke it;
-``tests/unit/test_fuzz.py`` runs each for a moment. What once broke one is a case of its tests.
+``tests/unit/test_fuzz.py`` runs each reader for a moment, or, with ``FUZZ_INPUTS=100000`` in the
+environment, for so many inputs, others each time. What once broke one is a case of its tests.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import contextlib
 import itertools
 import random
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import odd_layers
 from made_images import Memory, archive, put
@@ -190,24 +188,3 @@ def faults(reader: str, *, seed: int) -> Iterator[str]:
         if (took := time.process_time() - began) > SLOW:
             said += f"took {took:.1f} s"
         yield f"{said}\n{data!r}" if said else ""
-
-
-def main(arguments: list[Any]) -> int:
-    """Run each reader for some seconds, and return how many faults there were."""
-    seconds, found = float(arguments[0]) if arguments else 60.0, 0
-    for reader in arguments[1:] or READERS:
-        end, tried, seen = time.monotonic() + seconds, 0, set[str]()
-        for fault in faults(reader, seed=time.time_ns()):
-            tried += 1
-            if fault and (kind := fault.rstrip("\n").splitlines()[-2][:40]) not in seen:
-                seen.add(kind)
-                print(f"{reader}: {fault[-4000:]}", flush=True)
-            if time.monotonic() > end:
-                break
-        print(f"{reader}: {tried:,} inputs, {len(seen)} faults", flush=True)
-        found += len(seen)
-    return found
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]) > 0)
