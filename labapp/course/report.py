@@ -140,10 +140,10 @@ def report(
             for receipt in known
             if where and _is_named(receipt, declared) and has(where, receipt.image)
         }
-        signed = [each for each in known if key and is_signed(key, record, each)]
-        others = sum(each.digest in record.signatures for each in known) - len(signed)
-        if key and others:
-            notes.append(f"{others} signatures are not of this key, this receipt and this learner")
+        signed = {each.exercise for each in known if key and is_signed(key, record, each)}
+        unsigned = [each.exercise for each in known if each.exercise not in signed]
+        if key and unsigned:
+            notes.append(f"not signed by this key for this learner: {', '.join(unsigned)}")
         learners.append(
             {
                 "learner": name,
@@ -164,6 +164,7 @@ def report(
         for id, exercise in declared.items():
             makes = exercise.evidence != NO_IMAGE
             cell = {"learner": name, **_cell(record, id), "verified": id in verified}
+            cell["signed"] = id in signed
             cells.append(cell | {"makes_image": makes})
     table = pd.DataFrame(cells)
     by, whose = _by_exercise(table), id_of(key) if key else ""

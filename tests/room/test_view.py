@@ -92,7 +92,8 @@ class Hub:
         api = f"{self.url}/hub/api/users/{user}"
         head = {"Authorization": f"token {self.password}"}
         requests.post(api, headers=head, timeout=20)
-        answer = requests.post(f"{api}/tokens", headers=head, json={}, timeout=20)
+        rights = {"scopes": ["users:activity!user", "access:servers!user"]}
+        answer = requests.post(f"{api}/tokens", headers=head, json=rights, timeout=20)
         return str(answer.json()["token"])
 
     def browser(self, user: str) -> requests.Session:
