@@ -96,6 +96,9 @@ def page(
 
 def _row(record: Record, number: int, exercises: Sequence[str], now: datetime) -> Row:
     where = record.posted.where or _last_tried(record, exercises)
+    if where.isdigit():  # a chapter that was opened: its first exercise that is left
+        left = (id for id in exercises if id[:2] == where and id not in record.passed)
+        where = next(left, where)
     receipts = [receipt.time for receipt in record.sound]
     minutes = _minutes([record.begun, record.posted.since, *receipts], now)
     silent = _minutes([record.begun, record.posted.last, *receipts], now)

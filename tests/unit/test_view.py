@@ -64,6 +64,9 @@ STATES = {
     "often, elsewhere": (
         learner("a", attempts={"00-tag": Attempt(TRIES)}, posted=HERE), "here", "00-run"
     ),
+    "opened a chapter": (
+        learner("a", "01-cache", last=1, posted=replace(HERE, where="01")), "here", "01-context"
+    ),
     "long without a receipt": (learner("a", "00-tag", last=QUIET), "stuck", "00-tag"),
     "back after a night": (learner("a", "00-tag", last=900, posted=HERE), "here", "00-run"),
     "gone": (learner("a", "00-tag", last=AWAY), "away", "00-tag"),
