@@ -42,7 +42,7 @@ def _post(receipts: Receipts, where: str, arrived: threading.Event) -> None:
                 f"{url}/receipts?where={quote(where)}",
                 data=receipts.file.read_bytes(),
                 auth=_authorized,
-                timeout=(2, 5),  # seconds: to connect, and for the next byte
+                timeout=(2, 10),  # seconds: to connect, and for the next byte
                 allow_redirects=False,
             )
             if answer.status_code != 200:

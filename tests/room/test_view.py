@@ -1,4 +1,7 @@
-"""The live view behind a real hub: who may post, who may look, what is kept and signed."""
+"""The live view behind a real hub: who may post, who may look, what is kept and signed.
+
+Needs ``jupyterhub`` in this environment, ``configurable-http-proxy`` on the PATH, and Chromium.
+"""
 
 from __future__ import annotations
 
@@ -125,20 +128,19 @@ def wait_for(url: str) -> None:
     raise AssertionError(f"{url} doesn't answer")
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+def configured(folder: Path) -> Hub:
+    """Write a hub's configuration into a folder; it is not started."""
     proxy = shutil.which("configurable-http-proxy")
     assert proxy, "configurable-http-proxy, of npm, has to be on the PATH"
-    folder, password = tmp_path_factory.mktemp("hub"), secrets.token_hex(16)
+    password = secrets.token_hex(16)
     free = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
     ports = [each.getsockname()[1] for each in free]
     for each in free:
         each.close()
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH")]
     environment = {
         "LABAPP_CLASS_FOLDER": str(folder / "class"),
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     (folder / "hub.py").write_text(
         CONFIGURATION.format(
@@ -149,13 +151,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             environment=environment,
         )
     )
-    made = Hub(folder, f"http://127.0.0.1:{ports[0]}", password)
+    return Hub(folder, f"http://127.0.0.1:{ports[0]}", password)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    made = configured(tmp_path_factory.mktemp("hub"))
     try:
         made.start()
         yield made
     finally:
         made.stop()
-        print((folder / "log").read_text(errors="replace")[-6000:])
+        print((made.folder / "log").read_text(errors="replace")[-6000:])
 
 
 @pytest.fixture
