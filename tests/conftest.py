@@ -47,7 +47,7 @@ PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 """Whether this process is one of two, which `labapp test` starts; each has a lab of its own."""
 
 
-FOLDERS = ("notebooks", "browser", "integration", "unit")
+FOLDERS = ("room", "notebooks", "browser", "integration", "unit")
 """The order of the tests: what takes long comes first, so that both processes end together."""
 
 SHOP = ("test_app", "test_contents", "test_exercises_inside")
