@@ -73,6 +73,8 @@ def open_lab(chapter: str) -> Lab | Submission:
         except AttackError as error:
             feedback.say(str(error))
     _show_tables_plainly()
+    if os.environ.get("LABAPP_CLASS"):
+        feedback.say("Your teacher can see where you are. `lab.help('…')` asks a question.")
     feedback.say(
         f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "
         f"registry {lab.address} · lab {lab.id}"
