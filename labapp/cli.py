@@ -225,6 +225,7 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
     first = prepare(State.open(), source=bases)
     os.environ["DOCKER_HOST"] = first.engine.host
     os.environ["LABAPP_MIRROR"] = f"http://{first.registry.address}"
+    os.environ.pop("LABAPP_CLASS", None)  # what a lab apart does is not the learner's
     state = State.open(apart("run"))
     try:
         environment = jupyter.environment(state, prepare(state, source="mirror").engine)
@@ -258,6 +259,7 @@ def test(pytest_args: tuple[str, ...], engines: tuple[str, ...], all_of_room: bo
 
     state = State.open(tests_folder())
     os.environ["LABAPP_STATE"] = str(state.folder)
+    os.environ.pop("LABAPP_CLASS", None)
     if engines:
         command = [sys.executable, "tests/engines.py", *engines, *pytest_args]
         return subprocess.run(command, cwd=REPOSITORY).returncode
@@ -782,6 +784,12 @@ def _place(text: str, ca: Path | None) -> Place:
     help="The columns of the CSV file: a point for each exercise, a column for each chapter.",
 )
 @click.option("--chart", type=FILE, help="Draw the class as a grid: PNG or SVG.")
+@click.option("--key", type=FILE, help="Tell which receipts the class with this public key signed.")
+@click.option(
+    "--view",
+    is_flag=True,
+    help="Show the FOLDER as a page for the projector, drawn anew every few seconds until Ctrl-C.",
+)
 def report(
     folder: Path | None,
     registry: str | None,
@@ -789,6 +797,8 @@ def report(
     csv: Path | None,
     platform: str,
     chart: Path | None,
+    key: Path | None,
+    view: bool,
 ) -> None:
     """Show how far a class is, from its receipts.
 
@@ -798,18 +808,25 @@ def report(
 
     The receipts are a chain: one that was edited or taken out breaks it, and is named. What comes
     after a break does not count. The chain is no signature; '--registry' also asks a registry for
-    the evidence, the images that the receipts name.
+    the evidence, the images that the receipts name. A class on a hub signs what it sees posted:
+    who and when; '--key' asks for that.
     """
     from labapp.course import report as reports
+    from labapp.course import signatures
     from labapp.course.exercises import all_exercises
 
+    if view:
+        if folder is None:
+            raise click.UsageError("--view shows a FOLDER of receipts: name one.")
+        return reports.watch(folder, State.open().path("class.html"))
     place = _place(registry, ca) if registry else None
     if place and folder and "/" not in str(registry):
         place = replace(place, repository="")
     source = folder or place
     if source is None:
         raise click.UsageError("name a FOLDER of receipts, or the '--registry' of your class.")
-    found = reports.report(source, list(all_exercises()), place=place)
+    trusted = signatures.read_key(key) if key else None
+    found = reports.report(source, list(all_exercises()), place=place, key=trusted)
     click.echo(str(found))
     if csv is not None:
         write_file(csv, found.gradebook(platform), mode=0o644)

@@ -17,6 +17,7 @@ from labapp.attacks import attacks, delivery, forging, journal
 from labapp.attacks.attacks import Happened
 from labapp.attacks.delivery import Judgement, PipelineRun
 from labapp.bench import Bench, prepare
+from labapp.course import post
 from labapp.course.exercises import Coach, Submission, Verdict, saboteur, submission
 from labapp.course.progress import JourneyMap, journey_map
 from labapp.errors import AttackError, ImageError, RegistryError
@@ -61,8 +62,10 @@ def open_lab(chapter: str) -> Lab | Submission:
     engine = bench.engine
     # So that `!docker` in a cell speaks to the same engine, wherever the kernel was started.
     os.environ.update(engine.variables)
+    lab = Lab(bench, Coach(bench))
     # Not from a delivery script, which would undo what it has to survive.
     if "LAB_SERVICE" not in os.environ:
+        post.post(lab.coach.receipts, chapter)
         try:
             if journal.Journal(bench.state).changes():
                 feedback.say("An attack of another session was still on. It is taken back:")
@@ -70,7 +73,8 @@ def open_lab(chapter: str) -> Lab | Submission:
         except AttackError as error:
             feedback.say(str(error))
     _show_tables_plainly()
-    lab = Lab(bench, Coach(bench))
+    if os.environ.get("LABAPP_CLASS"):
+        feedback.say("Your teacher can see where you are. `lab.help('…')` asks a question.")
     feedback.say(
         f"{engine.name} {engine.version} ({engine.store} image store, {engine.builder} builder) · "
         f"registry {lab.address} · lab {lab.id}"
@@ -362,6 +366,10 @@ class Lab:
     def solution(self, id: str) -> None:
         """Show a way to solve an exercise."""
         self.coach.solution(id)
+
+    def help(self, text: str | None) -> None:
+        """Ask your class's teacher for help, in a few words; ``lab.help(None)`` takes it back."""
+        self.coach.help(text)
 
     def map(self) -> JourneyMap:
         """Return the journey map, with those steps lit whose exercises are passed."""

@@ -117,6 +117,16 @@ def put(
     return {"mediaType": kind, "digest": digest, "size": len(raw), "platform": dict(platform)}
 
 
+def put_image(
+    registry: Registry, repository: str, tag: str = "1", architecture: str = "amd64"
+) -> str:
+    """Store an image with a layer of a few bytes, which are no archive; return its digest."""
+    platform = {"os": "linux", "architecture": architecture}
+    layer = b"a layer of " + tag.encode()
+    made = put(registry, repository, tag, [layer], platform=platform, pack=bytes)
+    return str(made["digest"])
+
+
 def read(registry: Registry, folder: Path, tag: str = "1") -> Contents:
     """What is inside an image of a registry, as the lab reads it, without a word."""
     with feedback.using(feedback.QuietFeedback()):

@@ -1,4 +1,4 @@
-"""Registries for tests: small ones that answer whatever a test wants, and images for real ones."""
+"""Registries for tests: small ones that answer whatever a test wants."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-from labapp.registry.client import Registry
-from labapp.registry.manifests import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, canonical_json
 
 
 @dataclass
@@ -116,22 +113,6 @@ def told(content: object, status: int = 200) -> Reply:
 
 def error(status: int, code: str, message: str = "", detail: object = None) -> Reply:
     return told({"errors": [{"code": code, "message": message, "detail": detail}]}, status)
-
-
-def put_image(
-    registry: Registry, repository: str, tag: str = "1", architecture: str = "amd64"
-) -> str:
-    """Store a small image over HTTP; return its manifest's digest."""
-    layer, size = registry.upload_blob(repository, [b"a layer of ", tag.encode()])
-    content = {"os": "linux", "architecture": architecture, "rootfs": {"diff_ids": [layer]}}
-    config, length = registry.upload_blob(repository, [canonical_json(content)])
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": {"mediaType": OCI_CONFIG, "digest": config, "size": length},
-        "layers": [{"mediaType": OCI_LAYER, "digest": layer, "size": size}],
-    }
-    return registry.put_manifest(repository, tag, canonical_json(manifest), OCI_MANIFEST)
 
 
 def stored_at(digest: str) -> str:

@@ -61,8 +61,17 @@ rows = [
     ("Which of the kernel's privileges?", "%d capabilities" % capabilities, capabilities > 0),
     ("Can a set-uid program give me more?",
      "yes" if gains else "no: no-new-privileges is set", gains),
-    ("Where can I write?", ", ".join(places) or "nowhere that matters", bool(places)),
+    ("Where can I write?", ", ".join(places) or "in no folder of programs", bool(places)),
 ]
+brought, can = "/tmp/brought", False
+try:
+    with open(brought, "w") as file:
+        file.write("#!%s\n" % sys.executable)
+    os.chmod(brought, 0o755)
+    can = os.spawnl(os.P_WAIT, brought, brought) == 0
+except OSError:
+    pass
+rows.append(("Can I bring a program, and run it?", "yes, in /tmp" if can else "not in /tmp", can))
 folders = [folder for folder in os.environ.get("PATH", "").split(":") if os.path.isdir(folder)]
 programs = {name for folder in folders for name in os.listdir(folder)
             if os.access(os.path.join(folder, name), os.X_OK)}

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import shutil
-import tempfile
 from pathlib import Path
 
 from labapp.bench import Bench
 from labapp.course import checks
 from labapp.course.exercises import NotYet, Verdict, Wrong, correct
 from labapp.errors import ImageError
-from labapp.journey import build, transfer
 from labapp.registry.manifests import digest_of
 
 _UNWANTED = {"secrets.env", "backup.sql"}
@@ -37,26 +34,18 @@ def check_01_cache(bench: Bench, answer: object) -> Verdict:
         raise NotYet("The engine has no image 'shop/web:cached' yet.")
     if not (app / "Dockerfile").is_file():
         raise Wrong(f"There is no 'Dockerfile' in '{app}'. Run the cells above to get it back.")
-    tag = f"{bench.registry.address}/labapp/check:cache"
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            copy = Path(shutil.copytree(app, Path(temporary) / "app"))
-            return _judge_rebuild(bench, copy, tag)
-    except ImageError as error:
-        raise Wrong(
-            f"Your Dockerfile makes no image of the shop and its 'requirements.txt': {error}"
-        ) from error
-    finally:
-        transfer.remove(bench.engine, tag)
-
-
-def _judge_rebuild(bench: Bench, copy: Path, tag: str) -> Verdict:
-    """Build a copy of the source as it is, and once more after a change in it."""
-    before, _ = _built(bench, copy, tag)
     # Another change at each check, so that the cache does not know it from the last one.
-    source, mark = copy / "shop" / "app.py", f"changed-by-the-check-{secrets.token_hex(8)}"
-    source.write_text(f"{source.read_text(encoding='utf-8')}\n# {mark}\n", encoding="utf-8")
-    after, text = _built(bench, copy, tag)
+    mark = f"changed-by-the-check-{secrets.token_hex(8)}"
+
+    def change(copy: Path) -> None:
+        source = copy / "shop" / "app.py"
+        source.write_text(f"{source.read_text(encoding='utf-8')}\n# {mark}\n", encoding="utf-8")
+
+    # The first build stays while the second one is made, and so does its cache.
+    with checks.trial(bench, app) as tag:
+        before, _ = _asked(bench, tag)
+        with checks.trial(bench, app, change):
+            after, text = _asked(bench, tag)
     if after != before:
         raise Wrong(
             "After a change in 'shop/app.py' the requirements were installed again. Which step "
@@ -69,18 +58,21 @@ def _judge_rebuild(bench: Bench, copy: Path, tag: str) -> Verdict:
         )
     return correct(
         "A change in the source installs the shop again, and the requirements don't.",
-        dockerfile=digest_of((copy / "Dockerfile").read_bytes()),
+        dockerfile=digest_of((app / "Dockerfile").read_bytes()),
     )
 
 
-def _built(bench: Bench, folder: Path, tag: str) -> tuple[dict[str, int], str]:
-    """Build an image, and ask it when each requirement was installed, and for its source."""
-    args = bench.build_arguments(folder / "Dockerfile")
-    with checks.quietly():
-        build.build(bench.engine, folder, tag=tag, args=args)
+def _asked(bench: Bench, tag: str) -> tuple[dict[str, int], str]:
+    """Ask an image when each requirement was installed, and for its source."""
     text = (bench.application / "requirements.txt").read_text(encoding="utf-8")
     names = re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE)
-    installed, source = json.loads(checks.run_once(bench, tag, ["python3", "-c", _PROBE, *names]))
+    try:
+        printed = checks.run_once(bench, tag, ["python3", "-c", _PROBE, *names])
+    except ImageError as error:
+        raise Wrong(
+            f"Your Dockerfile makes no image of the shop and its 'requirements.txt': {error}"
+        ) from error
+    installed, source = json.loads(printed)
     return installed, source
 
 

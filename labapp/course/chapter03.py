@@ -48,19 +48,16 @@ def check_03_pin(bench: Bench, answer: object) -> Verdict:
             f"{checks.short(reference.digest)} is not the image that was tested. Is it an image "
             "ID, the digest of a config?"
         )
+    # Of this deployment file, or started by hand.
+    ours = (None, project(bench.engine, file))
     running = [c for c in checks.containers(bench) if c["State"]["Running"]]
-    ours = [c for c in running if _project(c) in ("", project(bench.engine, file))]
-    if not any(c["Config"]["Image"] == str(reference) for c in ours):
+    running = [c for c in running if (c["Config"]["Labels"] or {}).get(DEPLOYMENT_LABEL) in ours]
+    if not any(c["Config"]["Image"] == str(reference) for c in running):
         raise Wrong("The file is pinned to the tested digest, but nothing runs from it: deploy.")
     return correct(
         f"The server runs {checks.short(reference.digest)}, the image that was tested.",
         image=reference.pinned(reference.digest),
     )
-
-
-def _project(container: dict[str, Any]) -> str:
-    """Return of which deployment file a container is; empty where it was started by hand."""
-    return str((container["Config"]["Labels"] or {}).get(DEPLOYMENT_LABEL, ""))
 
 
 def check_03_from(bench: Bench, answer: object) -> Verdict:

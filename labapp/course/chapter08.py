@@ -60,8 +60,8 @@ def _script(bench: Bench) -> Path:
     changed = [each for each in there if each.read_bytes().split() != starter]
     if not changed:
         raise NotYet(
-            "In 'work/08/mine' there is no 'deliver.py' or 'deliver.sh' of yours yet. The naive "
-            "script has nothing against anybody."
+            "'work/08/mine' has no script of yours yet: its 'deliver.py' is the naive one, or "
+            "gone. Change it, or write 'deliver.sh' in its place."
         )
     if len(changed) > 1:
         raise NotYet("Both 'deliver.py' and 'deliver.sh' are yours. Remove the one not meant.")

@@ -12,7 +12,7 @@ Each receipt holds the digest of the one before it, the first one that of what t
 edited, taken out or cut off is noticed, also after further receipts. It is a chain and no
 signature: somebody who writes a program for it can forge one. That is why the evidence in a receipt
 names images by digest, which a registry has or hasn't, and why the seed is in the file: two files
-with one seed are copies.
+with one seed are copies. Where a class's service sees the receipts, it signs them (``signatures``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import contextlib
 import getpass
 import hashlib
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from labapp.errors import InvalidReference, StateError
+from labapp.errors import InvalidReference, StateError, printable
 from labapp.reference import Reference
 from labapp.registry.manifests import canonical_json, digest_of
 from labapp.state import State, write_file
@@ -43,6 +44,9 @@ NAME = "receipts"
 
 SUBMITTED = "receipts.json"
 """The name of the copy that is handed in with a notebook, from beside it."""
+
+LONGEST = 200
+"""How many letters of a question are kept."""
 
 _BROKEN = "The receipts are not as the lab wrote them: {}. What comes after does not count."
 
@@ -64,6 +68,11 @@ class Attempt:
         """How far that is: ``open``, ``tried`` or ``passed``."""
         return "open" if self == Attempt() else "tried"
 
+    @property
+    def by(self) -> str:
+        """The same, but for a pass by whose help it was: ``alone``, ``hints``, ``solution``."""
+        return self.state
+
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt(Attempt):
@@ -79,6 +88,11 @@ class Receipt(Attempt):
     state = "passed"
 
     @property
+    def by(self) -> str:
+        """By whose help it was passed."""
+        return "solution" if self.solution else "hints" if self.hints else "alone"
+
+    @property
     def image(self) -> str:
         """The image that it was judged by, as ``repository@digest``; empty where none is named."""
         return _image(self.evidence.get("image", ""))
@@ -87,6 +101,38 @@ class Receipt(Attempt):
     def digest(self) -> str:
         """The SHA-256 of the receipt as JSON: sorted keys, no spaces."""
         return digest_of(canonical_json(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a learner asks the teacher, and since when (UTC, ISO 8601); empty for nothing."""
+
+    text: str = ""
+    time: str = ""
+
+
+@dataclass(frozen=True)
+class Posted:
+    """What a class's service knows of a learner's posts; a learner's own file says nothing.
+
+    ``last`` is the time of the last one, ``since`` that of the first after a pause, ``where`` the
+    exercise or chapter, ``seen`` the time of the question that the teacher has seen.
+    """
+
+    where: str = ""
+    last: str = ""
+    since: str = ""
+    seen: str = ""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A class's word on a receipt; :mod:`labapp.course.signatures` tells which."""
+
+    user: str
+    time: str
+    key: str
+    signature: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +158,18 @@ class Record:
     receipts: tuple[Receipt, ...] = ()
     end: tuple[int, str] | None = None
     noted: str = field(default="", compare=False)
+    question: Question = Question()
+    posted: Posted = Posted()
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the file holds; its end is that of the chain as it was noted."""
+        number, digest = self.last
+        end = {"number": number, "digest": digest, "attempts": self.noted}
+        content = {**asdict(self), "format": FORMAT, "end": end}
+        del content["noted"]
+        return content
 
     @property
     def start(self) -> str:
@@ -195,13 +253,21 @@ def parse(content: bytes, name: str) -> Record:
             receipts=tuple(_typed(Receipt, each) for each in found["receipts"]),
             end=(int(found["end"]["number"]), str(found["end"]["digest"])),
             noted=str(found["end"].get("attempts", "")),
+            question=_short(Question(), found.get("question", {})),
+            posted=_short(Posted(), found.get("posted", {})),
+            signatures=signatures_from(found.get("signatures", {})),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise DamagedReceipts(
             f"reading the receipts in '{name}': it is no receipts file of this version of the lab, "
             f"or it was cut short or edited ({error!r:.60}). Fetch it once more from where it was "
             "made, or take it away."
         ) from error
+
+
+def signatures_from(found: Mapping[str, Any]) -> dict[str, Signature]:
+    """Read signatures, by the receipts' digests, from JSON."""
+    return {digest: _typed(Signature, each) for digest, each in found.items()}
 
 
 @dataclass(frozen=True)
@@ -253,8 +319,8 @@ class Receipts:
                 lab=self.state.lab_id,
                 previous=previous,
             )
-            end = (receipt.number, receipt.digest)
-            return replace(record, attempts=attempts, receipts=(*record.receipts, receipt), end=end)
+            record = replace(record, attempts=attempts, receipts=(*record.receipts, receipt))
+            return replace(record, end=(receipt.number, receipt.digest), question=Question())
 
         self._change(change)
 
@@ -267,6 +333,17 @@ class Receipts:
                 "Give another one."
             )
         self._change(lambda record: replace(record, learner=name))
+
+    def ask(self, text: str | None) -> Question:
+        """Note a question for the teacher, its first letters; None takes it back."""
+        words = " ".join(printable(text or "").split())[:LONGEST]
+        question = Question(words, _now() if words else "")
+        self._change(lambda record: replace(record, question=question))
+        return question
+
+    def keep(self, signatures: Mapping[str, Signature]) -> None:
+        """Keep what a class has signed, by the receipts' digests."""
+        self._change(lambda record: replace(record, signatures={**record.signatures, **signatures}))
 
     def seed_for(self, exercise: str) -> int:
         """Return a number below 2³², always the same for this learner and this exercise."""
@@ -286,15 +363,11 @@ class Receipts:
                 record = found or Record(self.state.lab_id, _login(), secrets.randbits(32), _now())
                 changed = change(record)
                 if changed != found:
-                    number, digest = changed.last
                     # What was edited stays noted as it was, whatever comes after it.
                     kept = record.noted not in ("", record.attempts_digest)
                     noted = record.noted if kept else changed.attempts_digest
-                    end = {"number": number, "digest": digest, "attempts": noted}
-                    content = {**asdict(changed), "format": FORMAT, "end": end}
-                    del content["noted"]
-                    self.state.write(NAME, content)
-                    changed = replace(changed, end=(number, digest), noted=noted)
+                    changed = replace(changed, end=changed.last, noted=noted)
+                    self.state.write(NAME, changed.content)
         except OSError as error:
             raise StateError(
                 f"noting progress in '{self.file}': {error.strerror or error}. Make it and its "
@@ -321,7 +394,8 @@ def _image(value: object) -> str:
     return ""
 
 
-_Part = TypeVar("_Part", Attempt, Receipt)
+_Part = TypeVar("_Part", Attempt, Receipt, Signature)
+_Words = TypeVar("_Words", Question, Posted)
 
 
 def _typed(kind: type[_Part], found: Mapping[str, Any]) -> _Part:
@@ -333,9 +407,14 @@ def _typed(kind: type[_Part], found: Mapping[str, Any]) -> _Part:
     return made
 
 
+def _short(part: _Words, found: Mapping[str, str]) -> _Words:
+    """Fill a part of a record with a stranger's words, of which only the beginning is kept."""
+    return replace(part, **{name: "".join(text[:LONGEST]) for name, text in found.items()})
+
+
 def _login() -> str:
     try:
-        return getpass.getuser()
+        return os.environ.get("JUPYTERHUB_USER", "")[:100] or getpass.getuser()
     except (OSError, KeyError):  # a container may run under a number that has no name
         return "learner"
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import time
+import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from labapp.course import receipts
+from labapp import feedback
+from labapp.course import receipts, view
 from labapp.course.exercises import NO_IMAGE, Exercise, find_exercise
 from labapp.course.hand_in import Place, collect
 from labapp.course.receipts import Receipt, Record
+from labapp.course.signatures import id_of, is_signed
 from labapp.errors import LabError, RegistryUnreachable, StateError, printable
+from labapp.state import write_file
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 _PASSED = ("alone", "hints", "solution")
 """The states of a cell in which an exercise is passed: by whose help."""
@@ -26,8 +37,9 @@ class ClassReport:
 
     Learners who are furthest come first; ``images`` is how many their receipts name, ``verified``
     how many exercises have the image there that they must name, None where no registry was asked;
-    ``claimed`` is how many are passed by the receipts' word alone, ``last`` the time (UTC) of the
-    last receipt. For an exercise, ``tries`` and ``hints`` are medians. A cell's ``state`` is one of
+    ``claimed`` is how many are passed by the receipts' word alone, ``signed`` how many the class
+    with the ``key`` saw posted, None without a key; ``last`` is the time (UTC) of the last receipt.
+    For an exercise, ``tries`` and ``hints`` are medians. A cell's ``state`` is one of
     :data:`_PASSED`, ``tried`` or ``open``. A sentence tells of each file that was left out.
     """
 
@@ -35,14 +47,14 @@ class ClassReport:
     exercises: pd.DataFrame
     cells: pd.DataFrame
     left_out: tuple[str, ...]
+    key: str = ""
 
     def __str__(self) -> str:
         learners = self.learners.assign(last=self.learners["last"].str[:10])
         learners["passed"] = [f"{row.passed} of {row.of}" for row in learners.itertuples()]
-        columns = ["learner", "passed", "verified", "claimed", "tries", "hints", "solutions"]
-        columns += ["last", "chain"]
-        if learners["verified"].isna().all():
-            columns.remove("verified")
+        columns = ["learner", "passed", "verified", "signed", "claimed", "tries", "hints"]
+        columns += ["solutions", "last", "chain"]
+        columns = [name for name in columns if not learners[name].isna().all()]
         exercises = self.exercises.rename(columns={"passed": "passed by", "tried": "tried by"})
         noted = zip(learners["learner"], learners["notes"], strict=True)
         told = [f"{name}: {note}" for name, notes in noted for note in notes]
@@ -53,6 +65,8 @@ class ClassReport:
         if "verified" in columns:
             words = "the registry has the image that the exercise makes, or it is only claimed"
         medians += f" Of what was passed, {words}."
+        if "signed" in columns:
+            medians += f" Signed: the class with the key {self.key} saw this learner post it."
         tables = (_text(learners[columns]), _text(exercises), medians)
         return "\n\n".join([*tables, *map(printable, told)])
 
@@ -86,11 +100,16 @@ class ClassReport:
 
 
 def report(
-    source: Path | Place, exercises: Sequence[str], *, place: Place | None = None
+    source: Path | Place,
+    exercises: Sequence[str],
+    *,
+    place: Place | None = None,
+    key: Ed25519PublicKey | None = None,
 ) -> ClassReport:
     """Read the ``.json`` files of a folder, and of those in it, or what was handed in at a place.
 
-    Of a folder's receipts, the images are looked for at ``place``, if one is named.
+    Of a folder's receipts, the images are looked for at ``place``, if one is named; signatures are
+    tried with ``key``, the public key of a class.
     """
     records, places, left_out = _read(source, place)
     if not records:
@@ -121,6 +140,10 @@ def report(
             for receipt in known
             if where and _is_named(receipt, declared) and has(where, receipt.image)
         }
+        signed = {each.exercise for each in known if key and is_signed(key, record, each)}
+        unsigned = [each.exercise for each in known if each.exercise not in signed]
+        if key and unsigned:
+            notes.append(f"not signed by this key for this learner: {', '.join(unsigned)}")
         learners.append(
             {
                 "learner": name,
@@ -133,6 +156,7 @@ def report(
                 "chain": f"broken at {record.broken.number}" if record.broken else "whole",
                 "images": len(images),
                 "verified": len(verified) if where else None,
+                "signed": len(signed) if key else None,
                 "claimed": len(known) - len(verified),
                 "notes": notes,
             }
@@ -140,9 +164,25 @@ def report(
         for id, exercise in declared.items():
             makes = exercise.evidence != NO_IMAGE
             cell = {"learner": name, **_cell(record, id), "verified": id in verified}
+            cell["signed"] = id in signed
             cells.append(cell | {"makes_image": makes})
     table = pd.DataFrame(cells)
-    return ClassReport(pd.DataFrame(learners), _by_exercise(table), table, tuple(left_out))
+    by, whose = _by_exercise(table), id_of(key) if key else ""
+    return ClassReport(pd.DataFrame(learners), by, table, tuple(left_out), whose)
+
+
+def watch(folder: Path, file: Path) -> None:
+    """Show a folder of receipts as the live view, in a file that is written until Ctrl-C."""
+    if not folder.is_dir():
+        raise StateError(f"reading the receipts in '{folder}': there is no such folder.")
+    feedback.say(f"The class is in '{file}', drawn anew every {view.EVERY} s. Ctrl-C ends it.")
+    for number in itertools.count():
+        records, _, left_out = _read(folder, None)
+        page = view.page(records.values(), datetime.now(UTC), left_out=left_out)
+        write_file(file, page)
+        if not number:
+            webbrowser.open(file.as_uri())
+        time.sleep(view.EVERY)
 
 
 def _read(
@@ -228,11 +268,8 @@ def _unlike(record: Record, declared: Mapping[str, Exercise]) -> set[str]:
 
 def _cell(record: Record, exercise: str) -> dict[str, object]:
     took = record.took(exercise)
-    state = took.state
-    if isinstance(took, Receipt):
-        state = "solution" if took.solution else "hints" if took.hints else "alone"
     counts = {"tries": took.tries, "hints": took.hints, "solution": took.solution}
-    return {"exercise": exercise, "state": state, **counts}
+    return {"exercise": exercise, "state": took.by, **counts}
 
 
 def _by_exercise(cells: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from labapp.journey import transfer
 from labapp.journey.build import Build
 from labapp.machine.engine import Engine
 from labapp.reference import Reference
+from labapp.registry.server import RegistryServer
 from labapp.state import REPOSITORY, State
 
 VARIANTS = ("full", "slim", "multistage", "minimal")
@@ -81,6 +82,23 @@ def inside(
         held = bench.registry.image(build.reference)
         found[variant] = image.read(bench.registry, held, folder=folder)
     return found
+
+
+@pytest.fixture(scope="module")
+def only(
+    tmp_path_factory: pytest.TempPathFactory, engine: Engine, server: RegistryServer
+) -> Iterator[RegistryServer]:
+    """A registry of one module's tests alone, to damage and to stop."""
+    only = RegistryServer(engine=engine, state=State.open(tmp_path_factory.mktemp("state")))
+    yield only
+    only.remove()
+
+
+@pytest.fixture
+def own(only: RegistryServer, server: RegistryServer) -> RegistryServer:
+    """The same, started, whatever the test before has done to it."""
+    only.start(image=server.image)
+    return only
 
 
 @pytest.fixture

@@ -167,7 +167,9 @@ def test_what_one_can_do_in_a_container(
     assert "--cap-drop ALL --security-opt no-new-privileges --user 10001" in feedback.commands[-1]
     assert before.loc["Who am I?", "answer"] == "root (uid 0)"
     assert "/etc" in str(before.loc["Where can I write?", "answer"])
-    assert not after.loc[list(after.index[:4]), "open"].any()
+    bring = "Can I bring a program, and run it?"
+    assert before.loc[bring, "open"] and list(after.index[:5])[-1] == bring
+    assert not after.loc[list(after.index[:5]), "open"].any()
     assert bool(after.loc["Is there a shell?", "open"])
     assert own.engine.client.containers.list(all=True, filters={"ancestor": str(page)}) == []
     with pytest.raises(AttackError, match="Python"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from registries import put_image
+from made_images import put_image
 
 from labapp import feedback
 from labapp.errors import EngineError, EngineLost, EngineNotFound

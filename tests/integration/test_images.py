@@ -38,19 +38,6 @@ from labapp.state import LABEL, ROLE_LABEL, State
 NOBODYS = f"sha256:{'0' * 64}"
 
 
-@pytest.fixture(scope="module")
-def own(
-    tmp_path_factory: pytest.TempPathFactory, engine: Engine, server: RegistryServer
-) -> Iterator[RegistryServer]:
-    """A registry of these tests alone, to damage and to stop."""
-    own = RegistryServer(engine=engine, state=State.open(tmp_path_factory.mktemp("own")))
-    try:
-        own.start(image=server.image)
-        yield own
-    finally:
-        own.remove()
-
-
 @pytest.fixture
 def image(engine: Engine, own: RegistryServer, tmp_path: Path) -> Iterator[str]:
     """A small image of two layers that nobody has seen before, in the engine."""

@@ -165,7 +165,7 @@ def test_the_engine_pushes_nothing_without_the_right(private: PrivateRegistry, i
         assert "push" in asked["why"]
 
 
-def test_an_engine_that_does_not_reach_the_token_service(
+def test_an_engine_that_has_no_address_here_and_does_not_reach_the_token_service(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:
     # As in a virtual machine: published ports lead there, and nothing of it leads here.
@@ -177,12 +177,21 @@ def test_an_engine_that_does_not_reach_the_token_service(
 
     monkeypatch.setattr(service._Handler, "do_GET", answer_this_side)
     monkeypatch.setattr(trust, "bridge_address", lambda _: LOOPBACK)
-    private = new(bench, tmp_path / "state").start()
+    private = new(bench, tmp_path / "state")
+    with pytest.raises(RegistryError, match="labapp-private"):
+        private.log_in("ann", "ann")
+    with using(QuietFeedback()) as told:
+        private.start()
+    assert any("any certificate" in line for line in told.lines)
+    with pytest.raises(RegistryError, match=private.address):
+        Registry(private.address, secure=True).ping()
     image = f"{private.address}/shop/web:1"
     try:
         image_of(engine, image)
         for name, rights in {"ann": ("pull", "push"), "bob": ("pull",)}.items():
             private.accounts.add(name, name, rights={"shop/*": rights})
+        with pytest.raises(RegistryError, match="does not let 'ann' do that"):
+            private.registry("ann", "ann").upload_blob("team/web", [b"x"])
         private.log_in("ann", "ann")
         assert list(private.push(image).layers["outcome"]) == ["sent"]
         private.log_in("bob", "bob")
@@ -264,32 +273,6 @@ def test_a_token_service_that_ended_with_its_kernel(
     again.start()
     assert again.address == address
     assert again.registry("bob", "bob").blob_size("shop/kept", digest) == 4
-
-
-def test_where_the_engine_has_no_address_here(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with an engine in a virtual machine."""
-    monkeypatch.setattr(trust, "bridge_address", lambda engine: "127.0.0.1")
-    private = new(bench, tmp_path)
-    with pytest.raises(RegistryError, match="labapp-private"):
-        private.log_in("ann", SECRET)
-    with using(QuietFeedback()) as told:
-        private.start()
-    assert any("any certificate" in line for line in told.lines)
-    private.accounts.add("ann", SECRET, rights={"shop/*": ("pull", "push")})
-    with pytest.raises(RegistryError, match=private.address):
-        Registry(private.address, secure=True).ping()
-    with pytest.raises(RegistryError, match="does not let 'ann' do that"):
-        private.registry("ann", SECRET).upload_blob("team/web", [b"x"])
-    name = f"{private.address}/shop/web:1"
-    image_of(bench.engine, name)
-    private.log_in("ann", SECRET)
-    private.push(name)
-    transfer.remove(bench.engine, name)
-    assert private.pull(name).digest
-    transfer.remove(bench.engine, name)
-    remove(bench.engine, at(private))
 
 
 def test_reset_takes_all_of_it_away(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,42 +12,18 @@ from pathlib import Path
 import docker
 import pytest
 import requests
-from registries import put_image
+from made_images import put_image
 
-from labapp.errors import (
-    EngineLost,
-    NotInRegistry,
-    RegistryError,
-    RegistryUnreachable,
-)
+from labapp.errors import EngineLost, NotInRegistry, RegistryError, RegistryUnreachable
 from labapp.feedback import QuietFeedback
 from labapp.machine.engine import Engine
 from labapp.machine.ports import free_port
 from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.log import listening, parse_log
-from labapp.registry.manifests import (
-    digest_of,
-)
+from labapp.registry.manifests import digest_of
 from labapp.registry.server import CONFIG, CONFIG_INSIDE, STORAGE, RegistryServer
 from labapp.state import LABEL, ROLE_LABEL, State
-
-
-@pytest.fixture(scope="module")
-def only(
-    tmp_path_factory: pytest.TempPathFactory, engine: Engine, server: RegistryServer
-) -> Iterator[RegistryServer]:
-    """A registry of these tests alone."""
-    only = RegistryServer(engine=engine, state=State.open(tmp_path_factory.mktemp("state")))
-    yield only
-    only.remove()
-
-
-@pytest.fixture
-def own(only: RegistryServer, server: RegistryServer) -> RegistryServer:
-    """The same, started, whatever the test before has done to it."""
-    only.start(image=server.image)
-    return only
 
 
 def labelled(engine: Engine, server: RegistryServer, role: str) -> list[str]:

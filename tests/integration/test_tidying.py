@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from registries import put_image
+from made_images import put_image
 
 from labapp import tidy
 from labapp.bench import Bench, prepare

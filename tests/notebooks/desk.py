@@ -58,7 +58,7 @@ app-wheel app-till app-dockerfile script-head script-builder script-server scrip
 
 PRICES = """def total(prices, counts, tax):
     net = sum(price * count for price, count in zip(prices, counts))
-    return round(net * (100 + tax) / 100)
+    return (net * (100 + tax) + 50) // 100
 """
 
 

@@ -8,9 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made_images import Memory, put
@@ -101,10 +100,6 @@ SYSTEM = {
     "var/lib/dpkg/status": "Package: bash\nStatus: install ok installed\nVersion: 5.2\n",
 }
 MAIN = "import sys; from labapp.cli import main; sys.exit(main(sys.argv[1:]))"
-SLEEPERS = """
-import time; from labapp.registry.http import at_once
-print(*at_once(lambda _: print("asleep", flush=True) or time.sleep(60), ["a"]))
-"""
 
 
 @pytest.mark.parametrize("silent", ["manifests/1", "blobs/", "InRelease"])
@@ -124,24 +119,16 @@ def test_who_stops_an_inspection_waits_for_no_server(silent: str) -> None:
         )
         put(held, "a/b", "1", [SYSTEM | {"etc/apt/sources.list": mirror}])
         config = held.image("r.test/a/b:1").manifest.config.digest
-        stopped(["-c", MAIN, "inspect", f"{server.address}/a/b:1"], lambda _: asked.wait(60))
+        command = [sys.executable, "-c", MAIN, "inspect", f"{server.address}/a/b:1"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe) as process:
+            assert asked.wait(60)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+            assert time.monotonic() - began < 5  # of a busy machine; alone, a fifth of a second
+        assert process.returncode in (130, -signal.SIGINT)
         over.set()
-
-
-def test_who_stops_what_is_done_at_once_waits_for_no_thread() -> None:
-    stopped(["-c", SLEEPERS], lambda process: process.stdout.readline())
-
-
-def stopped(arguments: list[str], until: Callable[[Any], object]) -> None:
-    """Run Python, interrupt it when something has come about, and hold that it ends at once."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, *arguments], stdout=pipe, stderr=pipe) as process:
-        assert until(process)
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-        assert time.monotonic() - began < 5  # of a busy machine; alone, it is a fifth of a second
-    assert process.returncode in (130, -signal.SIGINT)
 
 
 def test_where_nothing_runs(

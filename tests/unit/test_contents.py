@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from made_images import Files, Memory, archive, made, put, read
 from odd_layers import HIDING, MANY
 
@@ -223,15 +221,6 @@ def test_broken_stanzas_are_counted_and_left_out(text: bytes, count: int, broken
     found = parsed(packages.LISTS[0], text)
     assert [package.name for package in found.packages] == ["good"] * count
     assert found.broken == broken
-
-
-@given(st.binary(max_size=300))
-def test_no_bytes_make_a_document_an_error(content: bytes) -> None:
-    python = ("/x-1.dist-info/METADATA", "/x-1.dist-info/RECORD")
-    dpkg = ("/var/lib/dpkg/status.d/x.md5sums", "/var/lib/dpkg/info/x.list")
-    for path in (*packages.LISTS, *packages.OS_RELEASES, *dpkg, *python):
-        parsed(path, content)
-    packages.os_release(content.decode("utf-8", "replace"))
 
 
 APK = b"""\

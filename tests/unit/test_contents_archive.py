@@ -81,10 +81,7 @@ def test_what_tarfile_wrote_is_read(
     ] == expected
 
 
-@pytest.mark.parametrize(
-    ("data", "found"),
-    ONE,
-)
+@pytest.mark.parametrize(("data", "found"), ONE)
 def test_an_archive_is_read_as_engines_read_it(data: bytes, found: Seen) -> None:
     assert [(each.path, each.bytes, each.mode, each.uid) for each in walked(data)] == [found]
 
@@ -101,10 +98,7 @@ def test_what_is_no_file_brings_no_data() -> None:
     assert [KINDS[each.kind] for each in walked(data)] == ["directory", "file", "directory"]
 
 
-@pytest.mark.parametrize(
-    ("data", "fact"),
-    BROKEN,
-)
+@pytest.mark.parametrize(("data", "fact"), BROKEN)
 def test_a_broken_archive_is_an_error_that_says_where(data: bytes, fact: str) -> None:
     with pytest.raises(DamagedContent) as caught:
         walked(data)
