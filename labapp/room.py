@@ -207,8 +207,8 @@ def start(
     told.setdefault("tokens", free_port(host=host))
     make_certificates(room.state.path("private", host), host)
     told |= {
-        "realm": f"http://{host}:{told['tokens']}/token",
-        "signer": f"private/{host}/tokens.pem",
+        "realm": f"https://{host}:{told['tokens']}/token",
+        "private": f"private/{host}",
     }
     address = told["url"] or f"{scheme}://{_own_address(told['bind'])}:{told['port']}/"
     told |= {"address": address, "images": names, "labels": room.labels, "name": room.name}

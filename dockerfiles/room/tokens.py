@@ -9,4 +9,4 @@ from labapp.state import State
 
 ROOM = Path("/srv/room")
 room = json.loads((ROOM / "room.json").read_text(encoding="utf-8"))
-service.serve(State.open(ROOM), ROOM / room["signer"], place=("", TOKENS), realm=room["realm"])
+service.serve(State.open(ROOM), ROOM / room["private"], place=("", TOKENS), realm=room["realm"])

@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import requests
@@ -36,8 +37,18 @@ def wait_until(ready: Callable[[], T], *, seconds: float, every: float = 0.1) ->
     return answer
 
 
-def ask(url: str, *, seconds: float, headers: Mapping[str, str] | None = None) -> requests.Response:
-    """Ask a program on this machine: no proxy and no password file has a part in it."""
+def ask(
+    url: str,
+    *,
+    seconds: float,
+    headers: Mapping[str, str] | None = None,
+    authority: Path | None = None,
+) -> requests.Response:
+    """Ask a program on this machine: no proxy and no password file has a part in it.
+
+    ``authority`` is whom to trust for its TLS, a PEM file.
+    """
     with requests.Session() as session:
         session.trust_env = False
+        session.verify = str(authority) if authority else True
         return session.get(url, headers=headers, timeout=seconds)

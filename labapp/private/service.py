@@ -14,6 +14,7 @@ import base64
 import contextlib
 import json
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Iterable
@@ -130,8 +131,7 @@ class _Service(ThreadingHTTPServer):
             return 401, {"errors": [{"code": "UNAUTHORIZED", "message": why}]}
         access = []
         for scope in scopes:
-            allowed = self.accounts.allowed(account, scope.name)
-            held = allowed if scope.type == "repository" else ()
+            held = self._held(account, scope)
             granted = tuple(action for action in scope.actions if action in held)
             missing = " and ".join(action for action in scope.actions if action not in held)
             why = f"it has no right to {missing} there" if missing else ""
@@ -141,6 +141,13 @@ class _Service(ThreadingHTTPServer):
         if not scopes and account != ANONYMOUS:
             self.note(account, login, "a login, nothing else was asked for")
         return 200, {"token": sign(self.signer, account, access), "expires_in": SECONDS}
+
+    def _held(self, account: str, scope: Scope) -> frozenset[str]:
+        if scope.type == "repository":
+            return self.accounts.allowed(account, scope.name)
+        # Who may pull from everywhere may know what there is.
+        everywhere = scope.name == "catalog" and "pull" in self.accounts.allowed(account, "*")
+        return frozenset("*" if everywhere else "")
 
     def note(self, account: str, scope: Scope, why: str, given: str = "", code: int = 200) -> None:
         """Add a decision to the log."""
@@ -189,8 +196,9 @@ _running: dict[Path, _Service] = {}
 def find(state: State) -> str | None:
     """Return the address that gives tokens, if this lab's service answers there."""
     realm: str = state.read(_PLACE).get("realm", "")
-    with contextlib.suppress(requests.RequestException):
-        answer = ask(urljoin(realm, "/alive"), seconds=5)
+    authority = state.folder / "private" / (urlsplit(realm).hostname or "") / "authority.pem"
+    with contextlib.suppress(requests.RequestException, OSError):
+        answer = ask(urljoin(realm, "/alive"), seconds=5, authority=authority)
         return realm if answer.json() == {"lab": state.lab_id} else None
     return None
 
@@ -212,10 +220,20 @@ def start(state: State, signer: Path) -> str:
     return realm
 
 
-def serve(state: State, signer: Path, *, place: tuple[str, int], realm: str) -> None:
-    """Run the token service for good; other processes of this lab find it at ``realm``."""
+def serve(state: State, folder: Path, *, place: tuple[str, int], realm: str) -> None:
+    """Run the token service for good, with TLS; other processes of this lab find it at ``realm``.
+
+    ``folder`` is one that :func:`labapp.private.registry.make_certificates` has filled.
+    """
+    service = _Service(state, folder / "tokens.pem", place)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(folder / "server.pem", folder / "server.key")
+    # Each client's own thread shakes hands, so that none keeps the others waiting.
+    service.socket = tls.wrap_socket(
+        service.socket, server_side=True, do_handshake_on_connect=False
+    )
     state.write(_PLACE, {"realm": realm})
-    _Service(state, signer, place).serve_forever()
+    service.serve_forever()
 
 
 def stop(state: State) -> None:
