@@ -13,8 +13,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from conftest import CLASS, emptied
-from visitors import Learner
+from conftest import emptied
+from visitors import CLASS, Learner
 
 from labapp import room as rooms
 from labapp.bench import prepare

@@ -7,10 +7,12 @@ are those of JupyterHub and DockerSpawner: https://jupyterhub.readthedocs.io
 import json
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from labapp.state import State
 
 HERE, ROOM = Path(__file__).parent, Path("/srv/room")
+VIEW = "http://hub:10101"
 sys.path.insert(0, str(HERE))
 
 from learners import Learners, account  # noqa: E402
@@ -75,8 +77,15 @@ c.Pair.engine_memory = room["engine_memory"]
 c.Pair.cpu_limit = c.Pair.engine_cpus = room["cpus"]
 c.Pair.disk = "" if room["disk"] == "none" else room["disk"]
 c.Pair.default_url = "/lab/tree/00_start_here.ipynb"
-# The registry of the class is opened after the hub, which lets its learners in there.
-c.Pair.environment = {"LABAPP_CLASS_REPOSITORY": class_repository}
+# The registry of the class is opened after the hub, which lets its learners in there. The class's
+# page is asked directly: the proxy's certificate, if it has one, is for the name on the board.
+beside = f"hub,localhost,127.0.0.1,{urlsplit(room['realm']).hostname}"
+c.Pair.environment = {
+    "LABAPP_CLASS_REPOSITORY": class_repository,
+    "LABAPP_CLASS": f"{VIEW}/services/class",
+    "NO_PROXY": beside,
+    "no_proxy": beside,
+}
 c.Pair.engine_environment = class_trust
 # Not all start at once, when a class comes within a minute; who waits is not sent away.
 c.Pair.at_once = room["spawns"]
@@ -91,7 +100,16 @@ c.JupyterHub.services = [
     {"name": "idle", "command": [sys.executable, "-m", "jupyterhub_idle_culler", *idle]},
     {"name": "room", "api_token": room["token"]},
     {"name": "tokens", "command": [sys.executable, str(HERE / "tokens.py")]},
+    # The live view of the class: who is where, and who asks for help.
+    {
+        "name": "class",
+        "url": VIEW,
+        "command": [sys.executable, str(HERE / "class_view.py")],
+        "environment": {"LABAPP_CLASS_FOLDER": str(ROOM / "class")},
+        "oauth_no_confirm": True,
+    },
 ]
+c.JupyterHub.load_groups = {"teachers": {"users": [room["teacher"]]}}
 c.JupyterHub.load_roles = [
     {
         "name": "idle",
@@ -100,18 +118,6 @@ c.JupyterHub.load_roles = [
     },
     # What 'labapp room status' asks by.
     {"name": "room", "scopes": ["admin:users", "admin:servers"], "services": ["room"]},
+    # More teachers are added in the hub's admin page, to this group.
+    {"name": "teacher", "scopes": ["access:services!service=class"], "groups": ["teachers"]},
 ]
-
-# The live view of the class, where it is there.
-view = HERE / "class_view.py"
-if view.exists():
-    c.JupyterHub.services += [
-        {
-            "name": "class",
-            "url": "http://127.0.0.1:10101",
-            "command": [sys.executable, str(view)],
-            "environment": {"LABAPP_CLASS_FOLDER": str(ROOM / "class")},
-            "display": True,
-        }
-    ]
-    c.Pair.environment |= {"LABAPP_CLASS": "http://hub:8000/services/class"}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from visitors import Learner
+from visitors import CLASS, View
 
 from labapp import room as rooms
 from labapp.bench import Bench
 from labapp.machine.ports import free_port, wait_until
 from labapp.room import Room
-
-CLASS = "the word of the class"
 
 SETTINGS: dict[str, Any] = {
     "bind": "127.0.0.1",
@@ -36,7 +34,7 @@ def emptied(room: Room) -> None:
     )
     for volume in client.volumes.list(filters={"label": mine}):
         volume.remove(force=True)
-    for name in ("room.json", "hub.sqlite", "private", "cookie_secret"):
+    for name in ("room.json", "hub.sqlite", "private", "cookie_secret", "class"):
         place = room.state.folder / name
         if place.is_dir():
             shutil.rmtree(place)
@@ -53,13 +51,6 @@ def room(bench: Bench) -> Iterator[Room]:
     emptied(found)
 
 
-@pytest.fixture
-def come(room: Room) -> Callable[[str], Learner]:
-    """Let a learner in, whose server is started by the caller."""
-
-    def come(name: str) -> Learner:
-        learner = Learner(room.settings()["address"], name, f"the word of {name}")
-        assert learner.log_in(CLASS).status_code == 302
-        return learner
-
-    return come
+@pytest.fixture(scope="session")
+def view(room: Room) -> View:
+    return View(room)

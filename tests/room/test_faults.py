@@ -8,8 +8,7 @@ from threading import Thread
 
 import pytest
 import requests
-from conftest import CLASS  # type: ignore[import-not-found]
-from visitors import Learner
+from visitors import CLASS, Learner
 
 from labapp.course.exercises import all_exercises
 from labapp.errors import LabError

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import CLASS  # type: ignore[import-not-found]
 from test_chapters import FILES, read, then_solved
-from visitors import Learner
+from visitors import CLASS, Learner, View
 
 from labapp.course.exercises import all_exercises
+from labapp.course.hand_in import Place, collect
+from labapp.course.report import report
+from labapp.course.signatures import read_key
+from labapp.private.registry import PrivateRegistry
 from labapp.room import Room
-
-Come = Callable[[str], Learner]
 
 
 def solve(learner: Learner, number: str) -> list[str]:
@@ -51,6 +51,25 @@ def test_two_solve_a_chapter_at_the_same_time(pair: list[Learner], number: str) 
     assert verdicts == [["NotYet", "Correct"] * count] * 2
 
 
+def test_the_teacher_sees_who_has_passed_and_who_asks(
+    room: Room, view: View, pair: list[Learner]
+) -> None:
+    passed = [id for id in all_exercises() if id.startswith("00")]
+    assert "has it" in pair[1].run("lab.help('Which <b>port</b>?')")
+    for each, asks in zip(pair, (False, True), strict=True):
+        page = view.browser(view.teacher).get(view.place, timeout=20)
+        rows = page.text.partition("</tbody>")[0].split("<tr class=")
+        (row,) = (row for row in rows if f">{each.name.lower()}<" in row)
+        assert row.count('class="cell alone') == len(passed)
+        assert "Which &lt;b&gt;port&lt;/b&gt;?" in page.text and row.startswith('"asks"') == asks
+        # What the learner sees of it: nothing, but signatures among the own receipts.
+        refused = each.session.get(view.place, timeout=20)
+        assert refused.status_code == 403 and "Which" not in refused.text
+    key, ids = read_key(view.folder / "key.pub"), list(all_exercises())
+    signed = report(view.folder, ids, key=key).learners.set_index("learner")["signed"]
+    assert [signed[each.name.lower()] for each in pair] == [len(passed)] * 2
+
+
 def test_what_runs_opens_in_the_browser_through_the_hub(pair: list[Learner]) -> None:
     ada, other = pair
     said = ada.run("again = lab.run(hello, name='again', wait_for='/')\nprint(again.url)")
@@ -78,6 +97,18 @@ print([
 ])
 """)
     assert json.loads(said.strip()) == [1, 0, 0, 1, 0, 1]
+    said = pair[0].run("""
+told = f"python3 -m labapp hand-in {place}/hand-in --ca /run/lab/class.pem --yes"
+print(subprocess.run(told, shell=True, capture_output=True, text=True))
+""")
+    assert "returncode=0" in said and "Handed in" in said, said
+    # The teacher finds it below the class's place.
+    registry = PrivateRegistry(engine=room.engine, state=room.state, kind="class")
+    told = room.settings()
+    mine = registry.registry(told["teacher"], told["teacher_password"])
+    (found,) = collect(Place(mine, "class"))
+    record = found[2]()
+    assert record.learner == "ada" and all(map(found[1].has, record.images))
 
 
 def test_neither_has_a_right_on_the_machine(room: Room, pair: list[Learner]) -> None:

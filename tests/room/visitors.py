@@ -8,11 +8,17 @@ import re
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 import websocket
+
+from labapp.machine.ports import wait_until
+from labapp.room import Room
+
+CLASS = "the word of the class"
 
 
 @dataclass
@@ -110,3 +116,67 @@ class Learner:
                 assert may_fail, text
             elif kind == "status" and told["execution_state"] == "idle":
                 return "\n".join(said)
+
+
+@dataclass
+class View:
+    """The live view of a room, and the browsers of those who come to it."""
+
+    room: Room
+    came: dict[str, Learner] = field(default_factory=dict, repr=False)
+
+    @property
+    def place(self) -> str:
+        return f"{self.room.settings()['address']}services/class"
+
+    @property
+    def folder(self) -> Path:
+        return self.room.state.folder / "class"
+
+    @property
+    def teacher(self) -> str:
+        return str(self.room.settings()["teacher"])
+
+    def password(self, user: str) -> str:
+        told = self.room.settings()
+        return str(told["teacher_password"]) if user == told["teacher"] else f"the word of {user}"
+
+    def browser(self, user: str) -> requests.Session:
+        """Somebody who has logged in."""
+        if user not in self.came:
+            learner = Learner(self.room.settings()["address"], user, self.password(user))
+            assert learner.log_in(CLASS).status_code == 302
+            self.came[user] = learner
+        return self.came[user].session
+
+    def asks(self, user: str, path: str, words: object) -> requests.Response:
+        """Post to the hub's API as somebody's browser does."""
+        session = self.browser(user)
+        url = urljoin(self.room.settings()["address"], f"hub/api/{path}")
+        token = {"_xsrf": session.cookies.get("_xsrf", path="/hub/") or ""}
+        return session.post(url, params=token, json=words, timeout=20)
+
+    def token(self, user: str) -> str:
+        """A user's token, with the rights of one that the hub puts into a server."""
+        rights = {"scopes": ["users:activity!user", "access:servers!user"]}
+        self.browser(user)
+        return str(self.asks(user, f"users/{quote(user)}/tokens", rights).json()["token"])
+
+    def kept(self, name: str) -> dict[str, Any]:
+        """What the class has in its folder of somebody."""
+        documents = [json.loads(file.read_bytes()) for file in self.folder.glob("*.json")]
+        (found,) = (each for each in documents if each["learner"] == name)
+        return dict(found)
+
+    def crash(self) -> None:
+        """End the hub as a power cut does, and start it anew."""
+        hub = self.room.hub()
+        assert hub is not None
+        hub.kill()
+        hub.start()
+        assert wait_until(self._answers, seconds=60, every=0.25)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(f"{self.place}/key.pub", timeout=5).ok
+        return False
