@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import requests
 from classroom import room as made_up
-from conftest import emptied
-from visitors import CLASS, View
+from visitors import CLASS, View, emptied
 
 from labapp import room as rooms
 from labapp.bench import prepare

@@ -13,8 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from conftest import emptied
-from visitors import CLASS, Learner
+from visitors import CLASS, Learner, emptied
 
 from labapp import room as rooms
 from labapp.bench import prepare

@@ -129,7 +129,7 @@ class State:
         lock = filelock.FileLock(self.path(f"{name}.lock"))
         try:
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=1)  # seconds; a shorter wait is no news
             except filelock.Timeout:
                 feedback.say(f"Waiting for another process of this lab ('{name}').")
                 lock.acquire(timeout=timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,3 +160,30 @@ def slim(bench: Bench) -> Reference:
     from labapp.journey.bases import SLIM
 
     return bench.base(SLIM)
+
+
+@pytest.fixture
+def another_lab(
+    engine: Engine,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    feedback: QuietFeedback,
+) -> Iterator[Callable[[], State]]:
+    """Make the state of one more lab, which works on the same engine."""
+    from labapp import reset
+
+    # The other lab's state does not know of an engine that is the first lab's own.
+    monkeypatch.setenv("DOCKER_HOST", engine.host)
+    made: list[State] = []
+
+    def make() -> State:
+        made.append(State.open(tmp_path_factory.mktemp("lab")))
+        return made[-1]
+
+    yield make
+    for state in made:
+        # An image may be needed by one that comes later in the list.
+        for _ in range(2):
+            left = reset.carry_out(reset.plan(state, everything=True))
+            state.folder.mkdir(exist_ok=True)
+        assert left == []

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from labapp import reset
 from labapp.bench import Bench
 from labapp.feedback import QuietFeedback
 from labapp.inside import image
@@ -99,28 +98,3 @@ def own(only: RegistryServer, server: RegistryServer) -> RegistryServer:
     """The same, started, whatever the test before has done to it."""
     only.start(image=server.image)
     return only
-
-
-@pytest.fixture
-def another_lab(
-    engine: Engine,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    feedback: QuietFeedback,
-) -> Iterator[Callable[[], State]]:
-    """Make the state of one more lab, which works on the same engine."""
-    # The other lab's state does not know of an engine that is the first lab's own.
-    monkeypatch.setenv("DOCKER_HOST", engine.host)
-    made: list[State] = []
-
-    def make() -> State:
-        made.append(State.open(tmp_path_factory.mktemp("lab")))
-        return made[-1]
-
-    yield make
-    for state in made:
-        # An image may be needed by one that comes later in the list.
-        for _ in range(2):
-            left = reset.carry_out(reset.plan(state, everything=True))
-            state.folder.mkdir(exist_ok=True)
-        assert left == []

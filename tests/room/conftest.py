@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from visitors import CLASS, View
+from visitors import CLASS, View, emptied
 
 from labapp import room as rooms
 from labapp.bench import Bench
-from labapp.machine.ports import free_port, wait_until
+from labapp.machine.ports import free_port
 from labapp.room import Room
 
 SETTINGS: dict[str, Any] = {
@@ -21,25 +20,6 @@ SETTINGS: dict[str, Any] = {
     "memory": "900M",
     "spawns": 2,
 }
-
-
-def emptied(room: Room) -> None:
-    """Close a room, and take away what its learners made."""
-    rooms.stop(room)
-    client = room.engine.client
-    mine: list[str] = [f"{name}={value}" for name, value in room.labels.items()]
-    wait_until(
-        lambda: not client.containers.list(all=True, filters={"label": mine}, ignore_removed=True),
-        seconds=20,
-    )
-    for volume in client.volumes.list(filters={"label": mine}):
-        volume.remove(force=True)
-    for name in ("room.json", "hub.sqlite", "private", "cookie_secret", "class"):
-        place = room.state.folder / name
-        if place.is_dir():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

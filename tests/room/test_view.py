@@ -51,7 +51,7 @@ def test_what_is_posted_is_seen_by_teachers_alone(view: View, learner: Receipts)
         page = view.browser(teacher).get(view.place, timeout=20)
         assert page.status_code == 200 and "script-src" in page.headers["Content-Security-Policy"]
         assert name in page.text and "&lt;b&gt;Which&lt;/b&gt; port?" in page.text
-    for other in ("bob", name):
+    for other in ("eve", name):
         page = view.browser(other).get(view.place, timeout=20)
         assert page.status_code == 403 and "Which" not in page.text
     # A token that posts is no key to the page, and nobody at all is asked to log in.
@@ -107,17 +107,17 @@ def test_who_posts_is_told_by_the_token(view: View, learner: Receipts, tmp_path:
     place = f"{view.place}/receipts"
     mine = json.loads(own)
     service = mine | {"learner": "room", "seed": 1}
-    head = {"Authorization": f"token {view.token('bob')}"}
+    head = {"Authorization": f"token {view.token('eve')}"}
     stranger = Receipts(State.open(tmp_path / "stranger"))
-    stranger.rename("bob")
+    stranger.rename("eve")
     cases = [
         (head, mine, 403, name),  # another's receipts, as they are
-        (head, mine | {"learner": "bob"}, 403, "another"),  # under one's own name
+        (head, mine | {"learner": "eve"}, 403, "another"),  # under one's own name
         ({}, mine, 403, "Restart"),
         ({"Authorization": "token nonsense"}, mine, 403, "Restart"),
         ({"Authorization": f"token {view.room.settings()['token']}"}, service, 403, "Restart"),
-        (head, {"format": 1, "learner": "bob"}, 400, "receipts"),
-        (head, mine | {"learner": "bob", "seed": 1e999}, 400, "receipts"),
+        (head, {"format": 1, "learner": "eve"}, 400, "receipts"),
+        (head, mine | {"learner": "eve", "seed": 1e999}, 400, "receipts"),
     ]
     for headers, body, status, word in cases:
         answer = requests.post(place, data=json.dumps(body), headers=headers, timeout=20)
@@ -127,12 +127,12 @@ def test_who_posts_is_told_by_the_token(view: View, learner: Receipts, tmp_path:
     assert requests.post(place, data=b" " * 300_000, headers=head, timeout=20).status_code >= 400
     before = (view.folder / "key").read_bytes()
     assert requests.get(f"{view.place}/key", timeout=20).status_code == 404
-    # What bob says of himself counts, but not what he says in the service's name.
+    # What eve says of himself counts, but not what he says in the service's name.
     said = {"where": "x", "last": "2020-01-01", "since": "", "seen": ""}
     document = json.loads(stranger.file.read_bytes() if stranger.read() else b"") | {"posted": said}
     answer = requests.post(f"{place}?where=03", data=json.dumps(document), headers=head, timeout=20)
     assert answer.status_code == 200 and answer.json() == {}
-    kept = view.kept("bob")
+    kept = view.kept("eve")
     assert kept["posted"]["where"] == "03" and kept["posted"]["last"] > "2026"
     assert (view.folder / "key").read_bytes() == before
 

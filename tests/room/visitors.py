@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from urllib.parse import quote, urljoin, urlsplit
 import requests
 import websocket
 
+from labapp import room as rooms
 from labapp.machine.ports import wait_until
+from labapp.registry.server import RegistryServer
 from labapp.room import Room
 
 CLASS = "the word of the class"
@@ -116,6 +119,26 @@ class Learner:
                 assert may_fail, text
             elif kind == "status" and told["execution_state"] == "idle":
                 return "\n".join(said)
+
+
+def emptied(room: Room) -> None:
+    """Close a room, and take away what its learners made."""
+    rooms.stop(room)
+    client = room.engine.client
+    mine: list[str] = [f"{name}={value}" for name, value in room.labels.items()]
+    wait_until(
+        lambda: not client.containers.list(all=True, filters={"label": mine}, ignore_removed=True),
+        seconds=20,
+    )
+    RegistryServer(engine=room.engine, state=room.state, kind=rooms.CLASS).remove()
+    for volume in client.volumes.list(filters={"label": mine}):
+        volume.remove(force=True)
+    for name in ("room.json", "hub.sqlite", "private", "cookie_secret", "class"):
+        place = room.state.folder / name
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
 
 
 @dataclass
