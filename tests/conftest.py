@@ -62,6 +62,8 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if Path(file).parent.name == "room":
+            return "room"  # a room, once: its images are those of one lab
         if Path(file).parent.name == "unit" and Path(file).stem in DRAWN:
             return "drawn"
         return "shop" if Path(file).stem in SHOP else file

@@ -145,9 +145,9 @@ class _Service(ThreadingHTTPServer):
     def _held(self, account: str, scope: Scope) -> frozenset[str]:
         if scope.type == "repository":
             return self.accounts.allowed(account, scope.name)
-        # Who may pull from everywhere may know what there is.
-        everywhere = scope.name == "catalog" and "pull" in self.accounts.allowed(account, "*")
-        return frozenset("*" if everywhere else "")
+        # Who may pull from everywhere may list what there is.
+        catalog = (scope.type, scope.name) == ("registry", "catalog")
+        return frozenset("*" if catalog and "pull" in self.accounts.allowed(account, "*") else "")
 
     def note(self, account: str, scope: Scope, why: str, given: str = "", code: int = 200) -> None:
         """Add a decision to the log."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import requests
 
 from labapp.errors import StateError
+from labapp.machine.ports import LOOPBACK, free_port, wait_until
 from labapp.private import service
 from labapp.private.accounts import Accounts
 from labapp.private.registry import make_certificates
@@ -136,3 +139,22 @@ class TestService:
         service.stop(lab)
         assert service.find(lab) is None
         assert self.start(lab) == service.find(lab)
+
+    def test_who_may_pull_everything_may_list_it(self, lab: State, realm: str) -> None:
+        Accounts(lab).add("tea", "x", rights={"*": ("pull",)})
+        for name in ("ann", "tea"):
+            self.ask(realm, "registry:catalog:* other:catalog:*", auth=(name, "x"))
+        assert [each.granted for each in service.decisions(lab)] == ["", "", "*", ""]
+
+    def test_with_tls_a_silent_client_keeps_nobody_waiting(self, lab: State) -> None:
+        folder, port = lab.folder / "private" / LOOPBACK, free_port()
+        make_certificates(folder, LOOPBACK)
+        realm = f"https://{LOOPBACK}:{port}/token"
+        told = {"place": (LOOPBACK, port), "realm": realm}
+        Thread(target=service.serve, args=(lab, folder), kwargs=told, daemon=True).start()
+        assert wait_until(lambda: service.find(lab) == realm, seconds=10)
+        with socket.create_connection((LOOPBACK, port)):
+            answer = self.ask(realm, verify=str(folder / "authority.pem"))
+            assert answer.json()["token"]
+            with pytest.raises(requests.exceptions.SSLError):
+                self.ask(realm)
