@@ -262,20 +262,19 @@ def _open_registry(bench: Bench, room: Room, told: Mapping[str, Any]) -> Private
 def _await(room: Room) -> None:
     """Wait until the hub answers, or tell the end of its log."""
 
-    def settled() -> bool:
+    def found() -> str:
         hub = room.hub()
         if hub is None or hub.attrs["RestartCount"]:
-            return True
-        try:
-            return bool(room.ask("/"))
-        except LabError:
-            return False
+            return "ended"
+        with contextlib.suppress(LabError):
+            room.ask("/")
+            return "answers"
+        return ""
 
-    wait_until(settled, seconds=60, every=0.2)
-    hub = room.hub()
-    if hub is None or hub.attrs["RestartCount"] or not settled():
-        log = hub.logs(tail=12).decode("utf-8", "replace") if hub else ""
-        if hub:
+    if wait_until(found, seconds=60, every=0.2) != "answers":
+        log = ""
+        if hub := room.hub():
+            log = hub.logs(tail=12).decode("utf-8", "replace")
             discard(hub)
         raise LabError(f"starting the room: its hub does not answer. Its log ends:\n{log}")
 
