@@ -56,7 +56,7 @@ def read_key(file: Path) -> Ed25519PublicKey:
         cause = getattr(error, "strerror", None) or "it holds no public key"
     raise StateError(
         f"reading the class's key '{file}': {cause}. It is 'key.pub' in the folder of the class, "
-        "and on the hub at '/services/class/key'."
+        "and on the hub at '/services/class/key.pub'."
     )
 
 
