@@ -137,6 +137,7 @@ def test_who_posts_is_told_by_the_token(view: View, learner: Receipts, tmp_path:
     assert (view.folder / "key").read_bytes() == before
 
 
+@pytest.mark.long  # the hub is started anew in it
 def test_receipts_are_signed_once_and_the_report_tells(
     view: View, learner: Receipts, tmp_path: Path
 ) -> None:
