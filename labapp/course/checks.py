@@ -187,7 +187,9 @@ def trial(
             text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
             secrets = {id: copy / ".env" for id in _SECRET.findall(text)}
             args = bench.build_arguments(file)
-            build.build(bench.engine, copy, tag=tag, args=args, secrets=secrets)
+            # What is in a mounted secret does not count for BuildKit's cache.
+            cache = not secrets
+            build.build(bench.engine, copy, tag=tag, args=args, secrets=secrets, cache=cache)
         yield tag
     except BuildError as error:
         raise Wrong(f"The check can't build '{folder.name}/Dockerfile' again: {error}") from error

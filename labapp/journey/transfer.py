@@ -27,6 +27,7 @@ from labapp.errors import (
     PullError,
     PushError,
     RegistryError,
+    RegistryFailed,
     RegistryUnreachable,
     on_a_full_disk,
 )
@@ -165,13 +166,13 @@ def push(
         if damage and way.own is None:
             raise way.not_whole(damage)
         way.discard({blob.digest: str(blob) for blob in damage})
-    except NotInRegistry:
-        pass
-    except RegistryError:  # A registry that can't read its own manifest says so in many ways.
+    except (RegistryFailed, DamagedContent):
         if way.own is not None:
             tags = f"{CONTENT}/repositories/{way.reference.repository}/_manifests/tags"
             digest = way.own.storage(["cat", f"{tags}/{way.reference.tag}/current/link"]).strip()
             way.discard({digest: f"manifest {digest} can't be read"})
+    except RegistryError:
+        pass  # It has none, or wants a login: of damage this says nothing.
     return way.go()
 
 

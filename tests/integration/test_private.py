@@ -232,6 +232,21 @@ def test_what_the_registry_says_to_a_token(private: PrivateRegistry, tmp_path: P
         assert (f'error="{error}"' in answer.headers.get("WWW-Authenticate", "")) == bool(error)
 
 
+def test_who_is_not_logged_in_is_told_and_damages_nothing(
+    engine: Engine, private: PrivateRegistry, image: str
+) -> None:
+    private.log_in("ann", SECRET)
+    pushed = private.push(image)
+    at(private).write("private/docker-config/config", {})
+    new = f"{private.address}/shop/new:1"
+    transfer.tag(engine, image, new)
+    for name in (image, new):
+        with pytest.raises(PushError, match=r"denied.*no right to that"):
+            private.push(name)
+    transfer.remove(engine, new)
+    assert private.registry("ann", SECRET).image(image).digest == pushed.digest
+
+
 def test_an_engine_that_does_not_know_the_authority(
     feedback: QuietFeedback, private: PrivateRegistry, image: str
 ) -> None:

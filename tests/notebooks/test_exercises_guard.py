@@ -162,7 +162,8 @@ def mounted(desk: Guarded) -> None:
     """Mount the password for one step, where the builder can."""
     if desk.bench.engine.builder == "classic":
         return secret_typed()(desk)
-    staged(desk, "FROM SLIM\nRUN --mount=type=secret,id=pw sha256sum /run/secrets/pw > /src/used\n")
+    use = "RUN --mount=type=secret,id=pw sha256sum /run/secrets/pw > used"
+    staged(desk, f"FROM SLIM\nWORKDIR /src\n{use}\n")
     secrets = {"pw": safe(desk) / ".env"}
     write(safe(desk) / ".dockerignore", ".env\n")
     build(desk.bench.engine, safe(desk), tag=desk.name("team/safe:1"), secrets=secrets)
