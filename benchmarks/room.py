@@ -1,9 +1,9 @@
 """A room under a storm of learners: seconds to a server, memory of each, failed spawns.
 
-    PYTHONPATH=.:tests/room .venv/bin/python benchmarks/room.py [LEARNERS]
+    PYTHONPATH=.:tests:tests/notebooks:tests/room .venv/bin/python benchmarks/room.py [LEARNERS]
 
-It opens a room of its own beside whatever the lab has, with limits small enough for LEARNERS (6)
-on this machine, lets them all log in at once, and removes what they made.
+It opens a room of its own beside whatever the lab has, lets LEARNERS (6) log in at once, of whom
+six then solve chapter 00 at the same time, and one chapter 04; then it removes what they made.
 """
 
 import os
@@ -11,8 +11,10 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from test_room import solve
 from visitors import CLASS, Learner, emptied
 
 from labapp import room as rooms
@@ -21,14 +23,27 @@ from labapp.machine.ports import free_port
 from labapp.state import State
 
 
-def memory(room: rooms.Room) -> dict[str, float]:
+def memory(room: rooms.Room, name: str = "") -> dict[str, float]:
     """Return what each container takes, without what the kernel keeps of files, in MB."""
     found = {}
-    for container in room.engine.client.containers.list(filters={"label": "labapp.role=room"}):
+    fits = {"label": "labapp.role=room", "name": name}
+    for container in room.engine.client.containers.list(filters=fits):
         told = container.stats(stream=False)["memory_stats"]
         files = told["stats"].get("total_inactive_file", told["stats"].get("inactive_file", 0))
         found[str(container.name)] = (told["usage"] - files) / 1e6
     return found
+
+
+def peak(room: rooms.Room, name: str, work: Callable[[], object]) -> float:
+    """Return the most that a learner's two containers took together meanwhile, in MB."""
+    most = 0.0
+    with ThreadPoolExecutor(1) as threads:
+        going = threads.submit(work)
+        while not going.done():
+            taken = memory(room, name)
+            most = max(most, sum(taken.values()))
+        going.result()
+    return most
 
 
 def come(learner: Learner) -> float:
@@ -66,6 +81,15 @@ try:
     ):
         sizes = [size for name, size in taken.items() if re.search(fits, name)]
         print(f"{kind}: {statistics.median(sizes):.0f} MB of {len(sizes)}")
+    began = time.monotonic()
+    with ThreadPoolExecutor(6) as threads:
+        verdicts = list(threads.map(lambda each: solve(each, "00"), learners[:6]))
+    print(f"six solve 00: {time.monotonic() - began:.0f} s; verdicts {verdicts}")
+    began, one = time.monotonic(), learners[0]
+    print(
+        f"memory in 04: {peak(room, 'learner-0', lambda: solve(one, '04')):.0f} MB at most", end=""
+    )
+    print(f", in {time.monotonic() - began:.0f} s")
     print(f"processors: {os.cpu_count()}, load {os.getloadavg()[0]:.1f}")
 finally:
     emptied(room)

@@ -10,9 +10,12 @@ import pytest
 import requests
 from visitors import CLASS, Learner
 
+from labapp import room as rooms
+from labapp.bench import Bench
 from labapp.course.exercises import all_exercises
 from labapp.errors import LabError
 from labapp.machine.ports import wait_until
+from labapp.registry.server import RegistryServer
 from labapp.room import Room
 
 LONG = "Maximilian " + "x" * 69
@@ -215,3 +218,40 @@ def test_who_was_culled_comes_back_to_the_work(room: Room, ada: Learner) -> None
     assert ada.run(look) == before
     ada.run(OPEN)
     ada.run(quickly("true"))
+
+
+@pytest.mark.long
+def test_the_registry_of_the_class_is_down(bench: Bench, room: Room, ada: Learner) -> None:
+    RegistryServer(engine=room.engine, state=room.state, kind=rooms.CLASS).stop()
+    ada.run(OPEN + SH + quickly("true"))
+    send = "print(sh('python3 -m labapp hand-in $LABAPP_CLASS_REPOSITORY/x --ca /run/lab/class.pem"
+    said = ada.run(send + " --yes 2>&1; echo ended with $?'))")
+    assert "nothing answers" in said and "ended with 1" in said and "Traceback" not in said
+    # A learner's own registry is none the worse, and the class's is back with 'room start'.
+    ada.run("lab.push(made.reference)")
+    rooms.start(bench)
+    host = "${LABAPP_CLASS_REPOSITORY%%/*}"
+    said = ada.run(
+        f"print(sh('docker pull {host}/base/python:3.13-slim 2>&1; "
+        f"echo the word of ada | docker login -u ada --password-stdin {host} 2>&1'))"
+    )
+    assert "Login Succeeded" in said
+
+
+@pytest.mark.long
+def test_the_power_failed(bench: Bench, room: Room, ada: Learner) -> None:
+    """What stands after the machine's start: all containers of the room ended, none in order."""
+    ada.run(OPEN + "\nopen('work/mine.txt', 'w').write('kept')")
+    ada.run(quickly("date > /kept") + "lab.push(made.reference)")
+    look = SH + "print(open('work/mine.txt').read(), sh('docker image ls -q | sort'))"
+    before = ada.run(look)
+    assert "kept" in before
+    mine = [f"{name}={value}" for name, value in room.labels.items()]
+    for container in room.engine.client.containers.list(filters={"label": mine}):
+        container.kill()
+    rooms.start(bench)
+    ada.kernel_id, ada.channel = "", None
+    assert ada.spawn() < 120
+    ada.run(OPEN)
+    assert ada.run(look) == before
+    ada.run("lab.pull(f'{lab.address}/slow:1')")

@@ -31,12 +31,16 @@ class Learner:
     hub: str
     name: str
     password: str
+    authority: Path | None = None
+    """Whom its browser trusts besides, where the hub serves HTTPS."""
+
     session: requests.Session = field(default_factory=requests.Session, repr=False)
     kernel_id: str = ""
     channel: websocket.WebSocket | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.session.trust_env = False
+        self.session.verify = str(self.authority) if self.authority else True
 
     def log_in(self, class_password: str = "", *, password: str = "") -> requests.Response:
         """Send the form of the log-in page; what comes back is the page after it."""
@@ -86,7 +90,12 @@ class Learner:
             cookies = "; ".join(f"{each.name}={each.value}" for each in self._cookies())
             origin = self.hub.rstrip("/")
             self.channel = websocket.create_connection(
-                url, cookie=cookies, origin=origin, timeout=600, http_no_proxy=["*"]
+                url,
+                cookie=cookies,
+                origin=origin,
+                timeout=600,
+                http_no_proxy=["*"],
+                sslopt={"ca_certs": str(self.authority)} if self.authority else None,
             )
         return self.channel
 
