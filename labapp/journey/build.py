@@ -46,7 +46,7 @@ _CLASSIC_NOISE = re.compile(
 )
 
 _VERTEX = re.compile(r"#(\d+) (.*)")
-_VERTEX_STEP = re.compile(r"\[(?:(\S+) +)?(\d+)/\d+\] (.*)")
+_VERTEX_STEP = re.compile(r"\[(?:(\S+) +| +)?(\d+)/\d+\] (.*)")
 _VERTEX_LOG = re.compile(r"\d+\.\d+ (.*)")
 _VERTEX_END = re.compile(r"CACHED$|DONE ([\d.]+)s|ERROR: ")
 _PLACE = re.compile(r"[^\s#>].*:(\d+)")

@@ -202,6 +202,18 @@ def test_stages_that_run_side_by_side_and_older_words_of_failure(tmp_path: Path)
     assert (caught.value.log, caught.value.line) == (("making",), 2)
 
 
+def test_of_ten_steps_the_first_nine_are_padded(tmp_path: Path) -> None:
+    (tmp_path / "it.Dockerfile").write_text("FROM x\n" + "COPY a /\n" * 7 + "RUN cc a.c\nUSER 1\n")
+    (tmp_path / "it.txt").write_text(
+        "#4 [ 1/10] FROM x\n#4 CACHED\n\n#5 [ 9/10] RUN cc a.c\n#5 0.854 cc: not found\n"
+        '#5 ERROR: process "/bin/sh -c cc a.c" did not complete successfully: exit code: 127\n'
+        "it.Dockerfile:9\nERROR: failed to solve: process did not complete successfully\n"
+    )
+    with pytest.raises(BuildError) as caught:
+        built("docker-26", str(tmp_path / "it"), tmp_path, status=1)
+    assert caught.value.log == ("cc: not found",)
+
+
 def test_a_digest_that_no_registry_serves_is_doubted(tmp_path: Path) -> None:
     pinned = f"localhost:1/team/base@sha256:{'1' * 64}"
     (tmp_path / "it.Dockerfile").write_text(f"FROM {pinned}\n")
