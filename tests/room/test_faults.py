@@ -50,8 +50,8 @@ def came(room: Room, name: str) -> Learner:
 
 
 @pytest.fixture(scope="module")
-def ada(room: Room) -> Learner:
-    return came(room, "ada")
+def ann(room: Room) -> Learner:
+    return came(room, "ann")
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,12 @@ def users(room: Room) -> dict[str, dict[str, object]]:
         ("Müller Zoë", 302),
         (LONG, 302),
         (f"{LONG}y", 403),
-        ("../ada", 403),
+        ("../ann", 403),
         (" ", 403),
         ("a/b", 403),
         ("--hub", 403),
-        ("ada", 302),
-        ("ADA", 302),  # that is ada, who knows the password of ada
+        ("ann", 302),
+        ("ANN", 302),  # that is ann, who knows the password of ann
     ],
 )
 def test_names(room: Room, name: str, status: int) -> None:
@@ -128,17 +128,17 @@ def quickly(text: str) -> str:
 
 
 @pytest.mark.long
-def test_one_forks_until_the_limit(ada: Learner, other: Learner) -> None:
-    said = ada.run(FORKS + "print(subprocess.run(['sh', '-c', loop], **told).stderr[-200:])")
+def test_one_forks_until_the_limit(ann: Learner, other: Learner) -> None:
+    said = ann.run(FORKS + "print(subprocess.run(['sh', '-c', loop], **told).stderr[-200:])")
     assert "fork" in said
     assert other.run("print(6 * 7)").strip() == "42"
 
 
 @pytest.mark.long
-def test_one_forks_in_a_container(ada: Learner, other: Learner) -> None:
+def test_one_forks_in_a_container(ann: Learner, other: Learner) -> None:
     """What runs in an engine counts against that engine's limits."""
     time.sleep(16)  # until what was forked before has ended
-    said = ada.run(
+    said = ann.run(
         OPEN + FORKS + "base = str(lab.base('python:3.13-slim'))\n"
         "words = ['docker', 'run', '--rm', base, 'sh', '-c', loop]\n"
         "print(subprocess.run(words, **told).stderr[-300:])\n"
@@ -148,110 +148,110 @@ def test_one_forks_in_a_container(ada: Learner, other: Learner) -> None:
 
 
 @pytest.mark.long
-def test_one_fills_the_disk(ada: Learner, other: Learner) -> None:
-    ada.run(OPEN + SH + "base = lab.base('python:3.13-slim')")
+def test_one_fills_the_disk(ann: Learner, other: Learner) -> None:
+    ann.run(OPEN + SH + "base = lab.base('python:3.13-slim')")
     # To the last kilobyte.
     fill = "dd if=/dev/zero of=/f bs=1M; dd if=/dev/zero of=/g bs=1k"
     try:
-        said = ada.run(f"print(sh(f'docker run --name full {{base}} sh -c \"{fill}\" 2>&1'))")
+        said = ann.run(f"print(sh(f'docker run --name full {{base}} sh -c \"{fill}\" 2>&1'))")
         assert "No space left on device" in said
-        told = ada.run(quickly("date > /x"), may_fail=True)
+        told = ann.run(quickly("date > /x"), may_fail=True)
         assert "space" in told.lower(), "who has filled the disk is told"
         other.run(OPEN)
         other.run(quickly("date > /x"))
     finally:
-        ada.run("print(sh('docker rm -f full'))")
-    ada.run(quickly("date > /y"))
+        ann.run("print(sh('docker rm -f full'))")
+    ann.run(quickly("date > /y"))
 
 
 @pytest.mark.long
-def test_an_engine_dies_in_mid_build(room: Room, ada: Learner) -> None:
-    ada.run(OPEN + SH)
+def test_an_engine_dies_in_mid_build(room: Room, ann: Learner) -> None:
+    ann.run(OPEN + SH)
 
     def kill() -> None:
         time.sleep(6)
-        engine = room.engine.container(f"{room.name}-ada--engine")
+        engine = room.engine.container(f"{room.name}-ann--engine")
         assert engine is not None
         engine.exec_run(["sh", "-c", "kill -9 $(pidof dockerd)"])
 
     thread = Thread(target=kill)
     thread.start()
-    said = ada.run(BUILD, may_fail=True)
+    said = ann.run(BUILD, may_fail=True)
     thread.join()
     assert "EngineLost" in said and "labapp start" in said
     look = "print(sh('docker info'))"
-    assert wait_until(lambda: "Server Version" in ada.run(look), seconds=60, every=1)
-    ada.run(OPEN)  # the first cell again, in the same kernel
-    ada.run(quickly("true"))
+    assert wait_until(lambda: "Server Version" in ann.run(look), seconds=60, every=1)
+    ann.run(OPEN)  # the first cell again, in the same kernel
+    ann.run(quickly("true"))
 
 
 @pytest.mark.long
-def test_the_hub_is_started_anew_in_mid_build(room: Room, ada: Learner) -> None:
-    ada.run(OPEN + SH + BUILD.rpartition("made = ")[0])
-    ada.run("going = subprocess.Popen(['docker', 'build', '-q', '-t', 'slow', 'work/slow'])")
+def test_the_hub_is_started_anew_in_mid_build(room: Room, ann: Learner) -> None:
+    ann.run(OPEN + SH + BUILD.rpartition("made = ")[0])
+    ann.run("going = subprocess.Popen(['docker', 'build', '-q', '-t', 'slow', 'work/slow'])")
     hub = room.hub()
     assert hub is not None
     hub.restart(timeout=10)
     assert wait_until(lambda: answers(room), seconds=60, every=0.5)
-    kernel, ada.channel = ada.kernel_id, None  # a browser, too, connects again
-    assert ada.spawn() < 20, "the server that ran is found, and the login holds"
-    assert ada.kernel_id == kernel
-    assert ada.run("print(going.wait())").strip().endswith("0"), "the build went on"
+    kernel, ann.channel = ann.kernel_id, None  # a browser, too, connects again
+    assert ann.spawn() < 20, "the server that ran is found, and the login holds"
+    assert ann.kernel_id == kernel
+    assert ann.run("print(going.wait())").strip().endswith("0"), "the build went on"
 
 
 @pytest.mark.long
-def test_who_was_culled_comes_back_to_the_work(room: Room, ada: Learner) -> None:
-    ada.run(OPEN + "\nopen('work/mine.txt', 'w').write('kept')")
+def test_who_was_culled_comes_back_to_the_work(room: Room, ann: Learner) -> None:
+    ann.run(OPEN + "\nopen('work/mine.txt', 'w').write('kept')")
     hello = "hello = f'{lab.address}/hello/web:1.0'\nlab.tag(made.reference, hello)\n"
     solution = all_exercises()["00-tag"].solution
-    ada.run(quickly("true") + hello + "lab.push(hello)\n" + solution)
-    assert 'data-outcome="Correct"' in ada.run("lab.check('00-tag')")
+    ann.run(quickly("true") + hello + "lab.push(hello)\n" + solution)
+    assert 'data-outcome="Correct"' in ann.run("lab.check('00-tag')")
     look = SH + "print(open('work/mine.txt').read(), sh('python3 -m labapp progress'))"
-    before = ada.run(look)
+    before = ann.run(look)
     assert "kept" in before
-    assert asked(room, "DELETE", "/users/ada/server") in {202, 204}
-    names = (f"{room.name}-ada", f"{room.name}-ada--engine")
+    assert asked(room, "DELETE", "/users/ann/server") in {202, 204}
+    names = (f"{room.name}-ann", f"{room.name}-ann--engine")
     gone = wait_until(lambda: not any(map(room.engine.container, names)), seconds=60, every=0.5)
     assert gone
-    ada.kernel_id, ada.channel = "", None
-    assert ada.spawn() < 120
-    assert ada.run(look) == before
-    ada.run(OPEN)
-    ada.run(quickly("true"))
+    ann.kernel_id, ann.channel = "", None
+    assert ann.spawn() < 120
+    assert ann.run(look) == before
+    ann.run(OPEN)
+    ann.run(quickly("true"))
 
 
 @pytest.mark.long
-def test_the_registry_of_the_class_is_down(bench: Bench, room: Room, ada: Learner) -> None:
+def test_the_registry_of_the_class_is_down(bench: Bench, room: Room, ann: Learner) -> None:
     RegistryServer(engine=room.engine, state=room.state, kind=rooms.CLASS).stop()
-    ada.run(OPEN + SH + quickly("true"))
+    ann.run(OPEN + SH + quickly("true"))
     send = "print(sh('python3 -m labapp hand-in $LABAPP_CLASS_REPOSITORY/x --ca /run/lab/class.pem"
-    said = ada.run(send + " --yes 2>&1; echo ended with $?'))")
+    said = ann.run(send + " --yes 2>&1; echo ended with $?'))")
     assert "nothing answers" in said and "ended with 1" in said and "Traceback" not in said
     # A learner's own registry is none the worse, and the class's is back with 'room start'.
-    ada.run("lab.push(made.reference)")
+    ann.run("lab.push(made.reference)")
     rooms.start(bench)
     host = "${LABAPP_CLASS_REPOSITORY%%/*}"
-    said = ada.run(
+    said = ann.run(
         f"print(sh('docker pull {host}/base/python:3.13-slim 2>&1; "
-        f"echo the word of ada | docker login -u ada --password-stdin {host} 2>&1'))"
+        f"echo the word of ann | docker login -u ann --password-stdin {host} 2>&1'))"
     )
     assert "Login Succeeded" in said
 
 
 @pytest.mark.long
-def test_the_power_failed(bench: Bench, room: Room, ada: Learner) -> None:
+def test_the_power_failed(bench: Bench, room: Room, ann: Learner) -> None:
     """What stands after the machine's start: all containers of the room ended, none in order."""
-    ada.run(OPEN + "\nopen('work/mine.txt', 'w').write('kept')")
-    ada.run(quickly("date > /kept") + "lab.push(made.reference)")
+    ann.run(OPEN + "\nopen('work/mine.txt', 'w').write('kept')")
+    ann.run(quickly("date > /kept") + "lab.push(made.reference)")
     look = SH + "print(open('work/mine.txt').read(), sh('docker image ls -q | sort'))"
-    before = ada.run(look)
+    before = ann.run(look)
     assert "kept" in before
     mine = [f"{name}={value}" for name, value in room.labels.items()]
     for container in room.engine.client.containers.list(filters={"label": mine}):
         container.kill()
     rooms.start(bench)
-    ada.kernel_id, ada.channel = "", None
-    assert ada.spawn() < 120
-    ada.run(OPEN)
-    assert ada.run(look) == before
-    ada.run("lab.pull(f'{lab.address}/slow:1')")
+    ann.kernel_id, ann.channel = "", None
+    assert ann.spawn() < 120
+    ann.run(OPEN)
+    assert ann.run(look) == before
+    ann.run("lab.pull(f'{lab.address}/slow:1')")
