@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
@@ -343,16 +342,14 @@ def classroom(cells: pd.DataFrame) -> Chart:
         write(axes, -8, y, name, size=TEXT, ha="right")
     wide = min((WIDTH - left - 20) / len(count), 34.0)
     columns = {exercise: (number + 0.5) * wide for number, exercise in enumerate(count)}
-    chapters: dict[str, list[float]] = {}
     for exercise, x in columns.items():
-        chapter, _, word = exercise.partition("-")
-        chapters.setdefault(chapter, []).append(x)
-        write(axes, x, _HEAD - 4, word or chapter, rotation=90, ha="center", va="bottom")
+        word = exercise.partition("-")[2] or exercise
+        write(axes, x, _HEAD - 4, word, rotation=90, ha="center", va="bottom")
         write(axes, x, places[-1], str(count[exercise]), ha="center", weight="bold")
-    for chapter, own in chapters.items():
-        start, end = own[0] - wide / 2 + 1.5, own[-1] + wide / 2 - 1.5
-        axes.plot([start, end], [12, 12], color=GREY, linewidth=1)
-        write(axes, (start + end) / 2, 5, chapter, ha="center", weight="bold")
+    for chapter, ids in itertools.groupby(columns, key=lambda id: id.partition("-")[0]):
+        own = [columns[id] for id in ids]
+        axes.plot([own[0] - wide / 2 + 1.5, own[-1] + wide / 2 - 1.5], [12, 12], color=GREY, lw=1)
+        write(axes, (own[0] + own[-1]) / 2, 5, chapter, ha="center", weight="bold")
     rows = dict(zip(learners, places, strict=False))
     all_cells: list[Any] = list(cells.itertuples())
     for cell in all_cells:
@@ -408,39 +405,25 @@ def journey(rows: pd.DataFrame) -> Chart:
     write(axes, _ATTACK, _STEP_HEAD / 2, "what can get in")
     write(axes, _CONTROL, _STEP_HEAD / 2, "what stops it")
     middles = [_STEP_HEAD + number * _STEP + _BOX / 2 for number in range(len(steps))]
-    axes.plot([_LINE, _LINE], [middles[0], middles[-1]], color=GREY, linewidth=3, zorder=2)
-    said = []
+    axes.plot([_LINE, _LINE], [middles[0], middles[-1]], color=GREY, linewidth=3)
+    said, end = [], WIDTH - 2 * MARGIN
     for step, middle in zip(steps, middles, strict=True):
         share = f"{step.passed:.0f} of {step.exercises:.0f}"
         said.append(f"{step.step}: {share} exercises passed")
-        _station(axes, middle, step.passed, is_lit=step.step in lit)
-        write(axes, _NAME, middle - 7, step.step, size=TEXT, weight="bold", zorder=4)
+        is_lit = step.step in lit
+        axes.barh(middle, end - _NAME, _BOX, _NAME - 8, color=PALE if is_lit else "white",
+                  edgecolor=DEEP if is_lit else GREY, linewidth=1.2 if is_lit else 0.8)  # fmt: skip
+        colour = DEEP if is_lit else PALE if step.passed else "white"
+        axes.plot(_LINE, middle, "o", markersize=18, color=colour,
+                  markeredgecolor=DEEP if step.passed else GREY, markeredgewidth=2)  # fmt: skip
+        mark = "✓" if is_lit else f"{step.passed:.0f}" if step.passed else ""
+        write(axes, _LINE, middle, mark, ha="center", va="center_baseline", weight="bold",
+              color=ink(colour))  # fmt: skip
+        write(axes, _NAME, middle - 7, step.step, size=TEXT, weight="bold")
         noun = "exercise" if step.exercises == 1 else "exercises"
-        write(axes, _NAME, middle + 7, f"{share} {noun}", zorder=4)
-        for x, wide, text in (
-            (_ATTACK, _CONTROL - _ATTACK, step.attack),
-            (_CONTROL, WIDTH - 2 * MARGIN - _CONTROL, step.control),
-        ):
-            lines = wrapped(text, wide - 14, SMALL)
-            write(axes, x, middle, "\n".join(lines[:3]), zorder=4)
+        write(axes, _NAME, middle + 7, f"{share} {noun}")
+        for x, until, text in ((_ATTACK, _CONTROL, step.attack), (_CONTROL, end, step.control)):
+            write(axes, x, middle, "\n".join(wrapped(text, until - x - 14, SMALL)[:3]))
     which = f"Lit: {listed(lit)}" if lit else "None is lit"
     words = "; ".join(said)
     return Chart(axes, f"Map of the journey of an image, in {len(steps)} steps. {which}. {words}.")
-
-
-def _station(axes: Axes, middle: float, passed: float, *, is_lit: bool) -> None:
-    """Draw a step's box, and its place on the line with a mark or how many are passed."""
-    axes.add_patch(
-        FancyBboxPatch(
-            (_NAME - 8, middle - _BOX / 2), WIDTH - 2 * MARGIN - _NAME + 7, _BOX,
-            boxstyle="round,pad=0,rounding_size=4", facecolor=PALE if is_lit else "white",
-            edgecolor=DEEP if is_lit else GREY, linewidth=1.2 if is_lit else 0.8, zorder=1,
-        )
-    )  # fmt: skip
-    colour = DEEP if is_lit else PALE if passed else "white"
-    edge = DEEP if passed else GREY
-    axes.plot(_LINE, middle, "o", markersize=18, color=colour, markeredgecolor=edge,
-              markeredgewidth=2, zorder=3)  # fmt: skip
-    mark = "✓" if is_lit else f"{passed:.0f}" if passed else ""
-    write(axes, _LINE, middle, mark, ha="center", va="center_baseline", zorder=4, weight="bold",
-          color=ink(colour))  # fmt: skip
