@@ -783,7 +783,7 @@ def _place(text: str, ca: Path | None) -> Place:
     show_default=True,
     help="The columns of the CSV file: a point for each exercise, a column for each chapter.",
 )
-@click.option("--chart", type=FILE, help="Draw the class as a grid: PNG or SVG.")
+@click.option("--page", type=FILE, help="Draw the class as a grid: a page for a browser (HTML).")
 @click.option("--key", type=FILE, help="Tell which receipts the class with this public key signed.")
 @click.option(
     "--view",
@@ -796,7 +796,7 @@ def report(
     ca: Path | None,
     csv: Path | None,
     platform: str,
-    chart: Path | None,
+    page: Path | None,
     key: Path | None,
     view: bool,
 ) -> None:
@@ -831,10 +831,9 @@ def report(
     if csv is not None:
         write_file(csv, found.gradebook(platform), mode=0o644)
         click.echo(f"The points are in '{csv}'.")
-    if chart is not None:
-        from labapp.charts import classroom
-
-        click.echo(f"The chart is in '{classroom(found.cells).save(chart)}'.")
+    if page is not None:
+        write_file(page, found.page(), mode=0o644)
+        click.echo(f"The page is in '{page}'.")
 
 
 def _print(findings: Sequence[Finding]) -> int:

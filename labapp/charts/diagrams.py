@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 
 from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
 from labapp.charts.style import (
-    AMBER,
     BLUE,
     DARK,
     DEEP,
@@ -49,14 +48,8 @@ _LINES = (
 _HIGH, _MONTHS = 230.0, 7
 """How high the lines' axes are; as many months are named below them, or one more."""
 
-_ROW, _HEAD = 17.0, 62.0
-"""A learner's row, and the room above the grid for the exercises' names."""
-
 _TRY = 32.0
 """How high a row of outcomes is, for two lines."""
-
-_FILLS = {"alone": DEEP, "hints": PALE, "solution": AMBER, "tried": "white"}
-"""How a cell is filled: passed alone, passed with hints, after the solution, or not passed."""
 
 _STEP, _STEP_HEAD, _BOX = 46.0, 20.0, 40.0
 _LINE, _NAME, _ATTACK, _CONTROL = 22.0, 44.0, 160.0, 396.0
@@ -314,75 +307,6 @@ def _write_ends(axes: Axes, ends: Sequence[float], words: Sequence[str]) -> None
             arrowprops={"arrowstyle": "-", "color": GREY, "shrinkA": 1, "shrinkB": 4,
                         "relpos": (0, 0.5)},
         )  # fmt: skip
-
-
-def classroom(cells: pd.DataFrame) -> Chart:
-    """Draw who passed which exercise: a grid of learners and exercises.
-
-    Args:
-        cells: a row for each learner and exercise, both in the order to draw; columns ``learner``,
-            ``exercise``, ``state`` (``alone``, ``hints``, ``solution``, ``tried`` or ``open``) and
-            ``tries``.
-    """
-    checked("a class", cells, "learner", "exercise", "state", "tries")
-    learners = list(dict.fromkeys(cells["learner"]))
-    passed = list(cells.loc[cells["state"].isin(("alone", "hints", "solution")), "exercise"])
-    count = {exercise: passed.count(exercise) for exercise in dict.fromkeys(cells["exercise"])}
-    names = [fitted(str(name), 170, TEXT) for name in [*learners, "passed by"]]
-    left = MARGIN + max(text_width(name, TEXT) for name in names) + 10
-    places = [_HEAD + (number + 0.5) * _ROW for number in range(len(names))]
-    axes = canvas(
-        title=_class_title(cells, count, len(learners)), height=places[-1] + _ROW / 2,
-        left=left, right=20,
-        note="The number in a square is how many answers it took. Dark: passed without help. "
-        "Light: with hints. A dark corner: after the solution was looked at. Outlined: tried, not "
-        "passed yet.",
-    )  # fmt: skip
-    for name, y in zip(names, places, strict=True):
-        write(axes, -8, y, name, size=TEXT, ha="right")
-    wide = min((WIDTH - left - 20) / len(count), 34.0)
-    columns = {exercise: (number + 0.5) * wide for number, exercise in enumerate(count)}
-    for exercise, x in columns.items():
-        word = exercise.partition("-")[2] or exercise
-        write(axes, x, _HEAD - 4, word, rotation=90, ha="center", va="bottom")
-        write(axes, x, places[-1], str(count[exercise]), ha="center", weight="bold")
-    for chapter, ids in itertools.groupby(columns, key=lambda id: id.partition("-")[0]):
-        own = [columns[id] for id in ids]
-        axes.plot([own[0] - wide / 2 + 1.5, own[-1] + wide / 2 - 1.5], [12, 12], color=GREY, lw=1)
-        write(axes, (own[0] + own[-1]) / 2, 5, chapter, ha="center", weight="bold")
-    rows = dict(zip(learners, places, strict=False))
-    all_cells: list[Any] = list(cells.itertuples())
-    for cell in all_cells:
-        _cell(axes, columns[cell.exercise], rows[cell.learner], wide, cell.state, int(cell.tries))
-    said = "; ".join(f"{exercise} by {number}" for exercise, number in count.items())
-    size = f"{counted(len(learners), 'learner')} and {counted(len(count), 'exercise')}"
-    return Chart(axes, f"Grid of {size}. Passed: {said}.")
-
-
-def _class_title(cells: pd.DataFrame, count: dict[str, int], learners: int) -> str:
-    """Say how far the class is, and the exercise at which most of it hangs."""
-    most, done = learners * len(count), sum(count.values())
-    if done == most:
-        return f"Everybody passed everything: {counted(most, 'receipt')}"
-    title = f"{counted(learners, 'learner')}: {done} of {most} exercises passed"
-    tried = list(cells.loc[cells["state"] == "tried", "exercise"])
-    hard = max(count, key=tried.count)
-    if tried.count(hard) < 2:
-        return title
-    return f"{title}; {tried.count(hard)} tried {hard} and have not passed it yet"
-
-
-def _cell(axes: Axes, x: float, y: float, wide: float, state: str, tries: int) -> None:
-    if state not in _FILLS:
-        axes.plot([x], [y], marker=".", color=GREY, markersize=4)
-        return
-    fill, right, top = _FILLS[state], x + wide / 2 - 1, y - _ROW / 2 + 1
-    edge = GREY if state == "tried" else fill
-    axes.barh(y, wide - 2, _ROW - 2, x - wide / 2 + 1, color=fill, edgecolor=edge, linewidth=0.8)
-    if state == "solution":
-        axes.fill([right - 5, right, right], [top, top, top + 5], color=DARK, linewidth=0)
-    number = str(tries) if tries < 100 else "…"
-    write(axes, x, y, number, ha="center", va="center_baseline", color=ink(fill))
 
 
 def journey(rows: pd.DataFrame) -> Chart:

@@ -153,19 +153,6 @@ TRIED = pd.DataFrame(
         "through": [True, False],
     }
 )
-STATES = ("alone", "hints", "solution", "tried", "open")
-
-
-def school(*learners: str, exercises: int = 26, state: str = "") -> pd.DataFrame:
-    """A class: learners who are less far, one by one."""
-    return pd.DataFrame(
-        [
-            (name, f"0{n // 3}-word{n}", state or STATES[(n + place) % 5], 1 + 9 * (n % 3))
-            for place, name in enumerate(learners)
-            for n in range(exercises)
-        ],
-        columns=["learner", "exercise", "state", "tries"],
-    )
 
 
 def steps(*passed: int, word: str = "tag") -> pd.DataFrame:
@@ -228,9 +215,6 @@ HARD: dict[str, Draw] = {
         {"before": TRIED.assign(through=True), LONG: TRIED.assign(outcome="refused")}
     ),
     "outcomes of one": lambda: labapp.charts.outcomes({"before": TRIED}),
-    "a class": lambda: labapp.charts.classroom(school("ada", LONG)),
-    "a class of eight": lambda: labapp.charts.classroom(school(*"abcdefgh", exercises=4)),
-    "a class of one": lambda: labapp.charts.classroom(school("ada", exercises=1, state="alone")),
     "a journey": lambda: labapp.charts.journey(steps(3, 2, 0, 0, 1, 3)),
     "a journey before its first day": lambda: labapp.charts.journey(steps(*[0] * 9, word=LONG)),
     "a journey's end": lambda: labapp.charts.journey(steps(3, 3)),
@@ -342,10 +326,6 @@ SAID = [
     ("sizes", "tiny: 1 B; huge: 3000.0 GB"),
     ("outcomes", f"What got through: 2 of 2 (before) and 1 of 2 ({LONG})"),
     ("outcomes", f"secret, {LONG}: refused"),
-    ("a class", "2 learners: 32 of 52 exercises passed"),
-    ("a class", "00-word0 by 2; 00-word1 by 2; 00-word2 by 1; "),
-    ("a class of eight", "19 of 32 exercises passed; 2 tried 00-word1 and have not"),
-    ("a class of one", "Everybody passed everything: 1 receipt"),
     ("a journey", "2 of 6 steps are lit\n"),
     ("a journey", "Lit: Step 0 and Step 5. Step 0: 3 of 3 exercises passed; Step 1: 2 of 3 exer"),
     ("a journey before its first day", "None is lit yet\n"),
