@@ -5,12 +5,10 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
@@ -227,11 +225,9 @@ def cves_since_release(
     lines = {name: _line(name, rows, now) for name, rows in variants.items()}
     began = min([now - pd.DateOffset(months=1), *itertools.chain(*lines.values())]).replace(day=1)
     last = {name: max(line.values(), default=0.0) for name, line in lines.items()}
-    words = [f"{fitted(name, 120, TEXT)}: {_number(value)}" for name, value in last.items()]
     day = f"{date.day} {date:%B %Y}"
     axes = frame(
-        title=_cves_title(last), height=_HIGH, left=MARGIN + 56, bottom=34,
-        right=MARGIN + 16 + max(text_width(text, TEXT) for text in words),
+        title=_cves_title(last), height=_HIGH, left=MARGIN + 56, bottom=34, right=MARGIN + 16,
         note=f"Source: {source}, {day}. Counted are CVEs that were fixed in the image's packages "
         f"since this Debian was released, but for kernel headers, which never run. {blind}",
     )  # fmt: skip
@@ -241,8 +237,11 @@ def cves_since_release(
         axes.plot(
             pd.DatetimeIndex(list(ends)).to_numpy(), list(ends.values()), color=colour,
             linestyle=dashes, linewidth=2, marker=mark, markersize=4.5, markevery=0.1,
-            clip_on=False,
+            clip_on=False, label=f"{fitted(name, 300, TEXT)}: {_number(last[name])}",
         )  # fmt: skip
+    # Lines rise from the lower left, so that there is room above it.
+    for text in axes.legend(loc="upper left", fontsize=TEXT, labelcolor=DARK).get_texts():
+        text.set_parse_math(False)
     axes.set_xlim(began, now)  # type: ignore[arg-type]
     axes.set_ylim(0, max(*last.values(), 1.0) * 1.04)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -254,7 +253,6 @@ def cves_since_release(
     axes.tick_params(pad=6)
     axes.set_ylabel("CVEs fixed since the release", color=DARK, fontsize=SMALL)
     axes.set_xlabel("month", color=DARK, fontsize=SMALL)
-    _write_ends(axes, list(last.values()), words)
     said = listed([f"{name} {_number(value)}" for name, value in last.items()])
     return Chart(
         axes,
@@ -288,25 +286,6 @@ def _cves_title(last: Mapping[str, float]) -> str:
     if last[most] < ALIKE * last[least] or not last[least]:
         return title
     return f"{title}: {times(last[most], last[least])} as many"
-
-
-def _write_ends(axes: Axes, ends: Sequence[float], words: Sequence[str]) -> None:
-    """Write each line's name at its end; where lines end close together, spread the names."""
-    high = axes.get_ylim()[1]
-    apart = TEXT * 1.35 / _HIGH * high
-    order = np.argsort(ends, kind="stable")
-    piled = np.arange(len(ends)) * apart
-    # From the lowest up, each as low as it can be; then the pile is pushed below the top.
-    places = np.maximum.accumulate(np.array(ends)[order] - piled) + piled
-    places = np.minimum(places, high - piled[::-1])
-    for number, place in zip(order, places, strict=True):
-        axes.annotate(
-            words[number], (1, ends[number]), xycoords=("axes fraction", "data"),
-            xytext=(14, place), textcoords=("offset points", "data"), va="center", fontsize=TEXT,
-            color=DARK, annotation_clip=False, parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": GREY, "shrinkA": 1, "shrinkB": 4,
-                        "relpos": (0, 0.5)},
-        )  # fmt: skip
 
 
 def journey(rows: pd.DataFrame) -> Chart:
