@@ -329,4 +329,5 @@ def journey(rows: pd.DataFrame) -> Chart:
             write(axes, x, middle, "\n".join(wrapped(text, until - x - 14, SMALL)[:3]))
     which = f"Lit: {listed(lit)}" if lit else "None is lit"
     words = "; ".join(said)
-    return Chart(axes, f"Map of the journey of an image, in {len(steps)} steps. {which}. {words}.")
+    alt = f"Map of the journey of an image, in {len(steps)} steps. {which}. {words}."
+    return Chart(axes, alt, table=rows)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -32,10 +33,14 @@ _SLACK = 1.03
 
 @dataclass(frozen=True, repr=False)
 class Chart:
-    """A figure and ``alt``, the finding in a sentence or two for those who don't see it."""
+    """A figure and ``alt``, the finding in a sentence or two for those who don't see it.
+
+    A ``table`` says the same below it, where there is one: screen readers can walk it.
+    """
 
     axes: Axes
     alt: str
+    table: pd.DataFrame | None = None
 
     @property
     def figure(self) -> Figure:
@@ -61,10 +66,15 @@ class Chart:
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")
         width = round(self.figure.get_figwidth() * _SHOWN_DPI)
-        return (
+        picture = (
             f'<img class="labapp-chart" alt="{html.escape(self.alt)}" '
             f'style="max-width:100%;width:{width}px" src="data:image/png;base64,{data}">'
         )
+        if self.table is None:
+            return picture
+        with pd.option_context("display.max_colwidth", None):
+            table = self.table.to_html(border=0, justify="left", index=False)
+        return f"{picture}<details><summary>The same as a table</summary>{table}</details>"
 
     def png(self) -> bytes:
         """Return the picture as PNG, twice as fine as it is shown; the file holds the alt text."""

@@ -110,7 +110,7 @@ def _row(record: Record, number: int, exercises: Sequence[str], now: datetime) -
         state = "done"
     elif silent >= AWAY:
         state = "away"
-    elif took.state == "tried" and took.tries >= TRIES:
+    elif took.by == "tried" and took.tries >= TRIES:
         state, why = "stuck", f"{min(took.tries, 99)} tries"
     elif minutes >= QUIET:
         state, why = "stuck", f"{minutes} min without a receipt"
