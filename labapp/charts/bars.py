@@ -1,7 +1,7 @@
 """Horizontal bars: layers, sizes, pushes, builds, pulls, and how much there is to attack.
 
 Every chart here is rows for :func:`stacked_bars`, a title that says the finding, and the numbers in
-words; the last has small bars side by side.
+words.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
+from labapp.charts.figure import Chart, fitted, frame, ink, text_width, wrapped, write
 from labapp.charts.style import BLUE, DARK, DEEP, GREY, MARGIN, PALE, PALETTE, SMALL, TEXT, WIDTH
-from labapp.charts.words import ALIKE, checked, checked_all, counted, extremes, listed, times
+from labapp.charts.words import ALIKE, checked, checked_all, counted, extremes, times
 from labapp.feedback import amount
 
-_HIGH, _THICK = 25.0, 0.66
-"""How high a row is, and how much of it a bar fills."""
+_LOW, _HIGH, _THICK = 19.0, 25.0, 0.66
+"""How high a row is, with a name in one line or in two, and how much of it a bar fills."""
 
 LINES = {"slow": 10, "typical": 100, "fast": 1000}
 """The lines that a pull is computed for, in megabits (a million bits) a second."""
@@ -35,9 +35,6 @@ _NOTICED = 0.05
 
 _NAME, _KEY = 230.0, 14.0
 """How wide a bar's name may get, in two lines, and how high a line of the key is."""
-
-_ROW, _HEAD, _GAP = 18.0, 24.0, 24.0
-"""Of a small chart: the height of a bar's row and of the name above, and what is between two."""
 
 _KINDS = {
     "base": (DEEP, "base: system and interpreter, the lowest layers"),
@@ -88,14 +85,14 @@ def stacked_bars(
     *,
     title: str,
     axis: str,
-    in_bytes: bool = True,
+    ticks: str = "B",
     note: str = "",
     key: Sequence[tuple[str, str]] = (),
 ) -> Chart:
     """Draw rows, the first on top; those of another group stand half a row apart.
 
-    The ``axis`` says what is counted, and in which unit where it is not bytes; the ``key``, below
-    it, what colours mean. The alternative text says all that the rows say.
+    The ``axis`` says what is counted, and its ``ticks`` how: ``B`` for bytes, or a format. The
+    ``key``, below it, says what colours mean, and the alternative text all that the rows say.
     """
     starts = [number > 0 and row.group != rows[number - 1].group for number, row in enumerate(rows)]
     places = [number + 0.5 * sum(starts[: number + 1]) for number in range(len(rows))]
@@ -104,11 +101,12 @@ def stacked_bars(
     of_groups = max(text_width(line, TEXT, bold=True) for g in groups.values() for line in g)
     left = MARGIN + max(text_width(line, TEXT) for name in names for line in name.split("\n")) + 8
     left += of_groups + 12 if of_groups else 0
+    high = _HIGH if "\n" in "".join(names) else _LOW
     axes = frame(
-        title=title, height=_HIGH * (places[-1] + 1), left=left, right=20, note=note,
+        title=title, height=high * (places[-1] + 1), left=left, right=20, note=note,
         bottom=40 + _KEY * len(key),
     )  # fmt: skip
-    axes.xaxis.set_major_formatter(EngFormatter("B") if in_bytes else "{x:,g}")
+    axes.xaxis.set_major_formatter(EngFormatter("B") if ticks == "B" else ticks)
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_yticks(places, names, fontsize=TEXT, parse_math=False)
     axes.set_xlabel(axis, color=DARK, fontsize=SMALL, labelpad=6, parse_math=False)
@@ -126,7 +124,7 @@ def stacked_bars(
             weight="bold",
         )  # fmt: skip
     for number, (colour, text) in enumerate(key):
-        place = places[-1] + 0.5 + (40 + _KEY * (number + 0.5)) / _HIGH
+        place = places[-1] + 0.5 + (40 + _KEY * (number + 0.5)) / high
         write(axes, (MARGIN - left) / scale, place, "■", size=TEXT, color=colour)
         write(axes, (MARGIN - left + 14) / scale, place, text)
     # A bar of nothing is seen to be one.
@@ -373,7 +371,7 @@ def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
     title = "A step has the same colour in every bar; one from the cache takes no time"
     if has_stages:
         title += ". A stage's row begins where the one before it ended"
-    return stacked_bars(rows, title=title, axis="seconds of work", in_bytes=False, key=key)
+    return stacked_bars(rows, title=title, axis="seconds of work", ticks="{x:,g}", key=key)
 
 
 def _stages(steps: pd.DataFrame) -> list[tuple[str, list[Any]]]:
@@ -434,11 +432,11 @@ def pull_times(
     title += ": computed from the bytes"
     note = "Computed: bytes to download, divided by the line's speed, nothing else."
     note += " Measured: from the registry, on this machine." if measured else ""
-    return stacked_bars(rows, title=title, axis="seconds", in_bytes=False, note=note)
+    return stacked_bars(rows, title=title, axis="seconds", ticks="{x:,g}", note=note)
 
 
 def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
-    """Draw how much there is to attack and to patch: a small chart for each kind of thing.
+    """Draw how much there is to attack and to patch, by kind of thing; each has its own scale.
 
     Args:
         variants: for each image's name how many it has of each kind, such as
@@ -446,33 +444,14 @@ def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
     """
     checked_all("surface", variants)
     counts = pd.DataFrame(variants).astype(float)
-    names = [fitted(name, 110, TEXT) for name in variants]
-    left = MARGIN + max(text_width(name, TEXT) for name in names) + 8
-    columns = 2 if len(counts) in (2, 4) else 3
-    wide = (WIDTH - left - MARGIN + _GAP) / columns - _GAP
-    high = _HEAD + _ROW * len(names)
-    axes = canvas(
-        title=f"{_surface_finding(counts)}Fewer is better; each small chart has a scale of its own",
-        height=math.ceil(len(counts) / columns) * (high + 8) - 8, left=left,
-    )  # fmt: skip
-    said = []
-    for place, (kind, own) in enumerate(counts.iterrows()):
-        line, column = divmod(place, columns)
-        x, y = column * (wide + _GAP), line * (high + 8)
-        head = fitted(str(kind)[:1].upper() + str(kind)[1:], wide, TEXT, bold=True)
-        write(axes, x, y + _HEAD / 2 + 2, head, size=TEXT, weight="bold")
-        axes.plot([x, x], [y + _HEAD, y + high], color=GREY, linewidth=1, zorder=0)
-        words = [_number(value) for value in own]
-        middles = [y + _HEAD + (number + 0.5) * _ROW for number in range(len(names))]
-        lengths = own.fillna(0) * _scale(own, words, wide)
-        axes.barh(middles, lengths, left=x, height=_ROW * _THICK, color=BLUE)
-        for name, middle, length, text in zip(names, middles, lengths, words, strict=True):
-            write(axes, x + length + 5, middle, text, size=TEXT)
-            if not column:
-                write(axes, -8, middle, name, size=TEXT, ha="right")
-        every = listed([f"{name} {text}" for name, text in zip(variants, words, strict=True)])
-        said.append(f"{kind}: {every}")
-    return Chart(axes, f"Small bar charts, fewer is better. {'; '.join(said)}.")
+    shares = counts.div(counts.max(axis=1), axis=0).fillna(0)
+    rows = [
+        Row(name, [Block(shares[name][kind])], _number(counts[name][kind]), kind)
+        for kind in counts.index
+        for name in variants
+    ]
+    title = f"{_surface_finding(counts)}Fewer is better; each kind has a scale of its own"
+    return stacked_bars(rows, title=title, axis="of the most of its kind", ticks="{x:.0%}")
 
 
 def _surface_finding(counts: pd.DataFrame) -> str:
