@@ -96,8 +96,8 @@ def stacked_bars(
     """
     starts = [number > 0 and row.group != rows[number - 1].group for number, row in enumerate(rows)]
     places = [number + 0.5 * sum(starts[: number + 1]) for number in range(len(rows))]
-    names = [_named(row.name) for row in rows]
-    groups = {row.group: wrapped(row.group, 140, TEXT, bold=True)[:2] for row in rows}
+    names = ["\n".join(wrapped(row.name, _NAME, TEXT, most=2)) for row in rows]
+    groups = {row.group: wrapped(row.group, 140, TEXT, bold=True, most=2) for row in rows}
     of_groups = max(text_width(line, TEXT, bold=True) for g in groups.values() for line in g)
     left = MARGIN + max(text_width(line, TEXT) for name in names for line in name.split("\n")) + 8
     left += of_groups + 12 if of_groups else 0
@@ -112,7 +112,10 @@ def stacked_bars(
     axes.set_xlabel(axis, color=DARK, fontsize=SMALL, labelpad=6, parse_math=False)
     room = WIDTH - left - 20
     words = [fitted(row.words, 0.7 * room, TEXT) for row in rows]
-    scale = _scale([row.end for row in rows], words, room)
+    # The most points a unit may have, so that the words behind bars have room.
+    widths = [room - 6 - text_width(text, TEXT) for text in words]
+    scales = [wide / row.end for row, wide in zip(rows, widths, strict=True) if row.end > 0]
+    scale = min(scales, default=room)
     axes.set_xlim(0, room / scale)
     for one, place, text in zip(rows, places, words, strict=True):
         _draw(axes, one, place, scale)
@@ -131,22 +134,6 @@ def stacked_bars(
     axes.axvline(0, color=GREY, linewidth=1, zorder=0)
     said = [fitted(f"{row.group} {row.name}", 500, SMALL) + f": {row.words}" for row in rows]
     return Chart(axes, f"Bar chart. {title}. {'; '.join(said)}. {note}".strip())
-
-
-def _named(name: str) -> str:
-    """Return a bar's name in one line, or else in two."""
-    first, *more = wrapped(name, _NAME, TEXT)
-    return "\n".join([first, *([fitted(" ".join(more), _NAME, TEXT)] if more else [])])
-
-
-def _scale(lengths: Iterable[float], words: Sequence[str], room: float) -> float:
-    """Return the most points a unit may have, so that the words behind bars fit into a width."""
-    scales = [
-        (room - 6 - text_width(text, TEXT)) / length
-        for length, text in zip(lengths, words, strict=True)
-        if length > 0
-    ]
-    return min(scales, default=room)
 
 
 def _draw(axes: Axes, row: Row, place: float, scale: float) -> None:

@@ -178,7 +178,8 @@ def outcomes(variants: Mapping[str, pd.DataFrame]) -> Chart:
             ``tried``, ``outcome`` (in words) and ``through`` (whether it got through).
     """
     checked_all("outcomes", variants, "tried", "outcome", "through")
-    tries = [wrapped(str(tried), 160, TEXT)[:2] for tried in next(iter(variants.values()))["tried"]]
+    tried = next(iter(variants.values()))["tried"]
+    tries = [wrapped(str(each), 160, TEXT, most=2) for each in tried]
     left = MARGIN + max(text_width(line, TEXT) for lines in tries for line in lines) + 10
     wide = (WIDTH - left - MARGIN) / len(variants)
     got = [f"{table['through'].sum()} of {len(tries)} ({name})" for name, table in variants.items()]
@@ -196,8 +197,7 @@ def outcomes(variants: Mapping[str, pd.DataFrame]) -> Chart:
         for line, row in enumerate(rows):
             y, colour = (line + 1.2) * _TRY, ORANGE if row.through else PALE
             axes.barh(y, wide - 3, _TRY - 3, left=number * wide, color=colour)
-            first, *more = wrapped(str(row.outcome), wide - 12, SMALL)
-            lines = [first, *([fitted(" ".join(more), wide - 12, SMALL)] if more else [])]
+            lines = wrapped(str(row.outcome), wide - 12, SMALL, most=2)
             write(axes, middle, y, "\n".join(lines), ha="center", color=ink(colour))
             said.append(f"{row.tried}, {name}: {row.outcome}")
     return Chart(axes, f"Grid of what was tried. Got through: {listed(got)}. {'; '.join(said)}.")
@@ -326,7 +326,7 @@ def journey(rows: pd.DataFrame) -> Chart:
         noun = "exercise" if step.exercises == 1 else "exercises"
         write(axes, _NAME, middle + 7, f"{share} {noun}")
         for x, until, text in ((_ATTACK, _CONTROL, step.attack), (_CONTROL, end, step.control)):
-            write(axes, x, middle, "\n".join(wrapped(text, until - x - 14, SMALL)[:3]))
+            write(axes, x, middle, "\n".join(wrapped(text, until - x - 14, SMALL, most=3)))
     which = f"Lit: {listed(lit)}" if lit else "None is lit"
     words = "; ".join(said)
     alt = f"Map of the journey of an image, in {len(steps)} steps. {which}. {words}."

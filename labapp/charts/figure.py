@@ -131,12 +131,16 @@ def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:
 
 
 def wrapped(
-    text: str, width: float, size: float, *, bold: bool = False, after: str = " "
+    text: str, width: float, size: float, *, bold: bool = False, after: str = " ", most: int = 99
 ) -> list[str]:
-    """Return a text as lines that are no wider than allowed, broken after certain characters."""
+    """Return a text as lines that are no wider than allowed, broken after certain characters.
+
+    All that is left stands in the last of the ``most`` lines, as far as it fits.
+    """
     lines = [""]
     for part in re.findall(f"[{after}]*[^{after}]+[{after}]*", " ".join(text.split())):
-        if lines[-1] and text_width((lines[-1] + part).rstrip(), size, bold=bold) > width:
+        is_full = text_width((lines[-1] + part).rstrip(), size, bold=bold) > width
+        if lines[-1] and is_full and len(lines) < most:
             lines.append("")
         lines[-1] += part
     return [fitted(line, width, size, bold=bold) for line in lines]
