@@ -182,12 +182,11 @@ def frame(*, title: str, height: float, left: float, right: float, bottom: float
     return axes
 
 
-def canvas(*, title: str, height: float, left: float = MARGIN, right: float = MARGIN,
-           note: str = "") -> Axes:  # fmt: skip
+def canvas(*, title: str, height: float, left: float = MARGIN, note: str = "") -> Axes:
     """Return axes without any line, whose unit is a point, from the upper left corner on."""
-    axes = frame(title=title, height=height, left=left, right=right, bottom=MARGIN, note=note)
+    axes = frame(title=title, height=height, left=left, right=MARGIN, bottom=MARGIN, note=note)
     axes.set_axis_off()
-    axes.set(xlim=(0, WIDTH - left - right), ylim=(height, 0))
+    axes.set(xlim=(0, WIDTH - left - MARGIN), ylim=(height, 0))
     return axes
 
 

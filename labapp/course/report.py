@@ -74,7 +74,7 @@ class ClassReport:
 
     def page(self) -> str:
         """Return the class as one page of HTML: a grid of who passed what, and with what help."""
-        return view.page(self.records, datetime.now(UTC), left_out=self.left_out)
+        return view.page(self.records, datetime.now(UTC), every=0, left_out=self.left_out)
 
     def gradebook(self, platform: str) -> str:
         """Return a point for each verified exercise as CSV for ``moodle``, or else for ``canvas``.
@@ -170,7 +170,6 @@ def report(
         for id, exercise in declared.items():
             makes = exercise.evidence != NO_IMAGE
             cell = {"learner": name, **_cell(record, id), "verified": id in verified}
-            cell["signed"] = id in signed
             cells.append(cell | {"makes_image": makes})
     table = pd.DataFrame(cells)
     by, whose = _by_exercise(table), id_of(key) if key else ""
