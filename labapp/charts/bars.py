@@ -106,6 +106,8 @@ def stacked_bars(
         title=title, height=high * (places[-1] + 1), left=left, right=20, note=note,
         bottom=40 + _KEY * len(key),
     )  # fmt: skip
+    if ticks == "B":
+        axes.locator_params(axis="x", integer=True)  # there is no half byte
     axes.xaxis.set_major_formatter(EngFormatter("B") if ticks == "B" else ticks)
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_yticks(places, names, fontsize=TEXT, parse_math=False)

@@ -180,6 +180,7 @@ HARD: dict[str, Draw] = {
     "pushes": lambda: labapp.charts.pushes(
         {"first": PUSH, LONG: PUSH.assign(outcome="already there")}
     ),
+    "pushes of nothing": lambda: labapp.charts.pushes({"again": PUSH.assign(outcome="mounted")}),
     "conversation": lambda: labapp.charts.conversation(REQUESTS, layers=SENT),
     "conversation about nothing new": lambda: labapp.charts.conversation(
         REQUESTS[REQUESTS["method"] == "HEAD"], layers=SENT.assign(outcome="already there")
@@ -325,6 +326,7 @@ SAID = [
     ("layers", "105.0 MB to download, 39% of it in the largest"),
     ("pushes", f"first: 2.0 MB: 2 of 3 layers; {LONG}: 0 B: 0 of 3 layers"),
     ("sizes", "tiny: 1 B; huge: 3000.0 GB"),
+    ("pushes of nothing", "0 B 1 B sent (layers, compressed)"),
     ("outcomes", f"What got through: 2 of 2 (before) and 1 of 2 ({LONG})"),
     ("outcomes", f"secret, {LONG}: refused"),
     ("a journey", "2 of 6 steps are lit\n"),
