@@ -169,7 +169,7 @@ def _telling(instruction: object) -> str:
     return re.sub(r" ?&& ?rm -.*$", "", " ".join(str(instruction).split()))
 
 
-def _kinds(instructions: Iterable[object]) -> list[tuple[str, str]]:
+def _looks(instructions: Iterable[object]) -> list[tuple[str, str]]:
     """Return the look of what each layer is, lowest first, as far as its instruction tells."""
     kinds: list[str] = []
     for text in (" ".join(str(each).split()) for each in instructions):
@@ -194,7 +194,7 @@ def layers(rows: pd.DataFrame) -> Chart:
         rows: a row a layer, lowest first; columns ``instruction`` and ``download_bytes``.
     """
     checked("layers", rows, "instruction", "download_bytes")
-    weights, looks = rows["download_bytes"], _kinds(rows["instruction"])
+    weights, looks = rows["download_bytes"], _looks(rows["instruction"])
     title = f"{counted(len(rows), 'layer')}, {amount(weights.sum())} to download"
     if len(rows) > 1 and weights.sum():
         title += f", {weights.max() / weights.sum():.0%} of it in the largest"
@@ -246,8 +246,8 @@ def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
     checked_all("sizes of variants", variants, "instruction", "download_bytes", "unpacked_bytes")
     rows, looks, packed = [], set[tuple[str, str]](), dict[str, float]()
     for name, table in variants.items():
-        kinds = _kinds(table["instruction"])
-        looks.update(kinds)
+        own = _looks(table["instruction"])
+        looks.update(own)
         packed[name] = float(table["download_bytes"].sum())
         count = f", {counted(len(table), 'layer')}"
         for state, weights, more in (
@@ -256,9 +256,7 @@ def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
         ):
             blocks = [
                 Block(size, colour, _telling(text))
-                for size, text, (colour, _) in zip(
-                    weights, table["instruction"], kinds, strict=True
-                )
+                for size, text, (colour, _) in zip(weights, table["instruction"], own, strict=True)
             ]
             rows.append(Row(state, blocks, amount(weights.sum()) + more, name))
     least, most = extremes(packed)
