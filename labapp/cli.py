@@ -16,17 +16,19 @@ import click
 
 from labapp import feedback
 from labapp.errors import InvalidReference, LabError, StateError, printable
+from labapp.reference import DOCKER_HUB, Reference
 from labapp.state import REPOSITORY, State, write_file
 
 if TYPE_CHECKING:
     from labapp.course.hand_in import Place
     from labapp.doctor import Finding
     from labapp.inside.inspection import Comparison, Inspection
-    from labapp.reference import Reference
     from labapp.registry.client import Registry
     from labapp.registry.manifests import Platform
+    from labapp.room import Room
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 SECOND = "-chapters"
@@ -34,7 +36,7 @@ SECOND = "-chapters"
 
 CA = click.option(
     "--ca",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING,
     help="Trust the certificates of this authority (a PEM file), say your school's, and no others.",
 )
 
@@ -399,7 +401,7 @@ def save_bundle(file: Path, bases: str, platforms: list[Platform] | None, for_ro
 
 
 @bundle.command("load")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=EXISTING)
 def load_bundle(file: Path) -> None:
     """Take base images, registry image and wheels from FILE; then run 'start'."""
     from labapp import bundle as bundles
@@ -437,7 +439,7 @@ def room() -> None:
 @click.option(
     "--certificate",
     nargs=2,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING,
     metavar="CERTIFICATE KEY",
     help="Serve HTTPS: a certificate with its chain, and its key, as PEM.",
 )
@@ -465,21 +467,15 @@ def start_room(
 def stop_room() -> None:
     """Close the room; what learners made stays, and is there when it opens again."""
     from labapp import room as rooms
-    from labapp.machine import engine
 
-    state = State.open()
-    rooms.stop(rooms.Room.of(engine.find(state), state))
+    rooms.stop(_room())
     feedback.say("The room is closed.")
 
 
 @room.command("status")
 def room_status() -> None:
     """Tell whether the room is open, who is in it, and since when nothing was heard of them."""
-    from labapp import room as rooms
-    from labapp.machine import engine
-
-    state = State.open()
-    found = rooms.Room.of(engine.find(state), state)
+    found = _room()
     learners = found.ask("/users?state=active")
     _line("address", found.settings()["address"])
     _line("servers", str(len(learners)))
@@ -488,17 +484,23 @@ def room_status() -> None:
 
 
 @room.command("add")
-@click.argument("names", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("names", type=EXISTING)
 def add_to_room(names: Path) -> None:
     """Give the learners of NAMES, a CSV file, their accounts; print them with their passwords.
 
     NAMES has a name a line, and beside it a password if you want to choose it.
     """
     from labapp import room as rooms
+
+    click.echo(rooms.add(_room(), names), nl=False)
+
+
+def _room() -> Room:
     from labapp.machine import engine
+    from labapp.room import Room
 
     state = State.open()
-    click.echo(rooms.add(rooms.Room.of(engine.find(state), state), names), nl=False)
+    return Room.of(engine.find(state), state)
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
@@ -614,8 +616,6 @@ def compare(references: Sequence[str], changes: bool, **asked: Any) -> None:
 
 def _reference(text: str) -> Reference:
     """Read a reference, which has to say its registry: no default would be what everybody means."""
-    from labapp.reference import DOCKER_HUB, Reference
-
     reference = Reference.parse(text)
     if reference.registry != DOCKER_HUB or text.startswith(("docker.io/", "index.docker.io/")):
         return reference
@@ -715,7 +715,7 @@ def progress(name: str | None, save: Path | None, picture: Path | None) -> None:
         receipts.save(save)
         click.echo(f"A copy of the receipts is in '{save}'.")
     if picture is not None:
-        saved = journey_map(receipts.read().passed).chart.save(picture)
+        saved = journey_map(receipts.read().passed).save(picture)
         click.echo(f"The journey map is in '{saved}'.")
 
 
@@ -783,7 +783,7 @@ def _place(text: str, ca: Path | None) -> Place:
     show_default=True,
     help="The columns of the CSV file: a point for each exercise, a column for each chapter.",
 )
-@click.option("--chart", type=FILE, help="Draw the class as a grid: PNG or SVG.")
+@click.option("--page", type=FILE, help="Draw the class as a grid: a page for a browser (HTML).")
 @click.option("--key", type=FILE, help="Tell which receipts the class with this public key signed.")
 @click.option(
     "--view",
@@ -796,7 +796,7 @@ def report(
     ca: Path | None,
     csv: Path | None,
     platform: str,
-    chart: Path | None,
+    page: Path | None,
     key: Path | None,
     view: bool,
 ) -> None:
@@ -831,10 +831,9 @@ def report(
     if csv is not None:
         write_file(csv, found.gradebook(platform), mode=0o644)
         click.echo(f"The points are in '{csv}'.")
-    if chart is not None:
-        from labapp.charts import classroom
-
-        click.echo(f"The chart is in '{classroom(found.cells).save(chart)}'.")
+    if page is not None:
+        write_file(page, found.page(), mode=0o644)
+        click.echo(f"The page is in '{page}'.")
 
 
 def _print(findings: Sequence[Finding]) -> int:

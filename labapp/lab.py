@@ -19,7 +19,7 @@ from labapp.attacks.delivery import Judgement, PipelineRun
 from labapp.bench import Bench, prepare
 from labapp.course import post
 from labapp.course.exercises import Coach, Submission, Verdict, saboteur, submission
-from labapp.course.progress import JourneyMap, journey_map
+from labapp.course.progress import journey_map
 from labapp.errors import AttackError, ImageError, RegistryError
 from labapp.inside import inspection
 from labapp.inside.inspection import Comparison, Inspection
@@ -371,7 +371,7 @@ class Lab:
         """Ask your class's teacher for help, in a few words; ``lab.help(None)`` takes it back."""
         self.coach.help(text)
 
-    def map(self) -> JourneyMap:
+    def map(self) -> Chart:
         """Return the journey map, with those steps lit whose exercises are passed."""
         return journey_map(self.coach.receipts.read().passed)
 

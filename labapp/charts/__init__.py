@@ -8,7 +8,6 @@ from labapp.charts.bars import shared_layers as shared_layers
 from labapp.charts.bars import sizes as sizes
 from labapp.charts.bars import surface as surface
 from labapp.charts.bars import variant_sizes as variant_sizes
-from labapp.charts.diagrams import classroom as classroom
 from labapp.charts.diagrams import conversation as conversation
 from labapp.charts.diagrams import cves_since_release as cves_since_release
 from labapp.charts.diagrams import journey as journey

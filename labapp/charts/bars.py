@@ -1,7 +1,7 @@
 """Horizontal bars: layers, sizes, pushes, builds, pulls, and how much there is to attack.
 
 Every chart here is rows for :func:`stacked_bars`, a title that says the finding, and the numbers in
-words; the last has small bars side by side.
+words.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import math
 import re
 import statistics
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
-from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
+from labapp.charts.figure import Chart, fitted, frame, ink, text_width, wrapped, write
 from labapp.charts.style import BLUE, DARK, DEEP, GREY, MARGIN, PALE, PALETTE, SMALL, TEXT, WIDTH
-from labapp.charts.words import ALIKE, checked, checked_all, counted, extremes, listed, times
+from labapp.charts.words import ALIKE, checked, checked_all, counted, extremes, times
 from labapp.feedback import amount
 
-_HIGH, _THICK = 25.0, 0.66
-"""How high a row is, and how much of it a bar fills."""
+_LOW, _HIGH, _THICK = 19.0, 25.0, 0.66
+"""How high a row is, with a name in one line or in two, and how much of it a bar fills."""
 
 LINES = {"slow": 10, "typical": 100, "fast": 1000}
 """The lines that a pull is computed for, in megabits (a million bits) a second."""
@@ -34,9 +35,6 @@ _NOTICED = 0.05
 
 _NAME, _KEY = 230.0, 14.0
 """How wide a bar's name may get, in two lines, and how high a line of the key is."""
-
-_ROW, _HEAD, _GAP = 18.0, 24.0, 24.0
-"""Of a small chart: the height of a bar's row and of the name above, and what is between two."""
 
 _KINDS = {
     "base": (DEEP, "base: system and interpreter, the lowest layers"),
@@ -78,7 +76,7 @@ class Row:
 
     @property
     def end(self) -> float:
-        """How far the row reaches, in the axis' unit."""
+        """How far the row reaches."""
         return self.begin + sum(block.length for block in self.blocks)
 
 
@@ -86,33 +84,40 @@ def stacked_bars(
     rows: Sequence[Row],
     *,
     title: str,
-    unit: str,
-    alt: str,
+    axis: str,
+    ticks: str = "B",
     note: str = "",
     key: Sequence[tuple[str, str]] = (),
 ) -> Chart:
     """Draw rows, the first on top; those of another group stand half a row apart.
 
-    The ``key``, below the axis, says what colours mean.
+    The ``axis`` says what is counted, and its ``ticks`` how: ``B`` for bytes, or a format. The
+    ``key``, below it, says what colours mean, and the alternative text all that the rows say.
     """
     starts = [number > 0 and row.group != rows[number - 1].group for number, row in enumerate(rows)]
     places = [number + 0.5 * sum(starts[: number + 1]) for number in range(len(rows))]
-    names = [_named(row.name) for row in rows]
-    groups = {row.group: wrapped(row.group, 140, TEXT, bold=True)[:2] for row in rows}
+    names = ["\n".join(wrapped(row.name, _NAME, TEXT, most=2)) for row in rows]
+    groups = {row.group: wrapped(row.group, 140, TEXT, bold=True, most=2) for row in rows}
     of_groups = max(text_width(line, TEXT, bold=True) for g in groups.values() for line in g)
     left = MARGIN + max(text_width(line, TEXT) for name in names for line in name.split("\n")) + 8
     left += of_groups + 12 if of_groups else 0
+    high = _HIGH if "\n" in "".join(names) else _LOW
     axes = frame(
-        title=title, height=_HIGH * (places[-1] + 1), left=left, right=20, note=note,
+        title=title, height=high * (places[-1] + 1), left=left, right=20, note=note,
         bottom=40 + _KEY * len(key),
     )  # fmt: skip
-    axes.xaxis.set_major_formatter("{x:,g}")
+    if ticks == "B":
+        axes.locator_params(axis="x", integer=True)  # there is no half byte
+    axes.xaxis.set_major_formatter(EngFormatter("B") if ticks == "B" else ticks)
     axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_yticks(places, names, fontsize=TEXT, parse_math=False)
-    axes.set_xlabel(unit, color=DARK, fontsize=SMALL, labelpad=6, parse_math=False)
+    axes.set_xlabel(axis, color=DARK, fontsize=SMALL, labelpad=6, parse_math=False)
     room = WIDTH - left - 20
     words = [fitted(row.words, 0.7 * room, TEXT) for row in rows]
-    scale = _scale([row.end for row in rows], words, room)
+    # The most points a unit may have, so that the words behind bars have room.
+    widths = [room - 6 - text_width(text, TEXT) for text in words]
+    scales = [wide / row.end for row, wide in zip(rows, widths, strict=True) if row.end > 0]
+    scale = min(scales, default=room)
     axes.set_xlim(0, room / scale)
     for one, place, text in zip(rows, places, words, strict=True):
         _draw(axes, one, place, scale)
@@ -124,28 +129,13 @@ def stacked_bars(
             weight="bold",
         )  # fmt: skip
     for number, (colour, text) in enumerate(key):
-        place = places[-1] + 0.5 + (40 + _KEY * (number + 0.5)) / _HIGH
+        place = places[-1] + 0.5 + (40 + _KEY * (number + 0.5)) / high
         write(axes, (MARGIN - left) / scale, place, "■", size=TEXT, color=colour)
         write(axes, (MARGIN - left + 14) / scale, place, text)
     # A bar of nothing is seen to be one.
     axes.axvline(0, color=GREY, linewidth=1, zorder=0)
-    return Chart(axes, alt)
-
-
-def _named(name: str) -> str:
-    """Return a bar's name in one line, or else in two."""
-    first, *more = wrapped(name, _NAME, TEXT)
-    return "\n".join([first, *([fitted(" ".join(more), _NAME, TEXT)] if more else [])])
-
-
-def _scale(lengths: Iterable[float], words: Sequence[str], room: float) -> float:
-    """Return the most points a unit may have, so that the words behind bars fit into a width."""
-    scales = [
-        (room - 6 - text_width(text, TEXT)) / length
-        for length, text in zip(lengths, words, strict=True)
-        if length > 0
-    ]
-    return min(scales, default=room)
+    said = [fitted(f"{row.group} {row.name}", 500, SMALL) + f": {row.words}" for row in rows]
+    return Chart(axes, f"Bar chart. {title}. {'; '.join(said)}. {note}".strip())
 
 
 def _draw(axes: Axes, row: Row, place: float, scale: float) -> None:
@@ -179,8 +169,8 @@ def _telling(instruction: object) -> str:
     return re.sub(r" ?&& ?rm -.*$", "", " ".join(str(instruction).split()))
 
 
-def _kinds(instructions: Iterable[object]) -> list[str]:
-    """Return what each layer is, lowest first, as far as its instruction tells."""
+def _looks(instructions: Iterable[object]) -> list[tuple[str, str]]:
+    """Return the look of what each layer is, lowest first, as far as its instruction tells."""
     kinds: list[str] = []
     for text in (" ".join(str(each).split()) for each in instructions):
         in_base = _IN_PUBLIC_BASES if kinds else _LOWEST
@@ -190,20 +180,11 @@ def _kinds(instructions: Iterable[object]) -> list[str]:
             kinds.append("tools")
         else:
             kinds.append("libraries" if _LIBRARIES.match(text) else "application")
-    return kinds
+    return [_KINDS[kind] for kind in kinds]
 
 
-def _key(kinds: Iterable[str]) -> list[tuple[str, str]]:
-    there = set(kinds)
-    return [look for kind, look in _KINDS.items() if kind in there]
-
-
-def _byte_unit(largest: float) -> tuple[float, str]:
-    """Return how many bytes the unit of an axis has (a power of ten), and its name."""
-    for size, name in ((1e9, "gigabytes"), (1e6, "megabytes"), (1e3, "kilobytes")):
-        if largest >= 2 * size:
-            return size, name
-    return 1.0, "bytes"
+def _key(looks: Container[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [look for look in _KINDS.values() if look in looks]
 
 
 def layers(rows: pd.DataFrame) -> Chart:
@@ -213,20 +194,16 @@ def layers(rows: pd.DataFrame) -> Chart:
         rows: a row a layer, lowest first; columns ``instruction`` and ``download_bytes``.
     """
     checked("layers", rows, "instruction", "download_bytes")
-    names = [" ".join(str(text).split()) for text in rows["instruction"]]
-    weights = list(rows["download_bytes"])
-    total, most = sum(weights), max(weights)
-    count = counted(len(names), "layer")
-    share = f", {most / total:.0%} of the download" if total else ""
-    largest = fitted(names[weights.index(most)], 500, SMALL)
-    return _bytes_chart(
-        [(name, size, amount(size)) for name, size in zip(names, weights, strict=True)],
-        kinds=_kinds(names),
-        title=f"{count}, {amount(total)} to download; the first instruction is on top",
-        unit="{} to download (compressed)",
-        alt=f"Bar chart of {count}, {amount(total)} in all. The largest is '{largest}' with "
-        f"{amount(most)}{share}.",
-    )
+    weights, looks = rows["download_bytes"], _looks(rows["instruction"])
+    title = f"{counted(len(rows), 'layer')}, {amount(weights.sum())} to download"
+    if len(rows) > 1 and weights.sum():
+        title += f", {weights.max() / weights.sum():.0%} of it in the largest"
+    bars = [
+        Row(str(text), [Block(size, colour)], amount(size))
+        for text, size, (colour, _) in zip(rows["instruction"], weights, looks, strict=True)
+    ]
+    title += "; the first instruction is on top"
+    return stacked_bars(bars, title=title, axis="to download (compressed)", key=_key(looks))
 
 
 def sizes(values: Mapping[str, float], *, title: str) -> Chart:
@@ -237,9 +214,8 @@ def sizes(values: Mapping[str, float], *, title: str) -> Chart:
         title: what the bars have in common.
     """
     checked_all("sizes", values)
-    rows = [(name, value, amount(value)) for name, value in values.items()]
-    said = "; ".join(f"{name}: {words}" for name, _, words in rows)
-    return _bytes_chart(rows, title=title, unit="{}", alt=f"Bar chart. {title}. {said}.")
+    rows = [Row(name, [Block(value)], amount(value)) for name, value in values.items()]
+    return stacked_bars(rows, title=title, axis="size")
 
 
 def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
@@ -250,33 +226,14 @@ def pushes(rows: Mapping[str, pd.DataFrame]) -> Chart:
             (``sent``, ``mounted`` or ``already there``).
     """
     checked_all("pushes", rows, "bytes", "outcome")
-    drawn = []
+    bars = []
     for name, table in rows.items():
         sent = table.loc[table["outcome"] == "sent", "bytes"]
         words = f"{amount(sent.sum())}: {len(sent)} of {counted(len(table), 'layer')}"
-        drawn.append((name, float(sent.sum()), words))
+        bars.append(Row(name, [Block(float(sent.sum()))], words))
     largest = amount(max(table["bytes"].sum() for table in rows.values()))
-    said = "; ".join(f"{name}: {words}" for name, _, words in drawn)
-    return _bytes_chart(
-        drawn,
-        title=f"The image has {largest}. Each push sent only what was missing",
-        unit="{} sent (layers, compressed)",
-        alt=f"Bar chart of pushes. {said}.",
-    )
-
-
-def _bytes_chart(
-    rows: Sequence[tuple[str, float, str]], *, title: str, unit: str, alt: str,
-    kinds: Sequence[str] = (),
-) -> Chart:  # fmt: skip
-    """Draw a name, bytes and words a row; ``{}`` in the axis' unit becomes the fitting one."""
-    size, word = _byte_unit(max(value for _, value, _ in rows))
-    colours = [_KINDS[kind][0] for kind in kinds] or [BLUE] * len(rows)
-    bars = [
-        Row(name, [Block(value / size, colour)], words)
-        for (name, value, words), colour in zip(rows, colours, strict=True)
-    ]
-    return stacked_bars(bars, title=title, unit=unit.format(word), alt=alt, key=_key(kinds))
+    title = f"The image has {largest}. Each push sent only what was missing"
+    return stacked_bars(bars, title=title, axis="sent (layers, compressed)")
 
 
 def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
@@ -286,36 +243,32 @@ def variant_sizes(variants: Mapping[str, pd.DataFrame]) -> Chart:
         variants: for each image's name its layers, lowest first; columns ``instruction``,
             ``download_bytes`` and ``unpacked_bytes``.
     """
-    states = {"download_bytes": "to download", "unpacked_bytes": "unpacked"}
-    checked_all("sizes of variants", variants, "instruction", *states)
-    size, unit = _byte_unit(max(table[list(states)].sum().max() for table in variants.values()))
-    rows, said, there = [], [], set[str]()
+    checked_all("sizes of variants", variants, "instruction", "download_bytes", "unpacked_bytes")
+    rows, looks, packed = [], set[tuple[str, str]](), dict[str, float]()
     for name, table in variants.items():
-        kinds = _kinds(table["instruction"])
-        there.update(kinds)
-        totals = {state: amount(table[column].sum()) for column, state in states.items()}
-        for column, state in states.items():
+        own = _looks(table["instruction"])
+        looks.update(own)
+        packed[name] = float(table["download_bytes"].sum())
+        count = f", {counted(len(table), 'layer')}"
+        for state, weights, more in (
+            ("to download", table["download_bytes"], count),
+            ("unpacked", table["unpacked_bytes"], ""),
+        ):
             blocks = [
-                Block(value / size, _KINDS[kind][0], _telling(text))
-                for value, text, kind in zip(
-                    table[column], table["instruction"], kinds, strict=True
-                )
+                Block(size, colour, _telling(text))
+                for size, text, (colour, _) in zip(weights, table["instruction"], own, strict=True)
             ]
-            rows.append(Row(state, blocks, totals[state], name))
-        both = ", ".join(f"{total} {state}" for state, total in totals.items())
-        said.append(f"{name}: {both}, in {counted(len(table), 'layer')}")
-    packed = {name: float(table["download_bytes"].sum()) for name, table in variants.items()}
+            rows.append(Row(state, blocks, amount(weights.sum()) + more, name))
     least, most = extremes(packed)
     if len(variants) == 1:
-        title = said[0].rpartition(",")[0]
+        title = f"{most} has {amount(packed[most])} to download"
     elif packed[most] <= ALIKE * packed[least]:
         title = f"All take about as many bytes to download, at most {amount(packed[most])}"
     else:
         title = f"{most} takes {times(packed[most], packed[least])} the bytes of {least} to "
         title += f"download: {amount(packed[most])} against {amount(packed[least])}"
-    unit += "; each block is a layer, the lowest first"
-    alt = f"Bar chart of sizes, stacked by layer. {'; '.join(said)}."
-    return stacked_bars(rows, title=title, unit=unit, alt=alt, key=_key(there))
+    axis = "each block is a layer, the lowest first"
+    return stacked_bars(rows, title=title, axis=axis, key=_key(looks))
 
 
 def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
@@ -336,18 +289,16 @@ def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
     colours = dict(zip(shared["digest"], itertools.cycle(PALETTE[:5]), strict=False))
     # A letter tells layers apart where colours don't, on paper.
     letters = dict(zip(shared["digest"], string.ascii_letters.swapcase(), strict=False))
-    size, unit = _byte_unit(max(rows["download_bytes"].sum() for rows in alone.values()))
-    bars, said = [], []
+    bars = []
     for name, rows in alone.items():
         common = rows.loc[rows["digest"].isin(shared["digest"]), "download_bytes"]
-        words = f"{amount(rows['download_bytes'].sum())}, "
+        words = f"{amount(rows['download_bytes'].sum())} in {counted(len(rows), 'layer')}, "
         words += f"{amount(common.sum())} of it shared" if len(common) else "nothing shared"
         blocks = [
-            Block(weight / size, colours.get(digest, GREY), _telling(text), letters.get(digest, ""))
+            Block(weight, colours.get(digest, GREY), _telling(text), letters.get(digest, ""))
             for text, digest, weight in rows[columns].itertuples(index=False)
         ]
         bars.append(Row(name, blocks, words))
-        said.append(f"{name}: {counted(len(rows), 'layer')}, {words}")
     title = f"These {len(variants)} images share no layer: each is fetched whole"
     if len(variants) == 1:
         title = "One image alone shares nothing: add another to compare"
@@ -362,9 +313,8 @@ def shared_layers(variants: Mapping[str, pd.DataFrame]) -> Chart:
     if len(shared) > 3:
         told.append(f"and {counted(len(shared) - 3, 'smaller one')}")
     note = "; ".join(told) + "." if told else ""
-    unit += " to download (compressed); grey: in this image alone"
-    alt = f"Bar chart of layers. {title}. {'; '.join(said)}."
-    return stacked_bars(bars, title=title, unit=unit, alt=alt, note=note)
+    axis = "to download (compressed); grey: in this image alone"
+    return stacked_bars(bars, title=title, axis=axis, note=note)
 
 
 def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
@@ -388,10 +338,11 @@ def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
         for each, (colour, letter) in looks.items()
     ]
     key += [(GREY, "all other steps")] * (len(longest) > len(told))
-    rows, said = [], []
+    rows = []
     for name, parts in stages.items():
-        begin, worked = 0.0, 0
-        by = []
+        begin, group = 0.0, ""
+        if has_stages:
+            group = f"{name} ({duration(sum(step.seconds for _, own in parts for step in own))})"
         for stage, steps in parts:
             blocks = []
             for step in steps:
@@ -401,18 +352,13 @@ def build_times(builds: Mapping[str, pd.DataFrame]) -> Chart:
             count = sum(not step.cached and step.seconds >= _NOTICED for step in steps)
             seconds = sum(block.length for block in blocks)
             words = f"{duration(seconds)}, {counted(count, 'step')} ran"
-            label, group = (stage or "all steps", name) if has_stages else (name, "")
+            label = (stage or "all steps") if has_stages else name
             rows.append(Row(label, blocks, words, group, begin))
-            by.append(f"{label} {duration(seconds)}")
-            begin, worked = begin + seconds, worked + count
-        said.append(f"{name}: {duration(begin)}, {counted(worked, 'step')} ran")
-        if len(parts) > 1:
-            said[-1] += f" (by stage: {listed(by)})"
+            begin += seconds
     title = "A step has the same colour in every bar; one from the cache takes no time"
     if has_stages:
         title += ". A stage's row begins where the one before it ended"
-    alt = f"Bar chart of build times. {'; '.join(said)}."
-    return stacked_bars(rows, title=title, unit="seconds of work", alt=alt, key=key)
+    return stacked_bars(rows, title=title, axis="seconds of work", ticks="{x:,g}", key=key)
 
 
 def _stages(steps: pd.DataFrame) -> list[tuple[str, list[Any]]]:
@@ -457,33 +403,27 @@ def pull_times(
         measured: seconds of a measured pull by image. An image may be left out.
     """
     checked_all("pull times", variants)
-    rows, said, slow = [], [], {}
+    rows, slow = [], dict[str, str]()
     for name, size in variants.items():
-        took = {line: size * 8 / (speed * 1e6) for line, speed in LINES.items()}
-        slow[name] = duration(took["slow"])
-        for (line, seconds), colour in zip(took.items(), (DEEP, BLUE, PALE), strict=True):
-            label = f"{line}, {LINES[line]:,} Mbit/s"
+        for (line, speed), colour in zip(LINES.items(), (DEEP, BLUE, PALE), strict=True):
+            seconds = size * 8 / (speed * 1e6)
+            slow.setdefault(name, duration(seconds))
+            label = f"{line} ({speed:,} Mbit/s)"
             rows.append(Row(label, [Block(seconds, colour)], duration(seconds), name))
-        words = listed([f"{duration(seconds)} on a {line} line" for line, seconds in took.items()])
-        said.append(f"{name}: {words}")
         if measured and name in measured:
             block, words = Block(measured[name], "white"), duration(measured[name])
             rows.append(Row("measured here", [block], words, name, measured=True))
-            said[-1] += f"; measured {words}"
     least, most = extremes(variants)
     title = f"On a slow line a pull of {most} takes {slow[most]}"
     title += f", of {least} {slow[least]}" if len(variants) > 1 else ""
+    title += ": computed from the bytes"
     note = "Computed: bytes to download, divided by the line's speed, nothing else."
     note += " Measured: from the registry, on this machine." if measured else ""
-    speeds = listed([f"{line} is {speed:,} Mbit/s" for line, speed in LINES.items()])
-    alt = "Bar chart of times to pull, computed from the bytes to download alone. "
-    alt += f"{'. '.join(said)}. {speeds[:1].upper()}{speeds[1:]}."
-    title += ": computed from the bytes"
-    return stacked_bars(rows, title=title, unit="seconds", alt=alt, note=note)
+    return stacked_bars(rows, title=title, axis="seconds", ticks="{x:,g}", note=note)
 
 
 def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
-    """Draw how much there is to attack and to patch: a small chart for each kind of thing.
+    """Draw how much there is to attack and to patch, by kind of thing; each has its own scale.
 
     Args:
         variants: for each image's name how many it has of each kind, such as
@@ -491,33 +431,14 @@ def surface(variants: Mapping[str, Mapping[str, float | None]]) -> Chart:
     """
     checked_all("surface", variants)
     counts = pd.DataFrame(variants).astype(float)
-    names = [fitted(name, 110, TEXT) for name in variants]
-    left = MARGIN + max(text_width(name, TEXT) for name in names) + 8
-    columns = 2 if len(counts) in (2, 4) else 3
-    wide = (WIDTH - left - MARGIN + _GAP) / columns - _GAP
-    high = _HEAD + _ROW * len(names)
-    axes = canvas(
-        title=f"{_surface_finding(counts)}Fewer is better; each small chart has a scale of its own",
-        height=math.ceil(len(counts) / columns) * (high + 8) - 8, left=left,
-    )  # fmt: skip
-    said = []
-    for place, (kind, own) in enumerate(counts.iterrows()):
-        line, column = divmod(place, columns)
-        x, y = column * (wide + _GAP), line * (high + 8)
-        head = fitted(str(kind)[:1].upper() + str(kind)[1:], wide, TEXT, bold=True)
-        write(axes, x, y + _HEAD / 2 + 2, head, size=TEXT, weight="bold")
-        axes.plot([x, x], [y + _HEAD, y + high], color=GREY, linewidth=1, zorder=0)
-        words = [_number(value) for value in own]
-        middles = [y + _HEAD + (number + 0.5) * _ROW for number in range(len(names))]
-        lengths = own.fillna(0) * _scale(own, words, wide)
-        axes.barh(middles, lengths, left=x, height=_ROW * _THICK, color=BLUE)
-        for name, middle, length, text in zip(names, middles, lengths, words, strict=True):
-            write(axes, x + length + 5, middle, text, size=TEXT)
-            if not column:
-                write(axes, -8, middle, name, size=TEXT, ha="right")
-        every = listed([f"{name} {text}" for name, text in zip(variants, words, strict=True)])
-        said.append(f"{kind}: {every}")
-    return Chart(axes, f"Small bar charts, fewer is better. {'; '.join(said)}.")
+    shares = counts.div(counts.max(axis=1), axis=0).fillna(0)
+    rows = [
+        Row(name, [Block(shares[name][kind])], _number(counts[name][kind]), kind)
+        for kind in counts.index
+        for name in variants
+    ]
+    title = f"{_surface_finding(counts)}Fewer is better; each kind has a scale of its own"
+    return stacked_bars(rows, title=title, axis="of the most of its kind", ticks="{x:.0%}")
 
 
 def _surface_finding(counts: pd.DataFrame) -> str:

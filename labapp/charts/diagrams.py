@@ -5,18 +5,14 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from labapp.charts.figure import Chart, canvas, fitted, frame, ink, text_width, wrapped, write
 from labapp.charts.style import (
-    AMBER,
     BLUE,
     DARK,
     DEEP,
@@ -50,14 +46,8 @@ _LINES = (
 _HIGH, _MONTHS = 230.0, 7
 """How high the lines' axes are; as many months are named below them, or one more."""
 
-_ROW, _HEAD = 17.0, 62.0
-"""A learner's row, and the room above the grid for the exercises' names."""
-
 _TRY = 32.0
 """How high a row of outcomes is, for two lines."""
-
-_FILLS = {"alone": DEEP, "hints": PALE, "solution": AMBER, "tried": "white"}
-"""How a cell is filled: passed alone, passed with hints, after the solution, or not passed."""
 
 _STEP, _STEP_HEAD, _BOX = 46.0, 20.0, 40.0
 _LINE, _NAME, _ATTACK, _CONTROL = 22.0, 44.0, 160.0, 396.0
@@ -188,7 +178,8 @@ def outcomes(variants: Mapping[str, pd.DataFrame]) -> Chart:
             ``tried``, ``outcome`` (in words) and ``through`` (whether it got through).
     """
     checked_all("outcomes", variants, "tried", "outcome", "through")
-    tries = [wrapped(str(tried), 160, TEXT)[:2] for tried in next(iter(variants.values()))["tried"]]
+    tried = next(iter(variants.values()))["tried"]
+    tries = [wrapped(str(each), 160, TEXT, most=2) for each in tried]
     left = MARGIN + max(text_width(line, TEXT) for lines in tries for line in lines) + 10
     wide = (WIDTH - left - MARGIN) / len(variants)
     got = [f"{table['through'].sum()} of {len(tries)} ({name})" for name, table in variants.items()]
@@ -206,8 +197,7 @@ def outcomes(variants: Mapping[str, pd.DataFrame]) -> Chart:
         for line, row in enumerate(rows):
             y, colour = (line + 1.2) * _TRY, ORANGE if row.through else PALE
             axes.barh(y, wide - 3, _TRY - 3, left=number * wide, color=colour)
-            first, *more = wrapped(str(row.outcome), wide - 12, SMALL)
-            lines = [first, *([fitted(" ".join(more), wide - 12, SMALL)] if more else [])]
+            lines = wrapped(str(row.outcome), wide - 12, SMALL, most=2)
             write(axes, middle, y, "\n".join(lines), ha="center", color=ink(colour))
             said.append(f"{row.tried}, {name}: {row.outcome}")
     return Chart(axes, f"Grid of what was tried. Got through: {listed(got)}. {'; '.join(said)}.")
@@ -235,11 +225,9 @@ def cves_since_release(
     lines = {name: _line(name, rows, now) for name, rows in variants.items()}
     began = min([now - pd.DateOffset(months=1), *itertools.chain(*lines.values())]).replace(day=1)
     last = {name: max(line.values(), default=0.0) for name, line in lines.items()}
-    words = [f"{fitted(name, 120, TEXT)}: {_number(value)}" for name, value in last.items()]
     day = f"{date.day} {date:%B %Y}"
     axes = frame(
-        title=_cves_title(last), height=_HIGH, left=MARGIN + 56, bottom=34,
-        right=MARGIN + 16 + max(text_width(text, TEXT) for text in words),
+        title=_cves_title(last), height=_HIGH, left=MARGIN + 56, bottom=34, right=MARGIN + 16,
         note=f"Source: {source}, {day}. Counted are CVEs that were fixed in the image's packages "
         f"since this Debian was released, but for kernel headers, which never run. {blind}",
     )  # fmt: skip
@@ -249,8 +237,11 @@ def cves_since_release(
         axes.plot(
             pd.DatetimeIndex(list(ends)).to_numpy(), list(ends.values()), color=colour,
             linestyle=dashes, linewidth=2, marker=mark, markersize=4.5, markevery=0.1,
-            clip_on=False,
+            clip_on=False, label=f"{fitted(name, 300, TEXT)}: {_number(last[name])}",
         )  # fmt: skip
+    # Lines rise from the lower left, so that there is room above it.
+    for text in axes.legend(loc="upper left", fontsize=TEXT, labelcolor=DARK).get_texts():
+        text.set_parse_math(False)
     axes.set_xlim(began, now)  # type: ignore[arg-type]
     axes.set_ylim(0, max(*last.values(), 1.0) * 1.04)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -262,7 +253,6 @@ def cves_since_release(
     axes.tick_params(pad=6)
     axes.set_ylabel("CVEs fixed since the release", color=DARK, fontsize=SMALL)
     axes.set_xlabel("month", color=DARK, fontsize=SMALL)
-    _write_ends(axes, list(last.values()), words)
     said = listed([f"{name} {_number(value)}" for name, value in last.items()])
     return Chart(
         axes,
@@ -298,96 +288,6 @@ def _cves_title(last: Mapping[str, float]) -> str:
     return f"{title}: {times(last[most], last[least])} as many"
 
 
-def _write_ends(axes: Axes, ends: Sequence[float], words: Sequence[str]) -> None:
-    """Write each line's name at its end; where lines end close together, spread the names."""
-    high = axes.get_ylim()[1]
-    apart = TEXT * 1.35 / _HIGH * high
-    order = np.argsort(ends, kind="stable")
-    piled = np.arange(len(ends)) * apart
-    # From the lowest up, each as low as it can be; then the pile is pushed below the top.
-    places = np.maximum.accumulate(np.array(ends)[order] - piled) + piled
-    places = np.minimum(places, high - piled[::-1])
-    for number, place in zip(order, places, strict=True):
-        axes.annotate(
-            words[number], (1, ends[number]), xycoords=("axes fraction", "data"),
-            xytext=(14, place), textcoords=("offset points", "data"), va="center", fontsize=TEXT,
-            color=DARK, annotation_clip=False, parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": GREY, "shrinkA": 1, "shrinkB": 4,
-                        "relpos": (0, 0.5)},
-        )  # fmt: skip
-
-
-def classroom(cells: pd.DataFrame) -> Chart:
-    """Draw who passed which exercise: a grid of learners and exercises.
-
-    Args:
-        cells: a row for each learner and exercise, both in the order to draw; columns ``learner``,
-            ``exercise``, ``state`` (``alone``, ``hints``, ``solution``, ``tried`` or ``open``) and
-            ``tries``.
-    """
-    checked("a class", cells, "learner", "exercise", "state", "tries")
-    learners = list(dict.fromkeys(cells["learner"]))
-    passed = list(cells.loc[cells["state"].isin(("alone", "hints", "solution")), "exercise"])
-    count = {exercise: passed.count(exercise) for exercise in dict.fromkeys(cells["exercise"])}
-    names = [fitted(str(name), 170, TEXT) for name in [*learners, "passed by"]]
-    left = MARGIN + max(text_width(name, TEXT) for name in names) + 10
-    places = [_HEAD + (number + 0.5) * _ROW for number in range(len(names))]
-    axes = canvas(
-        title=_class_title(cells, count, len(learners)), height=places[-1] + _ROW / 2,
-        left=left, right=20,
-        note="The number in a square is how many answers it took. Dark: passed without help. "
-        "Light: with hints. A dark corner: after the solution was looked at. Outlined: tried, not "
-        "passed yet.",
-    )  # fmt: skip
-    for name, y in zip(names, places, strict=True):
-        write(axes, -8, y, name, size=TEXT, ha="right")
-    wide = min((WIDTH - left - 20) / len(count), 34.0)
-    columns = {exercise: (number + 0.5) * wide for number, exercise in enumerate(count)}
-    chapters: dict[str, list[float]] = {}
-    for exercise, x in columns.items():
-        chapter, _, word = exercise.partition("-")
-        chapters.setdefault(chapter, []).append(x)
-        write(axes, x, _HEAD - 4, word or chapter, rotation=90, ha="center", va="bottom")
-        write(axes, x, places[-1], str(count[exercise]), ha="center", weight="bold")
-    for chapter, own in chapters.items():
-        start, end = own[0] - wide / 2 + 1.5, own[-1] + wide / 2 - 1.5
-        axes.plot([start, end], [12, 12], color=GREY, linewidth=1)
-        write(axes, (start + end) / 2, 5, chapter, ha="center", weight="bold")
-    rows = dict(zip(learners, places, strict=False))
-    all_cells: list[Any] = list(cells.itertuples())
-    for cell in all_cells:
-        _cell(axes, columns[cell.exercise], rows[cell.learner], wide, cell.state, int(cell.tries))
-    said = "; ".join(f"{exercise} by {number}" for exercise, number in count.items())
-    size = f"{counted(len(learners), 'learner')} and {counted(len(count), 'exercise')}"
-    return Chart(axes, f"Grid of {size}. Passed: {said}.")
-
-
-def _class_title(cells: pd.DataFrame, count: dict[str, int], learners: int) -> str:
-    """Say how far the class is, and the exercise at which most of it hangs."""
-    most, done = learners * len(count), sum(count.values())
-    if done == most:
-        return f"Everybody passed everything: {counted(most, 'receipt')}"
-    title = f"{counted(learners, 'learner')}: {done} of {most} exercises passed"
-    tried = list(cells.loc[cells["state"] == "tried", "exercise"])
-    hard = max(count, key=tried.count)
-    if tried.count(hard) < 2:
-        return title
-    return f"{title}; {tried.count(hard)} tried {hard} and have not passed it yet"
-
-
-def _cell(axes: Axes, x: float, y: float, wide: float, state: str, tries: int) -> None:
-    if state not in _FILLS:
-        axes.plot([x], [y], marker=".", color=GREY, markersize=4)
-        return
-    fill, right, top = _FILLS[state], x + wide / 2 - 1, y - _ROW / 2 + 1
-    edge = GREY if state == "tried" else fill
-    axes.barh(y, wide - 2, _ROW - 2, x - wide / 2 + 1, color=fill, edgecolor=edge, linewidth=0.8)
-    if state == "solution":
-        axes.fill([right - 5, right, right], [top, top, top + 5], color=DARK, linewidth=0)
-    number = str(tries) if tries < 100 else "…"
-    write(axes, x, y, number, ha="center", va="center_baseline", color=ink(fill))
-
-
 def journey(rows: pd.DataFrame) -> Chart:
     """Draw the steps of the journey; one whose exercises are all passed is lit.
 
@@ -408,39 +308,26 @@ def journey(rows: pd.DataFrame) -> Chart:
     write(axes, _ATTACK, _STEP_HEAD / 2, "what can get in")
     write(axes, _CONTROL, _STEP_HEAD / 2, "what stops it")
     middles = [_STEP_HEAD + number * _STEP + _BOX / 2 for number in range(len(steps))]
-    axes.plot([_LINE, _LINE], [middles[0], middles[-1]], color=GREY, linewidth=3, zorder=2)
-    said = []
+    axes.plot([_LINE, _LINE], [middles[0], middles[-1]], color=GREY, linewidth=3)
+    said, end = [], WIDTH - 2 * MARGIN
     for step, middle in zip(steps, middles, strict=True):
         share = f"{step.passed:.0f} of {step.exercises:.0f}"
         said.append(f"{step.step}: {share} exercises passed")
-        _station(axes, middle, step.passed, is_lit=step.step in lit)
-        write(axes, _NAME, middle - 7, step.step, size=TEXT, weight="bold", zorder=4)
+        is_lit = step.step in lit
+        axes.barh(middle, end - _NAME, _BOX, _NAME - 8, color=PALE if is_lit else "white",
+                  edgecolor=DEEP if is_lit else GREY, linewidth=1.2 if is_lit else 0.8)  # fmt: skip
+        colour = DEEP if is_lit else PALE if step.passed else "white"
+        axes.plot(_LINE, middle, "o", markersize=18, color=colour,
+                  markeredgecolor=DEEP if step.passed else GREY, markeredgewidth=2)  # fmt: skip
+        mark = "✓" if is_lit else f"{step.passed:.0f}" if step.passed else ""
+        write(axes, _LINE, middle, mark, ha="center", va="center_baseline", weight="bold",
+              color=ink(colour))  # fmt: skip
+        write(axes, _NAME, middle - 7, step.step, size=TEXT, weight="bold")
         noun = "exercise" if step.exercises == 1 else "exercises"
-        write(axes, _NAME, middle + 7, f"{share} {noun}", zorder=4)
-        for x, wide, text in (
-            (_ATTACK, _CONTROL - _ATTACK, step.attack),
-            (_CONTROL, WIDTH - 2 * MARGIN - _CONTROL, step.control),
-        ):
-            lines = wrapped(text, wide - 14, SMALL)
-            write(axes, x, middle, "\n".join(lines[:3]), zorder=4)
+        write(axes, _NAME, middle + 7, f"{share} {noun}")
+        for x, until, text in ((_ATTACK, _CONTROL, step.attack), (_CONTROL, end, step.control)):
+            write(axes, x, middle, "\n".join(wrapped(text, until - x - 14, SMALL, most=3)))
     which = f"Lit: {listed(lit)}" if lit else "None is lit"
     words = "; ".join(said)
-    return Chart(axes, f"Map of the journey of an image, in {len(steps)} steps. {which}. {words}.")
-
-
-def _station(axes: Axes, middle: float, passed: float, *, is_lit: bool) -> None:
-    """Draw a step's box, and its place on the line with a mark or how many are passed."""
-    axes.add_patch(
-        FancyBboxPatch(
-            (_NAME - 8, middle - _BOX / 2), WIDTH - 2 * MARGIN - _NAME + 7, _BOX,
-            boxstyle="round,pad=0,rounding_size=4", facecolor=PALE if is_lit else "white",
-            edgecolor=DEEP if is_lit else GREY, linewidth=1.2 if is_lit else 0.8, zorder=1,
-        )
-    )  # fmt: skip
-    colour = DEEP if is_lit else PALE if passed else "white"
-    edge = DEEP if passed else GREY
-    axes.plot(_LINE, middle, "o", markersize=18, color=colour, markeredgecolor=edge,
-              markeredgewidth=2, zorder=3)  # fmt: skip
-    mark = "✓" if is_lit else f"{passed:.0f}" if passed else ""
-    write(axes, _LINE, middle, mark, ha="center", va="center_baseline", zorder=4, weight="bold",
-          color=ink(colour))  # fmt: skip
+    alt = f"Map of the journey of an image, in {len(steps)} steps. {which}. {words}."
+    return Chart(axes, alt, table=rows)

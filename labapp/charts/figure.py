@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -32,10 +33,14 @@ _SLACK = 1.03
 
 @dataclass(frozen=True, repr=False)
 class Chart:
-    """A figure and ``alt``, the finding in a sentence or two for those who don't see it."""
+    """A figure and ``alt``, the finding in a sentence or two for those who don't see it.
+
+    A ``table`` says the same below it, where there is one: screen readers can walk it.
+    """
 
     axes: Axes
     alt: str
+    table: pd.DataFrame | None = None
 
     @property
     def figure(self) -> Figure:
@@ -61,10 +66,15 @@ class Chart:
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png()).decode("ascii")
         width = round(self.figure.get_figwidth() * _SHOWN_DPI)
-        return (
+        picture = (
             f'<img class="labapp-chart" alt="{html.escape(self.alt)}" '
             f'style="max-width:100%;width:{width}px" src="data:image/png;base64,{data}">'
         )
+        if self.table is None:
+            return picture
+        with pd.option_context("display.max_colwidth", None):
+            table = self.table.to_html(border=0, justify="left", index=False)
+        return f"{picture}<details><summary>The same as a table</summary>{table}</details>"
 
     def png(self) -> bytes:
         """Return the picture as PNG, twice as fine as it is shown; the file holds the alt text."""
@@ -121,12 +131,16 @@ def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:
 
 
 def wrapped(
-    text: str, width: float, size: float, *, bold: bool = False, after: str = " "
+    text: str, width: float, size: float, *, bold: bool = False, after: str = " ", most: int = 99
 ) -> list[str]:
-    """Return a text as lines that are no wider than allowed, broken after certain characters."""
+    """Return a text as lines that are no wider than allowed, broken after certain characters.
+
+    All that is left stands in the last of the ``most`` lines, as far as it fits.
+    """
     lines = [""]
     for part in re.findall(f"[{after}]*[^{after}]+[{after}]*", " ".join(text.split())):
-        if lines[-1] and text_width((lines[-1] + part).rstrip(), size, bold=bold) > width:
+        is_full = text_width((lines[-1] + part).rstrip(), size, bold=bold) > width
+        if lines[-1] and is_full and len(lines) < most:
             lines.append("")
         lines[-1] += part
     return [fitted(line, width, size, bold=bold) for line in lines]
@@ -168,12 +182,11 @@ def frame(*, title: str, height: float, left: float, right: float, bottom: float
     return axes
 
 
-def canvas(*, title: str, height: float, left: float = MARGIN, right: float = MARGIN,
-           note: str = "") -> Axes:  # fmt: skip
+def canvas(*, title: str, height: float, left: float = MARGIN, note: str = "") -> Axes:
     """Return axes without any line, whose unit is a point, from the upper left corner on."""
-    axes = frame(title=title, height=height, left=left, right=right, bottom=MARGIN, note=note)
+    axes = frame(title=title, height=height, left=left, right=MARGIN, bottom=MARGIN, note=note)
     axes.set_axis_off()
-    axes.set(xlim=(0, WIDTH - left - right), ylim=(height, 0))
+    axes.set(xlim=(0, WIDTH - left - MARGIN), ylim=(height, 0))
     return axes
 
 

@@ -1,7 +1,7 @@
 """The colours and sizes of all charts; lengths are in points, 1/72 of an inch.
 
 The style is quiet: few colours, safe for the colour-blind and different in brightness, labels at
-the marks instead of a legend, units on every axis.
+the marks or a legend with their dashes, units on every axis.
 """
 
 BLUE, DEEP, PALE = "#3f90da", "#1f5f9e", "#b5d6f4"

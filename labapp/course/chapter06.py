@@ -34,44 +34,39 @@ _COMMENT = re.compile(r"(^|\s)#.*")
 def check_06_secret(bench: Bench, answer: object) -> Verdict:
     """Was the password used in the build, and is it nowhere in the image?"""
     secret = checks.written(bench, "safe/.env").read_bytes()
-    word = secret.strip().rpartition(b"=")[2]
-    if not word:
+    if not _password(secret):
         raise NotYet("'safe/.env' holds no password any more. Run the cell above again.")
     held = checks.pushed(bench, "team/safe:1")
-    if place := _place(bench, held, word):
-        raise Wrong(f"The password is in the image's {place}. Whoever pulls it can read that.")
-    used = [content for path, content in checks.added(bench, held) if path == "/src/used"]
-    if not used or "/src/used" not in set(checks.contents(bench, held).files["path"]):
-        raise Wrong("No password in it, but no '/src/used' either: the build has to use it once.")
-    if not _uses(secret, used[-1]):
-        raise Wrong("'/src/used' was not made from the password in 'safe/.env'.")
-    _try_another_password(bench, secret.replace(word, token_hex(16).encode()))
+    if slip := _slip_with(secret, bench, held):
+        raise Wrong(slip)
+    # What does not come from the build, such as a text that was typed, fits this password alone.
+    other = secret.replace(_password(secret), token_hex(16).encode())
+    with checks.trial(
+        bench, bench.work / "safe", lambda copy: (copy / ".env").write_bytes(other)
+    ) as tag:
+        if slip := _slip_with(other, bench, checks.sent(bench, tag)):
+            raise Wrong(f"'safe/Dockerfile' as it is now, built with another password: {slip}")
     return correct("The build used the password, and no layer knows it.", image=held.pinned)
 
 
-def _try_another_password(bench: Bench, secret: bytes) -> None:
-    """Build once more with another password, and end the check where the build does not use it."""
-    word = secret.strip().rpartition(b"=")[2]
-    with checks.trial(
-        bench, bench.work / "safe", lambda copy: (copy / ".env").write_bytes(secret)
-    ) as tag:
-        made = checks.sent(bench, tag)
-        if place := _place(bench, made, word):
-            raise Wrong(
-                f"'safe/Dockerfile' as it is now leaves another password in the image's {place}."
-            )
-        if not _uses(secret, dict(checks.added(bench, made)).get("/src/used", b"")):
-            raise Wrong(
-                "'safe/Dockerfile' makes no '/src/used' of another password: it has to be computed "
-                "in the build, from the file."
-            )
+def _password(secret: bytes) -> bytes:
+    """Return the password in what the file with it holds."""
+    return secret.strip().rpartition(b"=")[2]
 
 
-def _uses(secret: bytes, used: bytes) -> bool:
-    """Say whether a text holds the SHA-256 of a file with a password, or of the password alone."""
-    word = secret.strip().rpartition(b"=")[2]
+def _slip_with(secret: bytes, bench: Bench, held: RegistryImage) -> str | None:
+    """Return how an image shows a password, or that it was not used, in words."""
+    word = _password(secret)
+    if place := _place(bench, held, word):
+        return f"The password is in the image's {place}. Whoever pulls it can read that."
+    used = dict(checks.added(bench, held)).get("/src/used")
+    if used is None or "/src/used" not in set(checks.contents(bench, held).files["path"]):
+        return "No password in it, but no '/src/used' either: the build has to use it once."
+    # Of the file, or of the password alone.
     ways = (secret, secret.strip(), *(word + end for end in (b"", b"\n", b"\r", b"\r\n")))
-    return any(hashlib.sha256(way).hexdigest().encode() in used for way in ways)
+    if not any(hashlib.sha256(way).hexdigest().encode() in used for way in ways):
+        return "'/src/used' was not made, in the build, from the password in 'safe/.env'."
+    return None
 
 
 def _place(bench: Bench, held: RegistryImage, text: bytes) -> str:

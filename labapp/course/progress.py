@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +11,9 @@ from labapp.course.exercises import all_exercises
 from labapp.course.receipts import Attempt, Receipts
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from labapp.charts import Chart
 
-_SIGNS = {"passed": "✓", "tried": "…", "open": "○"}
+_SIGNS = {"tried": "…", "open": "○"}
 
 
 def overview(receipts: Receipts, notebooks: Path) -> str:
@@ -24,7 +21,7 @@ def overview(receipts: Receipts, notebooks: Path) -> str:
     record = receipts.read()
     files = {file.name[:2]: file.stem for file in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))}
     took = {id: record.took(id) for id in all_exercises()}
-    left = [id for id, each in took.items() if each.state != "passed"]
+    left = [id for id in took if id not in record.passed]
     summary = f"{record.learner}: {len(took) - len(left)} of {len(took)} exercises passed."
     advice = "All exercises are passed."
     if left:
@@ -63,38 +60,15 @@ def _by_chapter(took: Mapping[str, Attempt], files: Mapping[str, str]) -> str:
             "hints": sum(each.hints for each in here.values()),
             "solutions seen": sum(each.solution for each in here.values()),
         }
-        marks = ", ".join(f"{_SIGNS[each.state]} {id}" for id, each in here.items())
+        marks = ", ".join(f"{_SIGNS.get(each.by, '✓')} {id}" for id, each in here.items())
         sums = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
         rows.append((files.get(number, number), marks, sums))
     name, exercises = (max(len(row[column]) for row in rows) for column in (0, 1))
     return "\n".join(f"{row[0]:{name}}  {row[1]:{exercises}}  {row[2]}".rstrip() for row in rows)
 
 
-@dataclass(frozen=True)
-class JourneyMap:
-    """The map, as a picture and as a table of steps: how many of its exercises are passed.
-
-    What is ``left`` are the ids of those that are not.
-    """
-
-    rows: pd.DataFrame
-    chart: Chart
-
-    def __repr__(self) -> str:
-        return repr(self.chart)
-
-    def _repr_html_(self) -> str:
-        """Show the picture, and below it the same as a table, which screen readers can walk."""
-        import pandas as pd
-
-        with pd.option_context("display.max_colwidth", None):
-            table = self.rows.set_index("step").to_html(border=0, justify="left")
-        details = f"<details><summary>The same as a table</summary>{table}</details>"
-        return f"{self.chart._repr_html_()}{details}"
-
-
-def journey_map(passed: Container[str]) -> JourneyMap:
-    """Return the map for the exercises that a learner passed.
+def journey_map(passed: Container[str]) -> Chart:
+    """Return the map for the exercises that a learner passed, with a table of those that are left.
 
     A step of the journey is one of the attacks and what stops it, or, at last, all of them.
     """
@@ -114,5 +88,4 @@ def journey_map(passed: Container[str]) -> JourneyMap:
         count = len(here) - len(left), len(here)
         rows.append((step[:1].upper() + step[1:], attack, control, *count, ", ".join(left)))
     columns = ["step", "attack", "control", "passed", "exercises", "left"]
-    table = pd.DataFrame(rows, columns=columns)
-    return JourneyMap(table, journey(table))
+    return journey(pd.DataFrame(rows, columns=columns))

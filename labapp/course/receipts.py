@@ -64,14 +64,9 @@ class Attempt:
     solution: bool = False
 
     @property
-    def state(self) -> str:
-        """How far that is: ``open``, ``tried`` or ``passed``."""
-        return "open" if self == Attempt() else "tried"
-
-    @property
     def by(self) -> str:
-        """The same, but for a pass by whose help it was: ``alone``, ``hints``, ``solution``."""
-        return self.state
+        """How far that is, ``open`` or ``tried``; of a pass, by whose help, as a receipt tells."""
+        return "open" if self == Attempt() else "tried"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +80,9 @@ class Receipt(Attempt):
     lab: str
     previous: str
 
-    state = "passed"
-
     @property
     def by(self) -> str:
-        """By whose help it was passed."""
+        """By whose help it was passed: ``alone``, ``hints`` or ``solution``."""
         return "solution" if self.solution else "hints" if self.hints else "alone"
 
     @property

@@ -40,13 +40,15 @@ class ClassReport:
     ``claimed`` is how many are passed by the receipts' word alone, ``signed`` how many the class
     with the ``key`` saw posted, None without a key; ``last`` is the time (UTC) of the last receipt.
     For an exercise, ``tries`` and ``hints`` are medians. A cell's ``state`` is one of
-    :data:`_PASSED`, ``tried`` or ``open``. A sentence tells of each file that was left out.
+    :data:`_PASSED`, ``tried`` or ``open``. A sentence tells of each file that was left out; the
+    ``records`` are what was read.
     """
 
     learners: pd.DataFrame
     exercises: pd.DataFrame
     cells: pd.DataFrame
     left_out: tuple[str, ...]
+    records: tuple[Record, ...]
     key: str = ""
 
     def __str__(self) -> str:
@@ -69,6 +71,10 @@ class ClassReport:
             medians += f" Signed: the class with the key {self.key} saw this learner post it."
         tables = (_text(learners[columns]), _text(exercises), medians)
         return "\n\n".join([*tables, *map(printable, told)])
+
+    def page(self) -> str:
+        """Return the class as one page of HTML: a grid of who passed what, and with what help."""
+        return view.page(self.records, datetime.now(UTC), every=0, left_out=self.left_out)
 
     def gradebook(self, platform: str) -> str:
         """Return a point for each verified exercise as CSV for ``moodle``, or else for ``canvas``.
@@ -164,11 +170,11 @@ def report(
         for id, exercise in declared.items():
             makes = exercise.evidence != NO_IMAGE
             cell = {"learner": name, **_cell(record, id), "verified": id in verified}
-            cell["signed"] = id in signed
             cells.append(cell | {"makes_image": makes})
     table = pd.DataFrame(cells)
     by, whose = _by_exercise(table), id_of(key) if key else ""
-    return ClassReport(pd.DataFrame(learners), by, table, tuple(left_out), whose)
+    kept = tuple(records.values())
+    return ClassReport(pd.DataFrame(learners), by, table, tuple(left_out), kept, whose)
 
 
 def watch(folder: Path, file: Path) -> None:

@@ -61,6 +61,7 @@ def page(
     now: datetime,
     *,
     token: str | None = None,
+    every: int = EVERY,
     left_out: Sequence[str] = (),
 ) -> str:
     """Return the page as HTML.
@@ -69,6 +70,7 @@ def page(
         records: the learners' receipts.
         now: the time, with its zone; minutes are counted to it.
         token: what the page sends along when a teacher clicks 'seen'; None leaves these out.
+        every: seconds until it is drawn anew; 0 for a page that stays as it is.
         left_out: a sentence for each file that was not read.
     """
     exercises = list(all_exercises())
@@ -87,7 +89,7 @@ def page(
         passed=passed,
         states=[row.state for row in learners],
         time=now.astimezone().strftime("%H:%M:%S"),
-        every=EVERY,
+        every=every,
         limits=(TRIES, QUIET, AWAY),
         token=token,
         left_out=left_out,
@@ -110,7 +112,7 @@ def _row(record: Record, number: int, exercises: Sequence[str], now: datetime) -
         state = "done"
     elif silent >= AWAY:
         state = "away"
-    elif took.state == "tried" and took.tries >= TRIES:
+    elif took.by == "tried" and took.tries >= TRIES:
         state, why = "stuck", f"{min(took.tries, 99)} tries"
     elif minutes >= QUIET:
         state, why = "stuck", f"{minutes} min without a receipt"

@@ -236,11 +236,11 @@ def test_progress_tells_what_is_wrong_with_the_receipts(three: Receipts) -> None
 def test_the_map_lights_the_steps_whose_exercises_are_all_passed() -> None:
     passed = ["03-pin", "06-gate", "00-tag"]
     shown = journey_map(passed)
-    rows = shown.rows.set_index("step")
+    rows = shown.table.set_index("step")
     assert rows["exercises"].sum() == len(all_exercises()) and rows["exercises"].min() > 1
     assert tuple(rows.loc["Pull → run", ["passed", "left"]]) == (2, "")
     assert rows.loc["Push", "passed"] == 1 and "00-tag" not in rows.loc["Push", "left"]
-    assert "Lit: Pull → run. " in shown.chart.alt and shown.chart.title.startswith("1 of 9")
+    assert "Lit: Pull → run. " in shown.alt and shown.title.startswith("1 of 9")
     html = shown._repr_html_()  # The same is a table.
     assert all(text in html for text in (*rows["control"], *all_exercises().keys() - {*passed}))
 
