@@ -295,7 +295,5 @@ def _log_end(container: Container) -> str:
 def _have(engine: Engine, reference: Reference) -> None:
     """Pull an image if the engine has not got it, as ``docker run`` does."""
     name = reference.pinned(reference.digest) if reference.digest else reference
-    with engine.doing(f"looking for the image '{reference}'", RunError):
-        here = engine.image(str(name)) is not None
-    if not here:
+    if engine.image(str(name)) is None:
         pull(engine, None, reference)

@@ -53,7 +53,7 @@ SET_ASIDE = ("DOCKER_API_VERSION", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY
 """Variables that would lead the docker command another way than the lab, and so are emptied."""
 
 # What the SDK makes of JSON that is something else than it should be.
-_NOT_ITS_SHAPE = (KeyError, TypeError, AttributeError)
+_GARBLED = (KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,16 @@ class Engine:
 
     def image(self, reference: str) -> Image | None:
         """Return an image that the engine holds, by any of its names; None when it has none."""
-        with contextlib.suppress(docker.errors.NotFound):  # Podman's answer is no ImageNotFound.
+        # Podman's answer is no ImageNotFound.
+        missing = contextlib.suppress(docker.errors.NotFound)
+        with self.doing(f"looking for the image '{reference}'"), missing:
             return self.client.images.get(reference)
         return None
 
     def container(self, name: str) -> Container | None:
         """Return a container by its name, running or not; None when there is none."""
-        with contextlib.suppress(docker.errors.NotFound):
+        missing = contextlib.suppress(docker.errors.NotFound)
+        with self.doing(f"looking for the container '{name}'"), missing:
             return self.client.containers.get(name)
         return None
 
@@ -153,13 +156,7 @@ def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     for host, source in places(environ, own=own_engine.host(state)):
         try:
             return _connect(host, source, state.labels)
-        except (
-            docker.errors.DockerException,
-            OSError,
-            PIPE_ERROR,
-            ValueError,
-            *_NOT_ITS_SHAPE,
-        ) as error:
+        except (docker.errors.DockerException, OSError, PIPE_ERROR, ValueError, *_GARBLED) as error:
             cause, advice = _why(host, source, error)
             told.append(f"  - {source} '{host}': {cause} {advice}".rstrip())
             advised = advised or bool(advice)
@@ -239,7 +236,7 @@ def _connect(host: str, source: str, labels: Mapping[str, str]) -> Engine:
     known = docker.constants.DEFAULT_DOCKER_API_VERSION
     try:
         probe = client(known)
-    except (docker.errors.InvalidConfigFile, *_NOT_ITS_SHAPE) as error:
+    except (docker.errors.InvalidConfigFile, *_GARBLED) as error:
         raise docker.errors.InvalidConfigFile(f"'{find_config_file()!s}': {error}") from error
     with contextlib.closing(probe):
         about = probe.version(api_version=False)
@@ -287,7 +284,7 @@ def _why(host: str, source: str, error: Exception) -> tuple[str, str]:
     if host.startswith("ssh:") or "to an HTTPS server" in said:
         far = "Run it on the engine's own machine: the registry is out of reach from elsewhere."
         return "the lab speaks neither SSH nor TLS to an engine.", far
-    if isinstance(error, (json.JSONDecodeError, *_NOT_ITS_SHAPE)):
+    if isinstance(error, (json.JSONDecodeError, *_GARBLED)):
         said = "what answers is none"
     advice = {
         "the lab's own": f"{START} starts it.",
@@ -352,11 +349,11 @@ def _is_left_over(container: dict[str, Any]) -> bool:
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:
-    """Return a tar archive of some files, by their names in it; the same bytes each time."""
+    """Return a tar archive of some files, by their paths; the same bytes each time."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, content in files.items():
-            entry = tarfile.TarInfo(name)
+            entry = tarfile.TarInfo(name.lstrip("/"))
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
