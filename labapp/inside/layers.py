@@ -18,19 +18,8 @@ import numpy.typing as npt
 
 from labapp import feedback
 from labapp.errors import DamagedContent, RegistryError
-from labapp.inside import findings, packages
-from labapp.inside.archive import (
-    DIRECTORY,
-    FILE,
-    HARDLINK,
-    PIECE_BYTES,
-    SYMLINK,
-    WHITEOUT,
-    Entry,
-    check_diff_id,
-    opened,
-    walk,
-)
+from labapp.inside import archive, findings, packages
+from labapp.inside.archive import DIRECTORY, FILE, HARDLINK, PIECE_BYTES, SYMLINK, WHITEOUT, Entry
 from labapp.inside.findings import Secret
 from labapp.inside.packages import JOIN, Document, Package, Reader
 from labapp.reference import is_digest
@@ -116,7 +105,7 @@ class Budget:
 def read_layer(stream: BinaryIO, *, diff_id: str, doing: str, budget: Budget) -> Layer:
     """Read a layer to its end; who opened the stream verifies the diff ID."""
     reading = _Reading(budget)
-    for entry in walk(stream, doing=doing, spend=budget.spend):
+    for entry in archive.walk(stream, doing=doing, spend=budget.spend):
         reading.take(entry, stream)
     return reading.layer(diff_id)
 
@@ -283,18 +272,17 @@ class _Reading:
 def read_layers(registry: Registry, image: RegistryImage, folder: Path) -> tuple[Layer, ...]:
     """Return an image's layers, lowest first, from the folder of read ones or the registry."""
     doing = f"reading what is in '{image.reference}'"
-    layers, diff_ids = image.manifest.layers, image.config.diff_ids
-    if len(diff_ids) != len(layers) or not all(map(is_digest, diff_ids)):
+    digests = [layer.digest for layer in image.manifest.layers]
+    diff_ids, count = image.config.diff_ids, len(digests)
+    if len(diff_ids) != count or not all(map(is_digest, diff_ids)):
         raise DamagedContent(
-            f"{doing}: its config has {len(diff_ids)} diff IDs for {len(layers)} layers, or one "
-            "that is no digest. Build and push the image again."
+            f"{doing}: its config has {len(diff_ids)} diff IDs for {count} layers, or one that is "
+            "no digest. Build and push the image again."
         )
-    if len(layers) > MAX_LAYERS:
-        raise RegistryError(
-            f"{doing}: it has {len(layers):,} layers, and engines take {MAX_LAYERS}."
-        )
+    if count > MAX_LAYERS:
+        raise RegistryError(f"{doing}: it has {count:,} layers, and engines take {MAX_LAYERS}.")
     budget = Budget(doing, image.manifest.download_bytes)
-    numbers = {each.digest: number for number, each in enumerate(layers)}
+    numbers = {digest: number for number, digest in enumerate(digests)}
     held = {digest: layer for digest in numbers if (layer := load(folder, digest))}
     for layer in held.values():
         budget.spend(_memory(layer))
@@ -303,11 +291,11 @@ def read_layers(registry: Registry, image: RegistryImage, folder: Path) -> tuple
             for digest in missing:
                 held[digest] = _fetch(registry, image, numbers[digest], bars, budget)
                 save(folder, digest, held[digest])
-    for number, (descriptor, diff_id) in enumerate(zip(layers, diff_ids, strict=True)):
-        if numbers[descriptor.digest] != number:  # it occurs twice
-            budget.spend(_memory(held[descriptor.digest]))
-        check_diff_id(held[descriptor.digest].diff_id, diff_id, f"{doing} ('{descriptor.digest}')")
-    return tuple(held[each.digest] for each in layers)
+    for number, (digest, diff_id) in enumerate(zip(digests, diff_ids, strict=True)):
+        if numbers[digest] != number:  # it occurs twice
+            budget.spend(_memory(held[digest]))
+        archive.check_diff_id(held[digest].diff_id, diff_id, f"{doing} ('{digest}')")
+    return tuple(held[digest] for digest in digests)
 
 
 def _memory(layer: Layer) -> int:
@@ -330,7 +318,7 @@ def _fetch(
                 bars.update(name, fetched, descriptor.size)
                 yield chunk
 
-    with opened(shown(), diff_id=diff_id, doing=doing, unpack=budget.unpack) as stream:
+    with archive.opened(shown(), diff_id=diff_id, doing=doing, unpack=budget.unpack) as stream:
         layer = read_layer(stream, diff_id=diff_id, doing=doing, budget=budget)
     bars.finish(name, "verified")
     return layer

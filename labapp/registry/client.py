@@ -16,30 +16,13 @@ from typing import Any, Protocol
 
 from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, RegistryError
 from labapp.reference import Reference, is_digest
-from labapp.registry.http import (
-    Answer,
-    Connection,
-    Credentials,
-    Login,
-    docker_credentials,
-    same_address,
-    url_of,
-)
-from labapp.registry.manifests import (
-    MANIFEST_TYPES,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    Platform,
-    digest_of,
-    parse_config,
-    parse_manifest,
-)
+from labapp.registry import http, manifests
+from labapp.registry.http import Answer, Credentials, docker_credentials, same_address
+from labapp.registry.manifests import Descriptor, ImageConfig, Index, Manifest, Platform, digest_of
 
 MEBIBYTE = 1024 * 1024
 
-_ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
+_ACCEPT = {"Accept": ", ".join(manifests.MANIFEST_TYPES)}
 _DOING = {"HEAD": "looking for", "GET": "reading", "PUT": "storing", "DELETE": "deleting"}
 _PUSH_AGAIN = "Push the image again; the lab then replaces what is damaged."
 
@@ -120,9 +103,9 @@ class Registry:
         platform: Platform | None = None,
     ) -> None:
         self.address, self._platform = address, platform or Platform.here()
-        url = url_of(address, secure=secure)
-        login = Login(address, url, credentials, certificates)
-        self._http = Connection(address, url, login, certificates)
+        url = http.url_of(address, secure=secure)
+        login = http.Login(address, url, credentials, certificates)
+        self._http = http.Connection(address, url, login, certificates)
 
     def ping(self, mark: str = "") -> None:
         """Ask ``/v2/``, which all registries answer, or raise RegistryError; logs have the mark."""
@@ -161,7 +144,7 @@ class Registry:
         NotInRegistry if there is none; DamagedContent if the bytes do not match the digest or are
         no manifest; RegistryError if they are more than 4 MiB.
         """
-        return parse_manifest(*self.manifest_bytes(repository, identifier))
+        return manifests.parse_manifest(*self.manifest_bytes(repository, identifier))
 
     def manifest_bytes(self, repository: str, identifier: str) -> tuple[bytes, str | None]:
         """Read a manifest's verified bytes, parsable or not, and its media type if it is told."""
@@ -196,7 +179,7 @@ class Registry:
                 "it with the tool that made it."
             )
         config = self.read_blob(name.repository, found.config.digest, limit=4 * MEBIBYTE)
-        return RegistryImage(name, found, parse_config(config), index)
+        return RegistryImage(name, found, manifests.parse_config(config), index)
 
     def blob_size(self, repository: str, digest: str) -> int | None:
         """Return a stored blob's length in bytes, or None if the repository has no such blob."""

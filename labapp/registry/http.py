@@ -51,9 +51,6 @@ SLOWEST = 10_000
 ANSWER_LIMIT = 4 * 1024 * 1024
 """The largest answer that is held in memory, in bytes; registries bound manifests the same."""
 
-LONGEST_LIST = 100_000
-"""The longest list in one answer, or in one config, that is read."""
-
 LIST_PAGES = 100
 """The longest list of tags or repositories that is read, a thousand a page."""
 
@@ -96,8 +93,6 @@ def _shaped(value: Any, shape: Any, path: str) -> Any:
         where = f"its field '{printable(path[1:])}'" if path else "it"
         raise FieldError(f"{where} is not of the type '{wanted.__name__}'")
     if isinstance(shape, list):
-        if len(value) > LONGEST_LIST:
-            raise FieldError(f"its field '{path[1:]}' has {len(value):,} items")
         return [_shaped(item, shape[0], f"{path}[{n}]") for n, item in enumerate(value)]
     if isinstance(shape, dict):
         names = dict.fromkeys(value, shape[...]) if ... in shape else shape
