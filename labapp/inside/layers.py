@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labapp import feedback
-from labapp.errors import DamagedContent, RegistryError
+from labapp.errors import RegistryError, damaged
 from labapp.inside import archive, findings, packages
 from labapp.inside.archive import DIRECTORY, FILE, HARDLINK, PIECE_BYTES, SYMLINK, WHITEOUT, Entry
 from labapp.inside.findings import Secret
@@ -275,10 +275,8 @@ def read_layers(registry: Registry, image: RegistryImage, folder: Path) -> tuple
     digests = [layer.digest for layer in image.manifest.layers]
     diff_ids, count = image.config.diff_ids, len(digests)
     if len(diff_ids) != count or not all(map(is_digest, diff_ids)):
-        raise DamagedContent(
-            f"{doing}: its config has {len(diff_ids)} diff IDs for {count} layers, or one that is "
-            "no digest. Build and push the image again."
-        )
+        told = f"its config has {len(diff_ids)} diff IDs for {count} layers, or one that is none"
+        raise damaged(doing, told)
     if count > MAX_LAYERS:
         raise RegistryError(f"{doing}: it has {count:,} layers, and engines take {MAX_LAYERS}.")
     budget = Budget(doing, image.manifest.download_bytes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, RegistryError
+from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, RegistryError, damaged
 from labapp.reference import Reference, is_digest
 from labapp.registry import http, manifests
 from labapp.registry.http import Answer, Credentials, docker_credentials, same_address
@@ -24,7 +24,6 @@ MEBIBYTE = 1024 * 1024
 
 _ACCEPT = {"Accept": ", ".join(manifests.MANIFEST_TYPES)}
 _DOING = {"HEAD": "looking for", "GET": "reading", "PUT": "storing", "DELETE": "deleting"}
-_PUSH_AGAIN = "Push the image again; the lab then replaces what is damaged."
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,8 @@ class Registry:
         answer = self._ask_manifest("GET", repository, identifier)
         for digest in (identifier, answer.headers.get("Docker-Content-Digest", "")):
             if is_digest(digest) and digest != digest_of(answer.body, digest.partition(":")[0]):
-                raise DamagedContent(
-                    f"reading the manifest '{self._name(repository, identifier)}': its bytes do "
-                    f"not match the digest {digest}. {_PUSH_AGAIN}"
-                )
+                name = self._name(repository, identifier)
+                raise damaged(f"reading the manifest '{name}'", f"its bytes do not match {digest}")
         is_typed = answer.media_type.startswith("application/vnd.")
         return answer.body, answer.media_type if is_typed else None
 
@@ -172,7 +169,7 @@ class Registry:
             index, entry = found, found.for_platform(platform or self._platform)
             found = self.manifest(name.repository, entry.digest)
         if isinstance(found, Index):
-            raise DamagedContent(f"reading '{name}': its index leads to another. {_PUSH_AGAIN}")
+            raise damaged(f"reading '{name}'", "its index leads to another")
         if kind := found.other_than_image:
             raise RegistryError(
                 f"reading '{name}': it is an artifact of the type '{kind}', not an image. Look at "
@@ -208,7 +205,7 @@ class Registry:
                     break
                 yield chunk
         if hasher.hexdigest() != digest.partition(":")[2]:
-            raise DamagedContent(f"{doing}: its {count:,} bytes do not match it. {_PUSH_AGAIN}")
+            raise damaged(doing, f"its {count:,} bytes do not match it")
 
     def read_blob(self, repository: str, digest: str, *, limit: int = 64 * MEBIBYTE) -> bytes:
         """Return the bytes of a small blob, verified; RegistryError for more than ``limit``."""
