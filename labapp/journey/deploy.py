@@ -26,7 +26,7 @@ from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 
 from labapp import feedback
 from labapp.errors import DeploymentError, InvalidReference, PullError
-from labapp.journey.run import OPTIONS, Running, containers, discard, start
+from labapp.journey.run import OPTIONS, Running, discard, start
 from labapp.journey.transfer import pull
 from labapp.machine.engine import Engine
 from labapp.registry.server import RegistryServer
@@ -37,6 +37,7 @@ SERVICE_LABEL = "labapp.service"
 DIGEST_LABEL = "labapp.digest"
 
 _PORT = re.compile(r"(?:(?:(?:\[[^]]*\]|[^:]*):)?(\d*):)?(\d+)(?:/tcp)?")
+_WRITE = "Write 'services:', a name below it, and below that 'image:'"
 _SERVICE = re.compile(r"[a-zA-Z0-9._-]+")
 _VALUES = {
     "read_only": ("true", "false"),
@@ -108,7 +109,7 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
             ) from error
     running = {}
     with engine.doing(doing, DeploymentError):
-        for container in containers(engine, {ROLE_LABEL: "service", DEPLOYMENT_LABEL: own}):
+        for container in engine.containers({ROLE_LABEL: "service", DEPLOYMENT_LABEL: own}):
             feedback.command(["docker", "rm", "--force", str(container.name)])
             discard(container)
         for service in services:
@@ -170,8 +171,8 @@ def read_deployment(path: Path) -> tuple[Service, ...]:
                 service.options.setdefault(key, []).append(value)
             case keys if keys != ("version",) and not any(key.startswith("x-") for key in keys):
                 leaf.fail(
-                    "is not supported. Write 'services:', a name below it, and below that "
-                    f"'image:', perhaps 'ports:', 'environment:', {', '.join(OPTIONS)}"
+                    f"is not supported. {_WRITE}, perhaps 'ports:', 'environment:', "
+                    + ", ".join(OPTIONS)
                 )
     for service in services.values():
         where = f"reading '{path}', line {service.line}: the service '{service.name}'"
@@ -180,10 +181,7 @@ def read_deployment(path: Path) -> tuple[Service, ...]:
         if not _SERVICE.fullmatch(service.name):
             raise DeploymentError(f"{where} has no name for one; use letters, digits, '-'.")
     if not services:
-        raise DeploymentError(
-            f"reading '{path}': it has no services. Write 'services:', a name below it, and "
-            "'image:' below that."
-        )
+        raise DeploymentError(f"reading '{path}': it has no services. {_WRITE}.")
     return tuple(services.values())
 
 

@@ -24,7 +24,6 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import docker
 import docker.constants
@@ -39,7 +38,7 @@ from docker.utils.config import find_config_file
 
 from labapp.errors import EngineError, EngineLost, EngineNotFound, LabError, on_a_full_disk
 from labapp.machine import own_engine
-from labapp.state import LABEL, ROLE_LABEL, State
+from labapp.state import ROLE_LABEL, State
 
 OWNER_LABEL = "labapp.owner"
 """The process that waits for a one-shot container: ``host:pid``."""
@@ -126,6 +125,14 @@ class Engine:
         with self.doing(f"looking for the container '{name}'"), missing:
             return self.client.containers.get(name)
         return None
+
+    def containers(self, labels: Mapping[str, str] | None = None) -> list[Container]:
+        """Return this lab's containers, running or not, that carry these labels as well."""
+        wanted = [f"{name}={value}" for name, value in {**self.labels, **(labels or {})}.items()]
+        found: list[Container] = self.client.containers.list(
+            all=True, filters={"label": wanted}, ignore_removed=True
+        )
+        return found
 
     @contextlib.contextmanager
     def doing(self, what: str, failure: type[LabError] = EngineError) -> Iterator[None]:
@@ -322,29 +329,25 @@ def remove_leftovers(engine: Engine) -> list[str]:
     none that runs. Images without a tag stay: they are the cache of the learner's builds.
     """
     removed = []
-    api = engine.client.api
-    mine = {"label": f"{LABEL}={engine.labels[LABEL]}"}
     with engine.doing("looking for what earlier work left behind"):
-        for found in api.containers(all=True, filters=mine):
+        for container in filter(_is_left_over, engine.containers()):
             with contextlib.suppress(docker.errors.NotFound):
-                if _is_left_over(api.inspect_container(found["Id"])):
-                    api.remove_container(found["Id"], force=True, v=True)
-                    removed.append(found["Names"][0].lstrip("/"))
+                container.remove(force=True, v=True)
+                removed.append(str(container.name))
     return removed
 
 
-def _is_left_over(container: dict[str, Any]) -> bool:
+def _is_left_over(container: Container) -> bool:
     import psutil
 
-    labels = container["Config"].get("Labels") or {}
-    role, status = labels.get(ROLE_LABEL), container["State"]["Status"]
+    role, status = container.labels.get(ROLE_LABEL), str(container.status)
     if role == "oneshot":
-        host, _, pid = labels[OWNER_LABEL].rpartition(":")
+        host, _, pid = container.labels[OWNER_LABEL].rpartition(":")
         return host != platform.node() or not psutil.pid_exists(int(pid))
     if role in {"run", "service"}:
-        return bool(status == "created")
+        return status == "created"
     # The classic builder names the image by its ID; a person names it by a reference.
-    by_id = container["Config"]["Image"].startswith("sha256:")
+    by_id = str(container.attrs["Config"]["Image"]).startswith("sha256:")
     return by_id and status in {"created", "exited", "dead"}
 
 
