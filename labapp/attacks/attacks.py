@@ -216,8 +216,7 @@ class Rest(Attack):
         own = own_layers(bench, bench.registry.image(tag))
         if not own:
             raise AttackError(
-                f"altering a layer of '{tag}': all of them are in the lab's base images, which "
-                "stay as they are. Take an image that adds a layer of its own."
+                f"altering '{tag}': all its layers are those of a base. Take one that adds its own."
             )
         layer = max(own, key=lambda layer: layer.size)
         blob = bench.registry.read_blob(tag.repository, layer.digest, limit=layer.size)
@@ -417,10 +416,9 @@ def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False
     words += ["--entrypoint", "python3", str(reference), "-c", _PROBE, json.dumps(TOOLS)]
     looked = subprocess.run(words, env=bench.engine.environment(), capture_output=True)
     if looked.returncode:
+        said = looked.stderr[-300:].decode("utf-8", "replace")
         raise AttackError(
-            f"looking into a container of '{reference}': the look ended with {looked.returncode}: "
-            f"{looked.stderr[-300:].decode('utf-8', 'replace')}. Take an image that is there, and "
-            "has Python."
+            f"looking into a container of '{reference}': {said}. Is it there, and has it Python?"
         )
     rows = json.loads(looked.stdout.splitlines()[-1])
     return pd.DataFrame(rows, columns=["question", "answer", "open"])

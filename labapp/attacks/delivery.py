@@ -353,10 +353,7 @@ def run_step(script: Path, name: str, environment: Mapping[str, str]) -> Step:
 def _command(script: Path) -> list[str]:
     runners = {".py": sys.executable, ".sh": shutil.which("bash") or "sh"}
     if not script.is_file() or script.suffix not in runners:
-        raise AttackError(
-            f"running the delivery script '{script}': that is no file whose name ends in '.py' or "
-            "'.sh'. Write it first, or copy another."
-        )
+        raise AttackError(f"running '{script}': it is no file named '….py' or '….sh'. Write one.")
     return [runners[script.suffix], str(script)]
 
 

@@ -109,9 +109,8 @@ def own_tag(bench: Bench, target: str | None) -> Reference:
         if is_tag and same_address(tag.registry, own) and not tag.repository.startswith("base/"):
             return tag
     raise AttackError(
-        f"attacking {target!r}: an attack works on a tag in the lab's own registry, '{own}', and "
-        "not on the images in 'base/', of which 'team/base:1' is a copy. Name a tag of your own, "
-        f"as in target='{own}/shop/web:1'."
+        f"attacking {target!r}: an attack takes a tag in the lab's registry, but none in 'base/', "
+        f"of which 'team/base:1' is a copy. Name one of yours, as in target='{own}/shop/web:1'."
     )
 
 
@@ -120,8 +119,7 @@ def own_path(bench: Bench, path: Path | str) -> Path:
     work, whole = bench.work.resolve(), Path(path).resolve()
     if not whole.is_relative_to(work) or whole == work:
         raise AttackError(
-            f"attacking '{path}': it is not in this chapter's folder '{work}'. Make a copy there "
-            "first: 'lab.application()'."
+            f"attacking '{path}': it is outside of '{work}'. Copy it there: 'lab.application()'."
         )
     return whole
 

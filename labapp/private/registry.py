@@ -141,8 +141,7 @@ class PrivateRegistry:
         feedback.command([*login, "--password-stdin", self.address], reads='echo "$PASSWORD" | ')
         if not self.accounts.verify(name, password):
             raise RegistryError(
-                f"logging in as '{name}' at '{self.address}': there is no such account, or its "
-                "password is another. Check both, or add the account."
+                f"logging in as '{name}' at '{self.address}': no such account has that password."
             )
         self.registry(name, password).ping()
         basic = Credentials(name, password).basic.removeprefix("Basic ")
@@ -215,8 +214,7 @@ class PrivateRegistry:
         # The engine would try for long, and then tell little.
         if service.find(self._state) is None or not self.server.is_running():
             raise RegistryUnreachable(
-                f"{verb} '{reference}': the private registry, or its token service, does not run. "
-                "Its 'start()' starts both again."
+                f"{verb} '{reference}': registry or token service don't run. 'start()' starts both."
             )
         return parsed
 

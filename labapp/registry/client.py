@@ -103,8 +103,7 @@ class Registry:
     ) -> None:
         self.address, self._platform = address, platform or Platform.here()
         url = http.url_of(address, secure=secure)
-        login = http.Login(address, url, credentials, certificates)
-        self._http = http.Connection(address, url, login, certificates)
+        self._http = http.Connection(address, url, certificates, credentials)
 
     def ping(self, mark: str = "") -> None:
         """Ask ``/v2/``, which all registries answer, or raise RegistryError; logs have the mark."""
@@ -172,8 +171,7 @@ class Registry:
             raise damaged(f"reading '{name}'", "its index leads to another")
         if kind := found.other_than_image:
             raise RegistryError(
-                f"reading '{name}': it is an artifact of the type '{kind}', not an image. Look at "
-                "it with the tool that made it."
+                f"reading '{name}': it is no image but a '{kind}'. Look at it with what made it."
             )
         config = self.read_blob(name.repository, found.config.digest, limit=4 * MEBIBYTE)
         return RegistryImage(name, found, manifests.parse_config(config), index)

@@ -20,7 +20,7 @@ from docker.types import LogConfig
 
 from labapp import feedback
 from labapp.errors import RegistryError, RegistryUnreachable
-from labapp.machine.engine import OWNER_LABEL, Engine, owner, tar_of
+from labapp.machine.engine import OWNER_LABEL, START, Engine, owner, tar_of
 from labapp.machine.ports import LOOPBACK, free_port, wait_until
 from labapp.registry.client import Registry
 from labapp.registry.manifests import Platform, digest_of
@@ -159,8 +159,7 @@ class RegistryServer:
         """Return the client of the running registry; RegistryUnreachable if it does not run."""
         if not self.is_running():
             raise RegistryUnreachable(
-                f"finding the lab's registry '{self.address}': its container '{self.name}' does "
-                f"not run. {self._advice}"
+                f"finding the registry '{self.address}': '{self.name}' does not run. {self._advice}"
             )
         return self._client(self.address)
 
@@ -180,8 +179,8 @@ class RegistryServer:
             labels = {**self._labels, MADE_OF_LABEL: digest_of(made_of)}
             port = self._state.read(self._kind).get("port") or free_port(host=self._bound)
             container = self._engine.container(self.name)
-            is_good = container is not None and labels.items() <= container.labels.items()
-            if not (is_good and self.is_running() and self._answers(port)):
+            is_as_wanted = container is not None and labels.items() <= container.labels.items()
+            if not (is_as_wanted and self.is_running() and self._answers(port)):
                 port = self._run(image, files, labels, [port, free_port(host=self._bound)])
                 feedback.say(f"The registry runs at {self._host}:{port}.")
             self._state.write(self._kind, {"port": port, "image": image})
@@ -289,8 +288,7 @@ class RegistryServer:
         with self._state.lock(self._kind), self._engine.doing(doing, RegistryError):
             if self.garbage(keep).busy:
                 raise RegistryError(
-                    f"{doing}: somebody pushes, or has within the last minute. Try again when that "
-                    "has ended."
+                    f"{doing}: somebody pushes, or has within the last minute. Try again later."
                 )
             container, was_running = self._engine.container(self.name), self.is_running()
             self.stop()
@@ -325,10 +323,7 @@ class RegistryServer:
     def _id_of(self, image: str) -> str:
         held = self._engine.image(image)
         if held is None:
-            raise RegistryError(
-                f"looking for the registry's image: the engine has no image '{image}'. "
-                "'python3 -m labapp start' makes it."
-            )
+            raise RegistryError(f"running '{image}': the engine has no such image. Run {START}.")
         return str(held.id)
 
     def _answers(self, port: int) -> bool:
