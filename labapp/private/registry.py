@@ -119,13 +119,11 @@ class PrivateRegistry:
         self._state.write(_TRUSTED, {**self._state.read(_TRUSTED), self.address: place})
         text = self.authority.read_text(encoding="ascii")
         registry = RegistryServer(engine=self._engine, state=self._state)
-        registry.write_file(place, f"{self.address}/ca.crt", text)
+        registry.write_on_machine(place, f"{self.address}/ca.crt", text)
         feedback.say(f"The engine now trusts the authority for {self.address}.")
 
     def distrust(self) -> None:
         """Take the engine's trust back, or raise RegistryError."""
-        for file in trusted(self._state):
-            feedback.command(["sudo", "rm", file])
         distrust(self._engine, self._state)
 
     def log_in(self, name: str, password: str) -> None:
@@ -271,14 +269,13 @@ def bridge_address(engine: Engine) -> str:
 def distrust(engine: Engine | None, state: State) -> None:
     """Take back all trust in registries of this lab; without an engine, on this machine."""
     for address, place in state.read(_TRUSTED).items():
+        feedback.command(["sudo", "rm", f"{place}/{address}/ca.crt"])
         if engine is not None:
             registry = RegistryServer(engine=engine, state=state)
-            registry.write_file(place, f"{address}/ca.crt", "")
+            registry.write_on_machine(place, f"{address}/ca.crt", "")
         elif (ran := run_as_root(["rm", "-rf", f"{place}/{address}"])).returncode:
-            raise RegistryError(
-                f"trusting the registry '{address}' no more: {ran.stderr.strip()}. "
-                f"Remove '{place}/{address}'."
-            )
+            advice = f"Remove '{place}/{address}'"
+            raise RegistryError(f"trusting '{address}' no more: {ran.stderr.strip()}. {advice}.")
     state.write(_TRUSTED, {})
 
 

@@ -65,7 +65,7 @@ def allow_http(engine: Engine, state: State, server: RegistryServer) -> None:
     state.write(RECORD, {"file": str(file), "mirror": mirror_port(state) or free_port()})
     feedback.say(f"Telling Podman in '{file}' that {address} speaks plain HTTP.")
     try:
-        server.write_file(str(file.parent), file.name, _text(state, address))
+        server.write_on_machine(str(file.parent), file.name, _text(state, address))
         # Not by its signal to reload: Podman 5 forgets thereby where its volumes are.
         if wait_until(is_told, seconds=20, every=7):
             return
@@ -103,7 +103,7 @@ def written(state: State) -> str:
 def forget(engine: Engine | None, state: State) -> None:
     """Remove the file again; without an engine there is none to be told."""
     if engine is not None and (file := PurePosixPath(written(state))).name:
-        RegistryServer(engine=engine, state=state).write_file(str(file.parent), file.name, "")
+        RegistryServer(engine=engine, state=state).write_on_machine(str(file.parent), file.name, "")
         state.write(RECORD, {})
 
 

@@ -244,7 +244,7 @@ class RegistryServer:
             raise RegistryError(f"{doing}: it ended with {status}: {printed.strip()[-400:]}")
         return printed
 
-    def write_file(self, folder: str, name: str, text: str) -> None:
+    def write_on_machine(self, folder: str, name: str, text: str) -> None:
         """Write a file below a folder of the engine's machine; without a text, it is removed."""
         write = 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1"'
         leave = '{ rmdir "$(dirname "$1")" 2>/dev/null || true; }'
