@@ -23,7 +23,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from labapp import feedback
@@ -301,15 +301,15 @@ def _forget(bench: Bench, image: str) -> None:
     with bench.engine.doing(f"removing the image '{image}'", AttackError):
         containers, held = bench.engine.client.containers, bench.engine.image(image)
         if held:
-            own = _layers(held) - attacks.base_layers(bench)
-            started: Any = {"ancestor": held.id}
-            keeping = containers.list(all=True, filters=started, ignore_removed=True)
+            own, id = _layers(held) - attacks.base_layers(bench), str(held.id)
+            keeping = containers.list(all=True, filters={"ancestor": id}, ignore_removed=True)
             for container in containers.list(all=True, ignore_removed=True):
                 # The SDK leaves those it built in. Only a builder names an image by its whole ID.
                 named, stopped = str(container.attrs["Config"]["Image"]), ("created", "exited")
                 if named.startswith("sha256:") and container.status in stopped:
                     built = bench.engine.image(named)
-                    keeping += [container] if built and own & _layers(built) else []
+                    if built and own & _layers(built):
+                        keeping.append(container)
             for container in keeping:
                 discard(container)
     # A pull of what somebody pushed over the tag leaves the built image by digest only.

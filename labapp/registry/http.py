@@ -165,10 +165,9 @@ class Answer:
     @property
     def said(self) -> str:
         """The registry's own words in an error's body, else its status."""
-        try:
+        errors = []
+        with contextlib.suppress(FieldError):
             errors = read_json(self.body, _ERRORS).get("errors", [])
-        except FieldError:
-            errors = []
         words = "; ".join(error.get("message") or error.get("code", "") for error in errors)
         return words or f"status {self.status}"
 
