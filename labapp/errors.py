@@ -12,6 +12,8 @@ LONGEST = 8_000
 
 FULL = "Make room on the disk: 'python3 -m labapp tidy' shows what can go, and frees it."
 
+PUSH_AGAIN = "Push the image again from where it was built; the lab then replaces what is damaged."
+
 
 def on_a_full_disk(said: object) -> str:
     """Return what to do if what an engine or a registry said is of a full disk, else nothing."""
@@ -78,6 +80,11 @@ class NotInRegistry(RegistryError):
 
 class DamagedContent(RegistryError):
     """Bytes from the registry do not match their digest or length."""
+
+
+def damaged(doing: str, cause: object) -> DamagedContent:
+    """Return the error for what an image has, and a new push mends."""
+    return DamagedContent(f"{doing}: {cause}. {PUSH_AGAIN}")
 
 
 class ImageError(LabError):

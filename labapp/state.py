@@ -145,7 +145,10 @@ class State:
 
 
 def write_file(path: Path, content: bytes | str, *, mode: int = 0o600) -> None:
-    """Write a file, and make its folder: all of it, or, after a crash or a StateError, none."""
+    """Write a file, and make its folder: all of it, or, after a crash or a StateError, none.
+
+    The mode is for a new one; a file that was there keeps its own.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
@@ -154,7 +157,7 @@ def write_file(path: Path, content: bytes | str, *, mode: int = 0o600) -> None:
                 file.write(content.encode("utf-8") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(mode)
+            Path(name).chmod(path.stat().st_mode & 0o7777 if path.exists() else mode)
             Path(name).replace(path)
         finally:
             Path(name).unlink(missing_ok=True)

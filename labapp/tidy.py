@@ -51,7 +51,10 @@ def plan(state: State, notebooks: Path) -> list[Heap]:
     with engine.doing("looking for what can go"):
         # Last what needs a container to be freed: on a full disk, none can be made.
         keep = named(state, notebooks) | _in_containers(engine)
-        found = [_images(engine, state, keep), _build_cache(engine, state), _old_layers(state)]
+        records = _unused_records(engine, state)
+        what = f"{len(records)} records of the build cache; the next builds take longer"
+        cache = Heap(what, sum(records.values()), partial(_prune, engine, state))
+        found = [_images(engine, state, keep), cache, _old_layers(state)]
     return [heap for heap in (*found, *_registries(engine, state, keep)) if heap.size]
 
 
@@ -113,12 +116,6 @@ def _images(engine: Engine, state: State, keep: Collection[str]) -> Heap:
     return Heap(what, sum(going.values()), free)
 
 
-def _build_cache(engine: Engine, state: State) -> Heap:
-    going = _unused_records(engine, state)
-    what = f"{len(going)} records of the build cache; the next builds take longer"
-    return Heap(what, sum(going.values()), partial(_prune, engine, state))
-
-
 def _prune(engine: Engine, state: State) -> int:
     return transfer.prune(engine, [*_unused_records(engine, state)])
 
@@ -165,16 +162,17 @@ def _old_layers(state: State) -> Heap:
     from labapp.inside.inspection import CACHE
     from labapp.inside.layers import FORMAT
 
-    old, size = [], 0
-    for file in (state.folder / CACHE / "layers").glob("*/*"):
-        stat = file.stat()
-        if file.parent.name != f"v{FORMAT}" or time.time() - stat.st_mtime > OLD_SECONDS:
-            old.append(file)
-            size += stat.st_size
+    oldest = time.time() - OLD_SECONDS
+    files = {file: file.stat() for file in (state.folder / CACHE / "layers").glob("*/*")}
+    old = {
+        file: stat.st_size
+        for file, stat in files.items()
+        if file.parent.name != f"v{FORMAT}" or stat.st_mtime < oldest
+    }
 
     def free() -> int:
         for file in old:
             file.unlink(missing_ok=True)
-        return size
+        return sum(old.values())
 
-    return Heap(f"{len(old)} layers that 'inspect' read long ago", size, free)
+    return Heap(f"{len(old)} layers that 'inspect' read long ago", sum(old.values()), free)

@@ -112,7 +112,7 @@ def files_to_pin(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     for spans_in in (pin._image_spans, deploy.image_spans):
         with contextlib.suppress(LabError):
-            spans = sorted(set(spans_in(text, Path("x"), {})))
+            spans = sorted({span for span, _ in spans_in(text, Path("x"))})
             assert all(0 <= start < end <= len(text) for start, end in spans)
             assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 from labapp import feedback
 from labapp.attacks import journal, middleman
 from labapp.attacks.forging import Forged, doctored, forge, marker, startup_code, wheel_to_swap
-from labapp.attacks.journal import Change, Journal, own_container, own_path, own_tag, write_byte
+from labapp.attacks.journal import Change, Journal, own_path, own_tag, write_byte
 from labapp.bench import Bench
 from labapp.errors import AttackError, InvalidReference
 from labapp.inside.archive import opened
@@ -216,8 +216,7 @@ class Rest(Attack):
         own = own_layers(bench, bench.registry.image(tag))
         if not own:
             raise AttackError(
-                f"altering a layer of '{tag}': all of them are in the lab's base images, which "
-                "stay as they are. Take an image that adds a layer of its own."
+                f"altering '{tag}': all its layers are those of a base. Take one that adds its own."
             )
         layer = max(own, key=lambda layer: layer.size)
         blob = bench.registry.read_blob(tag.repository, layer.digest, limit=layer.size)
@@ -300,22 +299,21 @@ def place_mirror(bench: Bench, forged: Forged | None = None) -> str:
     """Start a mirror and return its address; without a forged image to hand out, it is honest."""
     name = journal.container_name(bench, "mirror")
     doing = f"starting the mirror '{name}'"
-    if own_container(bench, name):
+    if bench.engine.container(name):
         raise AttackError(f"{doing}: one runs already. Undo the attacks first.")
     network, upstream = _registry_inside(bench)
-    data = {"repository": forged.repository, "after": forged.manifest.digest} if forged else {}
+    repository, instead = (forged.repository, forged.manifest.digest) if forged else ("", "")
+    data = {"repository": repository, "after": instead}
     Journal(bench.state).note(Change("transit", "container", name, data))
-    if forged is not None:
-        forged.upload(bench.registry, forged.manifest.digest)
-    environment = {"UPSTREAM": upstream, "REPOSITORY": data.get("repository", "")}
-    environment["INSTEAD"] = data.get("after", "")
+    if forged:
+        forged.upload(bench.registry, instead)
     program = Path(middleman.__file__).read_text(encoding="utf-8")
     with bench.engine.doing(doing, AttackError):
         container = bench.engine.client.containers.run(
             str(bench.base(SLIM)),
             ["python3", "-u", "-c", program],
             name=name,
-            environment=environment,
+            environment={"UPSTREAM": upstream, "REPOSITORY": repository, "INSTEAD": instead},
             network=network,
             ports={f"{middleman.PORT}/tcp": ("127.0.0.1", podman.mirror_port(bench.state))},
             labels={**bench.engine.labels, ROLE_LABEL: "attack"},
@@ -328,22 +326,21 @@ def place_mirror(bench: Bench, forged: Forged | None = None) -> str:
 def mirror_log(bench: Bench) -> str:
     """Return what the mirror has logged; empty when there is none."""
     name = journal.container_name(bench, "mirror")
-    container = own_container(bench, name)
+    container = bench.engine.container(name)
     with bench.engine.doing(f"reading the log of '{name}'", AttackError):
         return container.logs().decode("utf-8", "replace") if container else ""
 
 
 def _registry_inside(bench: Bench) -> tuple[str, str]:
     """Return a network of the registry's container, and its host and port there."""
-    doing = f"looking for the registry's container '{bench.server.name}'"
-    with bench.engine.doing(doing, AttackError):
-        settings = bench.engine.client.api.inspect_container(bench.server.name)["NetworkSettings"]
-    for network, place in (settings.get("Networks") or {}).items():
+    container = bench.engine.container(bench.server.name)
+    networks = container.attrs["NetworkSettings"].get("Networks") if container else None
+    for network, place in (networks or {}).items():
         if address := place.get("IPAddress"):
             return network, f"{address}:{PORT_INSIDE.partition('/')[0]}"
     raise AttackError(
-        f"{doing}: it has no address that another container reaches, as with rootless Podman. "
-        "This one attack needs an engine whose containers share a network, such as Docker."
+        f"looking for the network of '{bench.server.name}': there is none that another container "
+        "reaches, as with rootless Podman. This attack needs an engine that has one, as Docker has."
     )
 
 
@@ -419,10 +416,9 @@ def exposure(bench: Bench, reference: Reference | str, *, hardened: bool = False
     words += ["--entrypoint", "python3", str(reference), "-c", _PROBE, json.dumps(TOOLS)]
     looked = subprocess.run(words, env=bench.engine.environment(), capture_output=True)
     if looked.returncode:
+        said = looked.stderr[-300:].decode("utf-8", "replace")
         raise AttackError(
-            f"looking into a container of '{reference}': the look ended with {looked.returncode}: "
-            f"{looked.stderr[-300:].decode('utf-8', 'replace')}. Take an image that is there, and "
-            "has Python."
+            f"looking into a container of '{reference}': {said}. Is it there, and has it Python?"
         )
     rows = json.loads(looked.stdout.splitlines()[-1])
     return pd.DataFrame(rows, columns=["question", "answer", "open"])

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,14 +30,7 @@ from labapp import feedback
 from labapp.attacks import attacks, journal
 from labapp.attacks.attacks import Happened
 from labapp.attacks.forging import marker
-from labapp.attacks.journal import (
-    DELIVERY,
-    Change,
-    Journal,
-    container_name,
-    own_container,
-    own_path,
-)
+from labapp.attacks.journal import DELIVERY, Change, Journal, container_name
 from labapp.attacks.middleman import FORGED
 from labapp.bench import Bench
 from labapp.errors import AttackError, NotInRegistry, RunError
@@ -47,7 +40,6 @@ from labapp.reference import Reference
 
 if TYPE_CHECKING:
     import pandas as pd
-    from docker.models.containers import Container
     from docker.models.images import Image
 
 STEPS = ("build", "inspect", "push", "pin", "deploy")
@@ -235,7 +227,7 @@ def run_pipeline(
     They stay, to be looked at, until the undo or the next run.
     """
     _command(script)
-    app = own_path(bench, script.parent / "app")
+    app = journal.own_path(bench, script.parent / "app")
     if not app.is_dir():
         raise AttackError(f"delivering '{app}': there is no such folder. Make it first.")
     # Not told: it would give away what was planted last time.
@@ -307,33 +299,26 @@ def _prepare(bench: Bench, run: PipelineRun, name: str, targets: Mapping[str, ob
 def _forget(bench: Bench, image: str) -> None:
     """Take an image off the engine, with all its names and all that was started from it."""
     with bench.engine.doing(f"removing the image '{image}'", AttackError):
-        held = bench.engine.image(image)
-        for container in _keeping(bench, held) if held else ():
-            discard(container)
+        containers, held = bench.engine.client.containers, bench.engine.image(image)
+        if held:
+            own, id = _layers(held) - attacks.base_layers(bench), str(held.id)
+            keeping = containers.list(all=True, filters={"ancestor": id}, ignore_removed=True)
+            for container in containers.list(all=True, ignore_removed=True):
+                # The SDK leaves those it built in. Only a builder names an image by its whole ID.
+                named, stopped = str(container.attrs["Config"]["Image"]), ("created", "exited")
+                if named.startswith("sha256:") and container.status in stopped:
+                    built = bench.engine.image(named)
+                    if built and own & _layers(built):
+                        keeping.append(container)
+            for container in keeping:
+                discard(container)
     # A pull of what somebody pushed over the tag leaves the built image by digest only.
     names = f"{bench.registry.address}/{REPOSITORY}"
     journal.remove_names(bench, names, of=held.id if held else None)
 
 
-def _keeping(bench: Bench, held: Image) -> Iterator[Container]:
-    """Yield the containers that keep an image, or a layer of it, as those in which it was built.
-
-    The SDK leaves these behind. Only a builder names an image by its whole ID.
-    """
-    own = _layers(held) - attacks.base_layers(bench)
-    containers = bench.engine.client.containers
-    # One that is gone by the time it is asked about is no error.
-    for container in containers.list(all=True, ignore_removed=True):
-        named = str(container.attrs["Config"]["Image"])
-        stopped = container.status in ("created", "exited")
-        built = bench.engine.image(named) if stopped and named.startswith("sha256:") else None
-        if built is not None and own & _layers(built):
-            yield container
-    yield from containers.list(all=True, filters={"ancestor": str(held.id)}, ignore_removed=True)
-
-
-def _layers(held: Image) -> set[str]:
-    return set((held.attrs.get("RootFS") or {}).get("Layers") or ())
+def _layers(image: Image) -> set[str]:
+    return set((image.attrs.get("RootFS") or {}).get("Layers") or ())
 
 
 def run_step(script: Path, name: str, environment: Mapping[str, str]) -> Step:
@@ -368,10 +353,7 @@ def run_step(script: Path, name: str, environment: Mapping[str, str]) -> Step:
 def _command(script: Path) -> list[str]:
     runners = {".py": sys.executable, ".sh": shutil.which("bash") or "sh"}
     if not script.is_file() or script.suffix not in runners:
-        raise AttackError(
-            f"running the delivery script '{script}': that is no file whose name ends in '.py' or "
-            "'.sh'. Write it first, or copy another."
-        )
+        raise AttackError(f"running '{script}': it is no file named '….py' or '….sh'. Write one.")
     return [runners[script.suffix], str(script)]
 
 
@@ -395,7 +377,7 @@ def _pushed(
 def _deployed(bench: Bench) -> Deployed | None:
     """Return the container that runs under the service's name, once it answers or won't."""
     name = container_name(bench, "live")
-    container = own_container(bench, name)
+    container = bench.engine.container(name)
     if container is None:
         return None
     doing = f"looking for the service '{name}'"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from labapp import feedback
 from labapp.bench import Bench
@@ -25,12 +25,8 @@ from labapp.reference import Reference
 from labapp.registry.client import Registry
 from labapp.registry.http import same_address
 from labapp.registry.manifests import digest_of
-from labapp.registry.server import CONTENT
+from labapp.registry.server import blob_folder
 from labapp.state import State, write_file
-
-if TYPE_CHECKING:
-    from docker.models.containers import Container
-
 
 DELIVERY = "delivery"
 """What stands for the attack in the changes that a delivery itself makes."""
@@ -78,7 +74,7 @@ class Journal:
         if path.exists():
             data["before"] = base64.b64encode(path.read_bytes()).decode()
         self.note(Change(attack, "file", str(path), data))
-        _write(path, content)
+        write_file(path, content, mode=0o644)
 
     def restore_files(self) -> None:
         """Put back all files that attacks changed: that much needs neither engine nor registry."""
@@ -95,17 +91,12 @@ def restore_file(change: Change) -> bool:
     if is_other or not path.parent.is_dir():
         return False
     if "before" in change.data:
-        _write(path, base64.b64decode(change.data["before"]))
+        write_file(path, base64.b64decode(change.data["before"]), mode=0o644)
     else:
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # It holds something else.
             path.parent.rmdir()
     return True
-
-
-def _write(path: Path, content: bytes) -> None:
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-    write_file(path, content, mode=mode)
 
 
 def own_tag(bench: Bench, target: str | None) -> Reference:
@@ -118,9 +109,8 @@ def own_tag(bench: Bench, target: str | None) -> Reference:
         if is_tag and same_address(tag.registry, own) and not tag.repository.startswith("base/"):
             return tag
     raise AttackError(
-        f"attacking {target!r}: an attack works on a tag in the lab's own registry, '{own}', and "
-        "not on the images in 'base/', of which 'team/base:1' is a copy. Name a tag of your own, "
-        f"as in target='{own}/shop/web:1'."
+        f"attacking {target!r}: an attack takes a tag in the lab's registry, but none in 'base/', "
+        f"of which 'team/base:1' is a copy. Name one of yours, as in target='{own}/shop/web:1'."
     )
 
 
@@ -129,8 +119,7 @@ def own_path(bench: Bench, path: Path | str) -> Path:
     work, whole = bench.work.resolve(), Path(path).resolve()
     if not whole.is_relative_to(work) or whole == work:
         raise AttackError(
-            f"attacking '{path}': it is not in this chapter's folder '{work}'. Make a copy there "
-            "first: 'lab.application()'."
+            f"attacking '{path}': it is outside of '{work}'. Copy it there: 'lab.application()'."
         )
     return whole
 
@@ -138,12 +127,6 @@ def own_path(bench: Bench, path: Path | str) -> Path:
 def container_name(bench: Bench, role: str) -> str:
     """Return the name of the lab's container of a role: ``live``, a delivery's, or ``mirror``."""
     return f"labapp-{role}-{bench.state.lab_id}"
-
-
-def own_container(bench: Bench, name: str) -> Container | None:
-    """Return the container of a name, in which this lab's id is, if there is one."""
-    with bench.engine.doing(f"looking for the container '{name}'", AttackError):
-        return bench.engine.container(name)
 
 
 def undo(bench: Bench) -> None:
@@ -185,7 +168,7 @@ def _undo(bench: Bench, change: Change) -> bool:
             # One that was stored anew has that byte already.
             write_byte(bench, change, "before")
         case "container":
-            if container := own_container(bench, change.what):
+            if container := bench.engine.container(change.what):
                 with bench.engine.doing(f"removing the {change}", AttackError):
                     discard(container)
                 if url := published_url(container):
@@ -211,8 +194,7 @@ def _restore_tag(bench: Bench, change: Change) -> bool:
             raw, media_type = registry.manifest_bytes(reference.repository, before)
             registry.put_manifest(reference.repository, str(reference.tag), raw, media_type or "")
             is_back = True
-    with bench.engine.doing(f"looking for the image '{reference}'", AttackError):
-        held = bench.engine.image(str(reference))
+    held = bench.engine.image(str(reference))
     if held and change.data["diff_id"] in (held.attrs.get("RootFS") or {}).get("Layers", ()):
         # The engine has pulled the forged one. A container may still use it.
         with contextlib.suppress(ImageError):
@@ -232,10 +214,8 @@ def _discard_manifest(registry: Registry, repository: str, digest: str) -> None:
 def write_byte(bench: Bench, change: Change, which: str) -> None:
     """Write one byte of a blob; dd would make the file of one that is gone by now."""
     script = '[ ! -f "$1" ] || printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null'
-    algorithm, _, value = change.data["digest"].partition(":")
-    file = f"{CONTENT}/blobs/{algorithm}/{value[:2]}/{value}/data"
-    place, byte = change.data["place"], f"\\{change.data[which]}"
-    bench.server.storage(["sh", "-c", script, "write", file, place, byte])
+    file, byte = f"{blob_folder(change.data['digest'])}/data", f"\\{change.data[which]}"
+    bench.server.storage(["sh", "-c", script, "write", file, change.data["place"], byte])
 
 
 def remove_names(bench: Bench, beginning: str, *, of: str | None = None) -> None:

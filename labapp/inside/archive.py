@@ -28,7 +28,7 @@ import zstandard
 from isal import igzip
 from isal.igzip_lib import IsalError
 
-from labapp.errors import DamagedContent
+from labapp.errors import DamagedContent, damaged
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -130,10 +130,7 @@ def _verified(
 def check_diff_id(found: str, diff_id: str, doing: str) -> None:
     """Compare the digest of unpacked bytes with the one that the image's config promises."""
     if found != diff_id:
-        raise DamagedContent(
-            f"{doing}: its unpacked bytes are {found}, the image's config promises {diff_id}. "
-            "Build and push the image again."
-        )
+        raise damaged(doing, f"its bytes unpacked are {found}, the config promises {diff_id}")
 
 
 def _ahead(chunks: Generator[bytes]) -> Generator[bytes]:
@@ -185,9 +182,7 @@ def _inflated(compressed: Generator[bytes], doing: str) -> Generator[bytes]:
                 yield chunk
         except _BROKEN as error:
             collections.deque(compressed, maxlen=0)  # a wrong digest, told at the end, says more
-            raise DamagedContent(
-                f"{doing}: it is cut off or damaged ({error}). Build and push the image again."
-            ) from error
+            raise damaged(doing, f"it is cut off or damaged ({error})") from error
 
 
 class Entry(NamedTuple):
@@ -259,10 +254,7 @@ def walk(
                 raise ValueError(f"it is cut off in '{entry.path}'")
     except ValueError as error:
         cause = str(error) if stream.tell() > BLOCK else f"it is not a tar archive ({error})"
-        raise DamagedContent(
-            f"{doing}: {cause}, at byte {stream.tell():,} of the archive. Build and push the "
-            "image again."
-        ) from error
+        raise damaged(doing, f"{cause}, at byte {stream.tell():,} of the archive") from error
 
 
 def _entry(

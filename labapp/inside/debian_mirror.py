@@ -120,7 +120,7 @@ class Suite:
     @cached_property
     def _connection(self) -> Connection:
         # With no login: neither what the image names, nor what this machine has for that host.
-        return Connection(self.mirror, self.mirror, lambda request: request, None)
+        return Connection(self.mirror, self.mirror)
 
     def fetch(self, path: str, *, sha256: str | None = None) -> bytes:
         """Return a file below the mirror, which has the hash that lists it."""
@@ -142,10 +142,8 @@ class Suite:
 
     def error(self, path: str, cause: str) -> VulnerabilityError:
         """Return the error for a file that can't be had, or can't be used."""
-        return VulnerabilityError(
-            f"reading '{self.mirror}/{path}': {cause}. Try again later, on another network, or "
-            "take a snapshot."
-        )
+        advice = "Try again later, on another network, or take a snapshot."
+        return VulnerabilityError(f"reading '{self.mirror}/{path}': {cause}. {advice}")
 
 
 def suites(texts: Iterable[str], release: Release) -> list[Suite]:
@@ -165,9 +163,8 @@ def suites(texts: Iterable[str], release: Release) -> list[Suite]:
     for name in (release.security, release.codename):
         if name not in found:
             raise VulnerabilityError(
-                "looking up Debian's own fixes: the image's apt configuration names no mirror "
-                f"with '{name}'. Inspect an image of the same release that names one, or load a "
-                "bundle: 'python3 -m labapp bundle load FILE'."
+                f"looking up Debian's own fixes: apt names no mirror with '{name}'. Take an "
+                "image of that release that has, or load a bundle: 'labapp bundle load FILE'."
             )
     names = (release.security, release.codename, f"{release.codename}-updates")
     return [found[name] for name in names if name in found]
@@ -328,16 +325,13 @@ def _changelog(suite: Suite, debs: Iterable[Deb]) -> list[Update]:
 def _updates(text: str) -> Iterator[Update]:
     """Yield what a changelog tells, newest first."""
     for entry in Changelog(text):
-        try:
+        version = day = ""
+        with contextlib.suppress(ValueError):
             version = str(entry.version)
-        except ValueError:
-            version = ""
         if not (entry.package and version):
             return  # what is below an entry that is not understood has no place in the order
-        try:
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
             day = _in_utc(entry.date or "")
-        except (ValueError, TypeError, OverflowError):
-            day = ""
         cves = dict.fromkeys(id.upper() for id in _CVE.findall("\n".join(entry.changes())))
         yield Update(version, (entry.distributions or "").split(), day, list(cves))
 

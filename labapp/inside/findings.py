@@ -57,8 +57,7 @@ def tools(paths: Iterable[str], link: Callable[[str], str | None]) -> list[tuple
     ]
     if len(alike) > MAX_NAMES:
         raise RegistryError(
-            f"looking for tools: {len(alike):,} paths are named like one, and more than "
-            f"{MAX_NAMES:,} take too long to follow. Take another image."
+            f"looking for tools: more than {MAX_NAMES:,} paths are named so. Take another image."
         )
     for program, kind in alike:
         if real := resolve(program[0], link):

@@ -79,8 +79,7 @@ class Comparison:
 
         if len(self.images) != 2:
             raise InvalidReference(
-                f"looking for changes: {len(self.images)} images were compared. Take two, the old "
-                "one first."
+                f"looking for changes in {len(self.images)} images: take two, the old one first."
             )
         old, new = self.images.values()
         return Changes(old.contents, new.contents)
@@ -221,10 +220,8 @@ def inspect(
     held = registry.image(reference, platform=platform)
     # A plain image is for one platform, and no registry refuses it to others.
     if platform is not None and not platform.can_run(held.config.platform):
-        raise NotInRegistry(
-            f"inspecting '{reference}': it is an image for {held.config.platform} alone, not for "
-            f"{platform}. Leave --platform out."
-        )
+        only = f"is for {held.config.platform} alone, not for {platform}"
+        raise NotInRegistry(f"inspecting '{reference}': it {only}. Leave --platform out.")
     from labapp.inside import image
 
     contents = image.read(registry, held, folder=cache / "layers")

@@ -149,9 +149,8 @@ def _last_read(
     report = found and _judged(installed, max(found, key=lambda fixes: fixes.date), release)
     if not report or (report.notes and report.rows.empty):
         raise VulnerabilityError(
-            f"looking up Debian's own fixes: of '{release.security}' nothing was ever read that "
-            "tells of this image. Connect to the network, or load a bundle: "
-            "'python3 -m labapp bundle load FILE'."
+            f"looking up Debian's own fixes: nothing was read of '{release.security}' for this "
+            "image. Connect to the network, or load a bundle: 'labapp bundle load FILE'."
         )
     return report
 
@@ -185,8 +184,7 @@ def _debian(contents: Contents) -> tuple[Release, pd.DataFrame, str]:
         name = told.get("PRETTY_NAME") or told.get("ID") or "a system without os-release"
         raise VulnerabilityError(
             f"looking up Debian's own fixes: the image is '{name}' with {len(installed)} Debian "
-            "packages, and only packages of a release of Debian have them. Ask a scanner that "
-            "knows other systems."
+            "packages, and no release of Debian. Ask a scanner that knows other systems."
         )
     found = installed["architecture"]
     named = found[found.str.fullmatch("[a-z0-9-]+") & (found != "all")].mode()

@@ -17,20 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from labapp import feedback
-from labapp.errors import DamagedContent, RegistryError
-from labapp.inside import findings, packages
-from labapp.inside.archive import (
-    DIRECTORY,
-    FILE,
-    HARDLINK,
-    PIECE_BYTES,
-    SYMLINK,
-    WHITEOUT,
-    Entry,
-    check_diff_id,
-    opened,
-    walk,
-)
+from labapp.errors import RegistryError, damaged
+from labapp.inside import archive, findings, packages
+from labapp.inside.archive import DIRECTORY, FILE, HARDLINK, PIECE_BYTES, SYMLINK, WHITEOUT, Entry
 from labapp.inside.findings import Secret
 from labapp.inside.packages import JOIN, Document, Package, Reader
 from labapp.reference import is_digest
@@ -116,7 +105,7 @@ class Budget:
 def read_layer(stream: BinaryIO, *, diff_id: str, doing: str, budget: Budget) -> Layer:
     """Read a layer to its end; who opened the stream verifies the diff ID."""
     reading = _Reading(budget)
-    for entry in walk(stream, doing=doing, spend=budget.spend):
+    for entry in archive.walk(stream, doing=doing, spend=budget.spend):
         reading.take(entry, stream)
     return reading.layer(diff_id)
 
@@ -251,14 +240,11 @@ class _Reading:
             owned = {name for each in self.documents.values() for name in each.paths()}
             for path in owned & self.suspicious.keys():
                 del self.suspicious[path]
+        rows = ((*self.entries[path][1:6], self.sums.get(path, b"")) for path in paths)
         return Layer(
             diff_id=diff_id,
             paths=paths,
-            entries=np.fromiter(
-                ((*self.entries[path][1:6], self.sums.get(path, b"")) for path in paths),
-                COLUMNS,
-                len(paths),
-            ),
+            entries=np.fromiter(rows, COLUMNS, len(paths)),
             targets={path: entry.target for path, entry in self.entries.items() if entry.target},
             removed=list(self.removed),
             documents=self.documents,
@@ -285,40 +271,31 @@ def read_layers(registry: Registry, image: RegistryImage, folder: Path) -> tuple
     doing = f"reading what is in '{image.reference}'"
     layers, diff_ids = image.manifest.layers, image.config.diff_ids
     if len(diff_ids) != len(layers) or not all(map(is_digest, diff_ids)):
-        raise DamagedContent(
-            f"{doing}: its config has {len(diff_ids)} diff IDs for {len(layers)} layers, or one "
-            "that is no digest. Build and push the image again."
-        )
+        told = f"{len(diff_ids)} diff IDs for {len(layers)} layers, or one that is none"
+        raise damaged(doing, f"its config has {told}")
     if len(layers) > MAX_LAYERS:
-        raise RegistryError(
-            f"{doing}: it has {len(layers):,} layers, and engines take {MAX_LAYERS}."
-        )
-    budget = Budget(doing, image.manifest.download_bytes)
-    numbers = {each.digest: number for number, each in enumerate(layers)}
-    held = {digest: layer for digest in numbers if (layer := load(folder, digest))}
-    for layer in held.values():
-        budget.spend(_memory(layer))
-    if missing := [digest for digest in numbers if digest not in held]:
-        with feedback.bars(doing) as bars:
-            for digest in missing:
-                held[digest] = _fetch(registry, image, numbers[digest], bars, budget)
-                save(folder, digest, held[digest])
-    for number, (descriptor, diff_id) in enumerate(zip(layers, diff_ids, strict=True)):
-        if numbers[descriptor.digest] != number:  # it occurs twice
-            budget.spend(_memory(held[descriptor.digest]))
-        check_diff_id(held[descriptor.digest].diff_id, diff_id, f"{doing} ('{descriptor.digest}')")
-    return tuple(held[each.digest] for each in layers)
-
-
-def _memory(layer: Layer) -> int:
-    return 4 * sum(map(len, layer.paths)) + 600 * len(layer.paths)
+        raise RegistryError(f"{doing}: it has {len(layers):,} layers; engines take {MAX_LAYERS}.")
+    budget, found = Budget(doing, image.manifest.download_bytes), list[Layer]()
+    held = {each.digest: load(folder, each.digest) for each in layers}
+    with feedback.bars(doing) if None in held.values() else contextlib.nullcontext() as bars:
+        for number, (descriptor, diff_id) in enumerate(zip(layers, diff_ids, strict=True), 1):
+            digest = descriptor.digest
+            if layer := held[digest]:  # kept from before, or there twice
+                budget.spend(600 * len(layer.paths) + 4 * sum(map(len, layer.paths)))
+            else:
+                assert bars
+                layer = held[digest] = _fetch(registry, image, number, bars, budget)
+                save(folder, digest, layer)
+            archive.check_diff_id(layer.diff_id, diff_id, f"{doing} ('{digest}')")
+            found.append(layer)
+    return tuple(found)
 
 
 def _fetch(
-    registry: Registry, image: RegistryImage, at: int, bars: feedback.Bars, budget: Budget
+    registry: Registry, image: RegistryImage, number: int, bars: feedback.Bars, budget: Budget
 ) -> Layer:
-    descriptor, diff_id = image.manifest.layers[at], image.config.diff_ids[at]
-    name, repository = f"layer {at + 1}", image.reference.repository
+    descriptor, diff_id = image.manifest.layers[number - 1], image.config.diff_ids[number - 1]
+    name, repository = f"layer {number}", image.reference.repository
     doing = f"reading {name} of '{image.reference}' ('{descriptor.digest}')"
     blob = registry.open_blob(repository, descriptor.digest, size=descriptor.size)
 
@@ -330,7 +307,7 @@ def _fetch(
                 bars.update(name, fetched, descriptor.size)
                 yield chunk
 
-    with opened(shown(), diff_id=diff_id, doing=doing, unpack=budget.unpack) as stream:
+    with archive.opened(shown(), diff_id=diff_id, doing=doing, unpack=budget.unpack) as stream:
         layer = read_layer(stream, diff_id=diff_id, doing=doing, budget=budget)
     bars.finish(name, "verified")
     return layer

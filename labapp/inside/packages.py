@@ -6,6 +6,7 @@ database), the Python packaging specification "Recording installed projects", an
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import posixpath
 import re
@@ -91,10 +92,8 @@ def os_release(text: str) -> Mapping[str, str]:
     """Read the assignments of an os-release file; a line that is none is left out."""
     found = {}
     for match in filter(None, map(_ASSIGNMENT.fullmatch, text.splitlines())):
-        try:
+        with contextlib.suppress(ValueError):  # quotes without an end
             found[match[1]] = "".join(shlex.split(match[2], comments=True)[:1])
-        except ValueError:  # quotes without an end
-            continue
     return found
 
 
@@ -128,11 +127,9 @@ def _dpkg(path: str, text: str, spend: Spend) -> Document:
     found = Document()
     for stanza in filter(str.strip, _STANZAS.split(text)):
         spend(1000)
-        try:
+        fields: Mapping[str, str] = {}
+        with contextlib.suppress(ValueError):
             fields = Deb822(stanza, fields=_DPKG_FIELDS)
-        except ValueError:
-            found.broken += 1
-            continue
         name, version = fields.get("Package", ""), fields.get("Version", "")
         if fields.get("Status", "").endswith((" config-files", " not-installed")):
             continue

@@ -142,8 +142,7 @@ class Shelf:
 
     def is_loaded(self) -> bool:
         """Tell whether the engine has the registry's image, without which no registry runs."""
-        with self._engine.doing("looking for the registry's image"):
-            return self._engine.image(engine_name(self._state)) is not None
+        return self._engine.image(engine_name(self._state)) is not None
 
     def load_from(self, source: str) -> None:
         """Give the engine the registry's image from ``mirror``, ``hub`` or ``debian``."""
@@ -264,8 +263,7 @@ class Shelf:
 
     def _pull(self, public: Reference, name: Reference | str, why: LabError) -> None:
         """Have the engine pull what the lab can't reach, and name it; else the lab tells why."""
-        with self._engine.doing(f"looking for '{public}'"):
-            was_there = self._engine.image(str(public)) is not None
+        was_there = self._engine.image(str(public)) is not None
         try:
             transfer.pull(self._engine, None, public)
         except PullError as error:

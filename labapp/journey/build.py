@@ -82,15 +82,9 @@ class Build:
         """
         import pandas as pd  # A second that quick commands need not pay.
 
-        table = pd.DataFrame(
-            {
-                "step": [step.number for step in self.steps],
-                "stage": [step.stage or "" for step in self.steps],
-                "instruction": [step.instruction for step in self.steps],
-                "cached": pd.Series([step.cached for step in self.steps], dtype=object),
-                "seconds": [round(step.seconds, 2) for step in self.steps],
-            }
-        )
+        rows = [(s.number, s.stage or "", s.instruction, s.cached, s.seconds) for s in self.steps]
+        names = ["step", "stage", "instruction", "cached", "seconds"]
+        table = pd.DataFrame(rows, columns=names).astype({"cached": object}).round({"seconds": 2})
         table.loc[table["step"].isin(choosing(self.steps)), "cached"] = ""
         return table if table["stage"].any() else table.drop(columns="stage")
 
@@ -116,26 +110,22 @@ def build(
     reference = Reference.parse(tag)
     if reference.digest:
         raise BuildError(
-            f"building '{tag}': the digest comes out of a push, so a build can't be given one. "
-            "Leave out the '@' and what follows it."
+            f"building '{tag}': a digest comes out of a push. Leave out the '@' and what follows."
         )
     file = dockerfile if dockerfile is not None else context / "Dockerfile"
     try:
         text = file.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise BuildError(
-            f"building '{tag}': reading the Dockerfile '{_shown(file)}': {error.strerror}. "
-            "Name the right file, or write one."
+            f"building '{tag}' from '{_shown(file)}': {error.strerror}. Name a Dockerfile."
         ) from error
     argv = [feedback.program(), "build", "-t", tag]
     if file != context / "Dockerfile":
         argv += ["-f", _shown(file)]
     for name, value in (args or {}).items():
         argv += ["--build-arg", f"{name}={value}"]
-    if target is not None:
-        argv += ["--target", target]
-    if not cache:
-        argv += ["--no-cache"]
+    argv += ["--target", target] if target else []
+    argv += [] if cache else ["--no-cache"]
     argv += [f"--secret=id={id},src={_shown(source)}" for id, source in (secrets or {}).items()]
     feedback.command([*argv, _shown(context)])
     if engine.builder == "classic":
@@ -167,8 +157,7 @@ def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> 
         )
     except OSError as error:
         raise BuildError(
-            f"{doing}: starting '{argv[0]}': {error.strerror}. Is docker's command line installed, "
-            "and in PATH?"
+            f"{doing}: starting '{argv[0]}': {error.strerror}. Is it installed, and in PATH?"
         ) from error
     with process:
         assert process.stdout is not None
@@ -185,10 +174,7 @@ def _run(engine: Engine, argv: list[str], text: str, bars: Bars, doing: str) -> 
     if process.returncode == 0:
         return told
     if not engine.is_alive():
-        raise EngineLost(
-            f"{doing}: the engine at '{engine.host}' stopped before the build ended. "
-            "Run 'python3 -m labapp start', then build again."
-        )
+        raise EngineLost(f"{doing}: the engine at '{engine.host}' has stopped. Run {START}.")
     cause = told.error or complaint or f"docker build ended with status {process.returncode}"
     raise _failure(doing, told, text, cause, context=argv[-1])
 

@@ -25,15 +25,8 @@ from labapp.errors import BaseError
 from labapp.feedback import Bars
 from labapp.machine import root
 from labapp.machine.root import as_root, run_as_root
-from labapp.registry.manifests import (
-    OCI_CONFIG,
-    OCI_LAYER,
-    OCI_MANIFEST,
-    Manifest,
-    Platform,
-    canonical_json,
-    parse_manifest,
-)
+from labapp.registry import manifests
+from labapp.registry.manifests import Manifest, Platform, canonical_json
 from labapp.state import REPOSITORY, SOURCE_LABEL
 
 SUITE, PYTHON = "trixie", "3.13"
@@ -222,11 +215,11 @@ def image(
     config, config_size = store([canonical_json(described)])
     manifest = {
         "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": {"mediaType": OCI_CONFIG, "digest": config, "size": config_size},
-        "layers": [{"mediaType": OCI_LAYER, "digest": layer, "size": layer_size}],
+        "mediaType": manifests.OCI_MANIFEST,
+        "config": {"mediaType": manifests.OCI_CONFIG, "digest": config, "size": config_size},
+        "layers": [{"mediaType": manifests.OCI_LAYER, "digest": layer, "size": layer_size}],
     }
-    parsed = parse_manifest(canonical_json(manifest))
+    parsed = manifests.parse_manifest(canonical_json(manifest))
     assert isinstance(parsed, Manifest)
     return parsed
 

@@ -26,7 +26,7 @@ from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 
 from labapp import feedback
 from labapp.errors import DeploymentError, InvalidReference, PullError
-from labapp.journey.run import OPTIONS, Running, containers, discard, start
+from labapp.journey.run import OPTIONS, Running, discard, start
 from labapp.journey.transfer import pull
 from labapp.machine.engine import Engine
 from labapp.registry.server import RegistryServer
@@ -37,6 +37,7 @@ SERVICE_LABEL = "labapp.service"
 DIGEST_LABEL = "labapp.digest"
 
 _PORT = re.compile(r"(?:(?:(?:\[[^]]*\]|[^:]*):)?(\d*):)?(\d+)(?:/tcp)?")
+_WRITE = "Write 'services:', a name below it, and below that 'image:'"
 _SERVICE = re.compile(r"[a-zA-Z0-9._-]+")
 _VALUES = {
     "read_only": ("true", "false"),
@@ -45,7 +46,7 @@ _VALUES = {
 """Of the keys that take one of some values, these."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Service:
     """One service of a deployment file: its image, as it is written, on which line, from 1.
 
@@ -53,11 +54,11 @@ class Service:
     """
 
     name: str
-    image: str
-    line: int
-    ports: Mapping[int, int]
-    environment: Mapping[str, str]
-    options: Mapping[str, list[str]] = field(default_factory=dict)
+    image: str = ""
+    line: int = 0
+    ports: dict[int, int] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    options: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def deploy(engine: Engine, server: RegistryServer | None, file: Path) -> Deploym
             ) from error
     running = {}
     with engine.doing(doing, DeploymentError):
-        for container in containers(engine, {ROLE_LABEL: "service", DEPLOYMENT_LABEL: own}):
+        for container in engine.containers({ROLE_LABEL: "service", DEPLOYMENT_LABEL: own}):
             feedback.command(["docker", "rm", "--force", str(container.name)])
             discard(container)
         for service in services:
@@ -147,76 +148,58 @@ def read_deployment(path: Path) -> tuple[Service, ...]:
         raise DeploymentError(
             f"reading the deployment file '{path}': {error}. Name the right file, or write one."
         ) from error
-    images: dict[str, _Leaf] = {}
-    ports: dict[str, dict[int, int]] = {}
-    environment: dict[str, dict[str, str]] = {}
-    options: dict[str, dict[str, list[str]]] = {}
-    leaves = _leaves(text, path)
-    for leaf in leaves:
+    services: dict[str, Service] = {}
+    for leaf in _leaves(text, path):
+        service = Service("")
+        if leaf.keys[:1] == ("services",) and leaf.keys[2:]:
+            service = services.setdefault(leaf.keys[1], Service(leaf.keys[1], line=leaf.line))
         match leaf.keys:
-            case ("services", name, "image"):
-                images[name] = leaf
-            case ("services", name, "ports"):
-                ports.setdefault(name, {}).update([_port(leaf)])
-            case ("services", name, "environment", variable):
-                environment.setdefault(name, {})[variable] = leaf.text()
-            case ("services", name, "environment"):
+            case ("services", _, "image"):
+                service.image, service.line = leaf.text(), leaf.line
+            case ("services", _, "ports"):
+                service.ports.update([_port(leaf)])
+            case ("services", _, "environment", variable):
+                service.environment[variable] = leaf.text()
+            case ("services", _, "environment"):
                 variable, sign, value = leaf.text().partition("=")
                 if not (variable and sign):
                     leaf.fail("has a variable without a name or a value; write 'NAME=value'")
-                environment.setdefault(name, {})[variable] = value
-            case ("services", name, key) if key in OPTIONS:
+                service.environment[variable] = value
+            case ("services", _, key) if key in OPTIONS:
                 if (value := leaf.text()) not in (allowed := _VALUES.get(key, (value,))):
                     leaf.fail(f"has '{value}'; write one of: {', '.join(allowed)}")
-                options.setdefault(name, {}).setdefault(key, []).append(value)
+                service.options.setdefault(key, []).append(value)
             case keys if keys != ("version",) and not any(key.startswith("x-") for key in keys):
                 leaf.fail(
-                    "is not supported. Write 'services:', a name below it, and below that "
-                    f"'image:', perhaps 'ports:', 'environment:', {', '.join(OPTIONS)}"
+                    f"is not supported. {_WRITE}, perhaps 'ports:', 'environment:', "
+                    + ", ".join(OPTIONS)
                 )
-    for leaf in leaves:
-        if leaf.keys[0] == "services" and leaf.keys[1] not in images:
-            leaf.fail(f"is in a service without 'image'; write one below '{leaf.keys[1]}'")
-        if leaf.keys[0] == "services" and not _SERVICE.fullmatch(leaf.keys[1]):
-            leaf.fail("is in a service with no name for one; use letters, digits, '-'")
-    if not images:
-        raise DeploymentError(
-            f"reading '{path}': it has no services. Write 'services:', a name below it, and "
-            "'image:' below that."
-        )
-    return tuple(
-        Service(
-            name,
-            leaf.text(),
-            leaf.line,
-            ports.get(name, {}),
-            environment.get(name, {}),
-            options.get(name, {}),
-        )
-        for name, leaf in images.items()
-    )
+    for service in services.values():
+        where = f"reading '{path}', line {service.line}: the service '{service.name}'"
+        if not service.image:
+            raise DeploymentError(f"{where} has no 'image'; write one below its name.")
+        if not _SERVICE.fullmatch(service.name):
+            raise DeploymentError(f"{where} has no name for one; use letters, digits, '-'.")
+    if not services:
+        raise DeploymentError(f"reading '{path}': it has no services. {_WRITE}.")
+    return tuple(services.values())
 
 
-def image_spans(text: str, path: Path, left: dict[tuple[int, int], str]) -> list[tuple[int, int]]:
-    """Return where the images of services stand; the rest need not make sense to the lab.
+def image_spans(text: str, path: Path) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield where the images of services stand; the rest need not make sense to the lab.
 
-    Those that name no image to pull are left alone, for a reason.
+    With it comes why one names no image to pull, if it doesn't.
     """
-    spans, named, built = [], [], set()
-    for leaf in _leaves(text, path):
-        match [key for key in leaf.keys if key != "<<"]:
-            case ["services", name, "image"]:
-                named.append((name, leaf.span(text)))
-            case ["services", name, "build", *_]:
-                built.add(name)
-    for name, span in named:
-        if name in built:
-            left[span] = "it is the name of what is built here"
-        elif "$" in text[slice(*span)]:
-            left[span] = "it has a variable"
-        else:
-            spans.append(span)
-    return spans
+    leaves = [([key for key in leaf.keys if key != "<<"], leaf) for leaf in _leaves(text, path)]
+    built = {keys[1] for keys, _ in leaves if keys[:1] == ["services"] and keys[2:3] == ["build"]}
+    for keys, leaf in leaves:
+        if keys[:1] == ["services"] and keys[2:] == ["image"]:
+            span, why_not = leaf.span(text), ""
+            if keys[1] in built:
+                why_not = "it is the name of what is built here"
+            elif "$" in text[slice(*span)]:
+                why_not = "it has a variable"
+            yield span, why_not
 
 
 def _port(leaf: _Leaf) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from labapp import feedback
@@ -21,8 +21,8 @@ from labapp.state import write_file
 Span = tuple[int, int]
 """Where a reference begins and ends in a file's text."""
 
-LeftAlone = dict[Span, str]
-"""Where something is written that may mean an image, and why it is not pinned."""
+Found = tuple[Span, str]
+"""Where something is written that may mean an image; and why it is not pinned, if it is not."""
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
 
@@ -59,16 +59,15 @@ def pin_deployment(path: Path, registry: Registry) -> None:
 def dockerfile_images(path: Path) -> list[str]:
     """Return the images that a Dockerfile names, as they are written."""
     text = _read(path)
-    return [text[slice(*span)] for span in _image_spans(text, path, {})]
+    return [text[slice(*span)] for span, why_not in _image_spans(text, path) if not why_not]
 
 
-def _image_spans(text: str, path: Path, left: LeftAlone) -> list[Span]:
-    """Return where references to images stand in a Dockerfile; stages and ``scratch`` left out."""
+def _image_spans(text: str, path: Path) -> Iterator[Found]:
+    """Yield where references to images stand in a Dockerfile; stages and ``scratch`` left out."""
     if syntax := re.match(r"\ufeff?#[ \t]*syntax[ \t]*=[ \t]*(\S+)", text, re.IGNORECASE):
-        left[syntax.span(1)] = "it reads the Dockerfile, and does not come into the image"
+        yield syntax.span(1), "it reads the Dockerfile, and does not come into the image"
     arguments: dict[str, Span] = {}
     stages = {"scratch"}
-    spans: list[Span] = []
     seen_from = False
     for instruction in instructions(text):
         words = [word for word in instruction.words if not word.text.startswith("--")]
@@ -81,15 +80,14 @@ def _image_spans(text: str, path: Path, left: LeftAlone) -> list[Span]:
             seen_from = True
             span = _resolved(text, path, (words[0].start, words[0].end), arguments)
             if text[slice(*span)].lower() not in stages:
-                spans.append(span)
+                yield span, ""
             if len(words) > 2 and words[1].text.upper() == "AS":
                 stages.add(words[2].text.lower())
         else:
-            spans += _taken_from(instruction, stages, left)
-    return spans
+            yield from _taken_from(instruction, stages)
 
 
-def _taken_from(instruction: Instruction, stages: set[str], left: LeftAlone) -> Iterator[Span]:
+def _taken_from(instruction: Instruction, stages: set[str]) -> Iterator[Found]:
     """Yield where ``COPY --from=…`` and ``RUN --mount=…,from=…`` name an image."""
     option = {"COPY": r"--from=(.+)", "RUN": r"--mount=(?:.*,)?from=([^,]+).*"}
     keyword, words = instruction.keyword, instruction.words
@@ -100,13 +98,12 @@ def _taken_from(instruction: Instruction, stages: set[str], left: LeftAlone) -> 
         # A stage can be named by its number.
         if not found or found[1].lower() in stages or found[1].isdecimal():
             continue
-        span = (word.start + found.start(1), word.start + found.end(1))
+        why_not = ""
         if "$" in found[1]:
-            left[span] = "it has a variable"
+            why_not = "it has a variable"
         elif not re.search(r"[/:@]", found[1]):
-            left[span] = "it is no stage above, but may be a build context or an image's short name"
-        else:
-            yield span
+            why_not = "it is no stage above, but may be a build context or an image's short name"
+        yield (word.start + found.start(1), word.start + found.end(1)), why_not
 
 
 def _unquoted(text: str, span: Span) -> Span:
@@ -147,14 +144,17 @@ def _read(path: Path) -> str:
 
 def _rewrite(
     path: Path,
-    spans_in: Callable[[str, Path, LeftAlone], list[Span]],
+    spans_in: Callable[[str, Path], Iterable[Found]],
     pinned: Callable[[Reference], Reference],
 ) -> None:
     """Replace the references at some places of a file by pinned ones, and tell each change."""
     text = _read(path)
-    told, parts, end, left = [], [], 0, LeftAlone()
-    for start, stop in sorted(set(spans_in(text, path, left))):
+    told, parts, end = [], [], 0
+    for (start, stop), why_not in sorted(set(spans_in(text, path))):
         line = _line(text, start)
+        if why_not:
+            told.append(f"line {line}: '{text[start:stop]}' is left alone: {why_not}")
+            continue
         try:
             reference = Reference.parse(text[start:stop])
             if reference.digest:
@@ -166,10 +166,7 @@ def _rewrite(
         parts += [text[end:start], after]
         end = stop
     if parts:
-        target = path.resolve()
         content = "".join([*parts, text[end:]]).encode("utf-8", errors="surrogateescape")
-        write_file(target, content, mode=target.stat().st_mode & 0o7777)
-    for span, why in left.items():
-        told.append(f"line {_line(text, span[0])}: '{text[slice(*span)]}' is left alone: {why}")
+        write_file(path.resolve(), content)
     if told:
         feedback.say("\n".join(told))

@@ -65,8 +65,7 @@ class Running:
             answer = ask(self.address + path, seconds=10)
         except requests.RequestException as error:
             raise RunError(
-                f"{doing}: nothing answers at '{self.address}'. 'docker logs {self.name}' may say "
-                "why."
+                f"{doing}: nothing answers at '{self.address}'. See 'docker logs {self.name}'."
             ) from error
         if not answer.ok:
             raise RunError(f"{doing}: it answers with status {answer.status_code}: {answer.text}")
@@ -99,7 +98,7 @@ def run(
     reference = with_tag(reference)
     _have(engine, reference)
     with engine.doing(f"running '{reference}'", RunError):
-        for container in containers(engine, {ROLE_LABEL: "run"}):
+        for container in engine.containers({ROLE_LABEL: "run"}):
             if container.name == name:
                 discard(container)
         running = start(
@@ -169,7 +168,7 @@ def remove_running(
     """
     removed = []
     with engine.doing("removing this lab's containers", RunError):
-        found = [c for c in containers(engine) if c.labels.get(ROLE_LABEL) in {"run", "service"}]
+        found = [c for c in engine.containers() if c.labels.get(ROLE_LABEL) in {"run", "service"}]
         if address:
             every = engine.client.containers.list(all=True, ignore_removed=True)
             by_hand = [c for c in every if ROLE_LABEL not in c.labels]
@@ -179,15 +178,6 @@ def remove_running(
                 discard(container)
                 removed.append(str(container.name))
     return removed
-
-
-def containers(engine: Engine, labels: Mapping[str, str] | None = None) -> list[Container]:
-    """Return this lab's containers, running or not, that carry these labels as well."""
-    wanted = [f"{name}={value}" for name, value in {**engine.labels, **(labels or {})}.items()]
-    found: list[Container] = engine.client.containers.list(
-        all=True, filters={"label": wanted}, ignore_removed=True
-    )
-    return found
 
 
 def start(
@@ -295,7 +285,5 @@ def _log_end(container: Container) -> str:
 def _have(engine: Engine, reference: Reference) -> None:
     """Pull an image if the engine has not got it, as ``docker run`` does."""
     name = reference.pinned(reference.digest) if reference.digest else reference
-    with engine.doing(f"looking for the image '{reference}'", RunError):
-        here = engine.image(str(name)) is not None
-    if not here:
+    if engine.image(str(name)) is None:
         pull(engine, None, reference)

@@ -21,6 +21,7 @@ import docker.errors
 from labapp import feedback
 from labapp.errors import (
     FULL,
+    PUSH_AGAIN,
     DamagedContent,
     ImageError,
     NotInRegistry,
@@ -294,9 +295,8 @@ class _Way:
 
     def not_whole(self, damage: list[BlobDamage]) -> ImageError:
         return self.error(
-            f"the registry has not got the image whole: {', '.join(map(str, damage))}. Push it "
-            "again from where it was built: the lab then replaces what is damaged. From a registry "
-            "that is not the lab's, delete that before."
+            f"the registry has not got the image whole: {', '.join(map(str, damage))}. "
+            f"{PUSH_AGAIN} From a registry that is not the lab's, delete that before."
         )
 
     def read(self, identifier: str) -> tuple[str, Manifest]:
@@ -423,8 +423,7 @@ class _Way:
             _refused_blobs.add(altered[1])
             return self.error(
                 f"blob {altered[1]} has been altered in the registry; the engine refuses it, for "
-                "its bytes do not match its digest. Push the image again from where it was built: "
-                "the lab then replaces what is damaged."
+                f"its bytes do not match its digest. {PUSH_AGAIN}"
             )
         if self._is_gone():
             return self.error(

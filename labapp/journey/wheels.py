@@ -105,9 +105,8 @@ def _download(folder: Path, application: Path, platform: str) -> None:
         said = "\n  ".join(ran.stdout.splitlines()[-6:])
         raise BaseError(
             f"fetching the wheels for '{platform}': pip ended with {ran.returncode}:\n  {said}\n"
-            "If no package index can be reached here, name a proxy in HTTPS_PROXY and its "
-            "certificate authority's file in PIP_CERT, or take the wheels from a bundle "
-            "('labapp bundle load'); then try again."
+            "If no index can be reached here, name a proxy in HTTPS_PROXY and its authority's file "
+            "in PIP_CERT, or take the wheels from a bundle ('labapp bundle load')."
         )
 
 

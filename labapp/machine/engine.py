@@ -24,7 +24,6 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import docker
 import docker.constants
@@ -39,7 +38,7 @@ from docker.utils.config import find_config_file
 
 from labapp.errors import EngineError, EngineLost, EngineNotFound, LabError, on_a_full_disk
 from labapp.machine import own_engine
-from labapp.state import LABEL, ROLE_LABEL, State
+from labapp.state import ROLE_LABEL, State
 
 OWNER_LABEL = "labapp.owner"
 """The process that waits for a one-shot container: ``host:pid``."""
@@ -53,7 +52,7 @@ SET_ASIDE = ("DOCKER_API_VERSION", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY
 """Variables that would lead the docker command another way than the lab, and so are emptied."""
 
 # What the SDK makes of JSON that is something else than it should be.
-_NOT_ITS_SHAPE = (KeyError, TypeError, AttributeError)
+_GARBLED = (KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -114,15 +113,26 @@ class Engine:
 
     def image(self, reference: str) -> Image | None:
         """Return an image that the engine holds, by any of its names; None when it has none."""
-        with contextlib.suppress(docker.errors.NotFound):  # Podman's answer is no ImageNotFound.
+        # Podman's answer is no ImageNotFound.
+        missing = contextlib.suppress(docker.errors.NotFound)
+        with self.doing(f"looking for the image '{reference}'"), missing:
             return self.client.images.get(reference)
         return None
 
     def container(self, name: str) -> Container | None:
         """Return a container by its name, running or not; None when there is none."""
-        with contextlib.suppress(docker.errors.NotFound):
+        missing = contextlib.suppress(docker.errors.NotFound)
+        with self.doing(f"looking for the container '{name}'"), missing:
             return self.client.containers.get(name)
         return None
+
+    def containers(self, labels: Mapping[str, str] | None = None) -> list[Container]:
+        """Return this lab's containers, running or not, that carry these labels as well."""
+        wanted = [f"{name}={value}" for name, value in {**self.labels, **(labels or {})}.items()]
+        found: list[Container] = self.client.containers.list(
+            all=True, filters={"label": wanted}, ignore_removed=True
+        )
+        return found
 
     @contextlib.contextmanager
     def doing(self, what: str, failure: type[LabError] = EngineError) -> Iterator[None]:
@@ -153,13 +163,7 @@ def find(state: State, *, environ: Mapping[str, str] = os.environ) -> Engine:
     for host, source in places(environ, own=own_engine.host(state)):
         try:
             return _connect(host, source, state.labels)
-        except (
-            docker.errors.DockerException,
-            OSError,
-            PIPE_ERROR,
-            ValueError,
-            *_NOT_ITS_SHAPE,
-        ) as error:
+        except (docker.errors.DockerException, OSError, PIPE_ERROR, ValueError, *_GARBLED) as error:
             cause, advice = _why(host, source, error)
             told.append(f"  - {source} '{host}': {cause} {advice}".rstrip())
             advised = advised or bool(advice)
@@ -239,7 +243,7 @@ def _connect(host: str, source: str, labels: Mapping[str, str]) -> Engine:
     known = docker.constants.DEFAULT_DOCKER_API_VERSION
     try:
         probe = client(known)
-    except (docker.errors.InvalidConfigFile, *_NOT_ITS_SHAPE) as error:
+    except (docker.errors.InvalidConfigFile, *_GARBLED) as error:
         raise docker.errors.InvalidConfigFile(f"'{find_config_file()!s}': {error}") from error
     with contextlib.closing(probe):
         about = probe.version(api_version=False)
@@ -287,7 +291,7 @@ def _why(host: str, source: str, error: Exception) -> tuple[str, str]:
     if host.startswith("ssh:") or "to an HTTPS server" in said:
         far = "Run it on the engine's own machine: the registry is out of reach from elsewhere."
         return "the lab speaks neither SSH nor TLS to an engine.", far
-    if isinstance(error, (json.JSONDecodeError, *_NOT_ITS_SHAPE)):
+    if isinstance(error, (json.JSONDecodeError, *_GARBLED)):
         said = "what answers is none"
     advice = {
         "the lab's own": f"{START} starts it.",
@@ -325,38 +329,34 @@ def remove_leftovers(engine: Engine) -> list[str]:
     none that runs. Images without a tag stay: they are the cache of the learner's builds.
     """
     removed = []
-    api = engine.client.api
-    mine = {"label": f"{LABEL}={engine.labels[LABEL]}"}
     with engine.doing("looking for what earlier work left behind"):
-        for found in api.containers(all=True, filters=mine):
+        for container in filter(_is_left_over, engine.containers()):
             with contextlib.suppress(docker.errors.NotFound):
-                if _is_left_over(api.inspect_container(found["Id"])):
-                    api.remove_container(found["Id"], force=True, v=True)
-                    removed.append(found["Names"][0].lstrip("/"))
+                container.remove(force=True, v=True)
+                removed.append(str(container.name))
     return removed
 
 
-def _is_left_over(container: dict[str, Any]) -> bool:
+def _is_left_over(container: Container) -> bool:
     import psutil
 
-    labels = container["Config"].get("Labels") or {}
-    role, status = labels.get(ROLE_LABEL), container["State"]["Status"]
+    role, status = container.labels.get(ROLE_LABEL), str(container.status)
     if role == "oneshot":
-        host, _, pid = labels[OWNER_LABEL].rpartition(":")
+        host, _, pid = container.labels[OWNER_LABEL].rpartition(":")
         return host != platform.node() or not psutil.pid_exists(int(pid))
     if role in {"run", "service"}:
-        return bool(status == "created")
+        return status == "created"
     # The classic builder names the image by its ID; a person names it by a reference.
-    by_id = container["Config"]["Image"].startswith("sha256:")
+    by_id = str(container.attrs["Config"]["Image"]).startswith("sha256:")
     return by_id and status in {"created", "exited", "dead"}
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:
-    """Return a tar archive of some files, by their names in it; the same bytes each time."""
+    """Return a tar archive of some files, by their paths; the same bytes each time."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, content in files.items():
-            entry = tarfile.TarInfo(name)
+            entry = tarfile.TarInfo(name.lstrip("/"))
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return packed.getvalue()

@@ -75,10 +75,10 @@ def install_packages(needed: Sequence[str], *, welcome: Sequence[str] = ()) -> N
     names = subprocess.run(["apt-cache", "pkgnames"], capture_output=True, encoding="utf-8").stdout
     wanted = _missing([*needed, *sorted({*welcome} & {*names.split()})])
     if status := _apt_get("install", "--yes", "--no-install-recommends", *wanted):
+        names = " ".join(wanted)
         raise EngineError(
-            f"installing the packages '{' '.join(wanted)}': apt-get ended with {status}; its last "
-            f"lines are above. Try 'apt-get install {' '.join(wanted)}' yourself, then start the "
-            "lab again."
+            f"installing '{names}': apt-get ended with {status}; its last lines are above. Try "
+            f"'apt-get install {names}' yourself, then start the lab again."
         )
 
 

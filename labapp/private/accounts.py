@@ -48,9 +48,8 @@ class Accounts:
         doing = f"adding the account '{name}'"
         if bool(password) != bool(name) or not (name == ANONYMOUS or _NAME.fullmatch(name)):
             raise StateError(
-                f"{doing}: its name has letters, digits, dots, dashes and underscores, 64 at most, "
-                "and begins with a letter or a digit; and it has a password. Who does not log in "
-                "has neither."
+                f"{doing}: a name has up to 64 letters, digits, '.', '_' and '-', the first no "
+                "sign; and it has a password. Who does not log in has neither."
             )
         for pattern, actions in rights.items():
             if not pattern or isinstance(actions, str) or not set(actions) <= set(ACTIONS):
@@ -69,10 +68,8 @@ class Accounts:
         """Remove an account; StateError if there is none of that name."""
         accounts = self._read()
         if accounts.pop(name, None) is None:
-            raise StateError(
-                f"removing the account '{name}': there is none. "
-                f"There are: {', '.join(accounts) or 'none'}."
-            )
+            there = ", ".join(accounts) or "none"
+            raise StateError(f"removing the account '{name}': there is none. There are: {there}.")
         self._state.write(_STORE, accounts)
 
     def names(self) -> list[str]:

@@ -31,7 +31,7 @@ from labapp.registry import podman
 from labapp.registry.client import Registry
 from labapp.registry.http import Credentials, is_local
 from labapp.registry.manifests import Platform
-from labapp.registry.server import CONFIG, CONFIG_INSIDE, STORAGE, RegistryServer
+from labapp.registry.server import CONFIG, CONFIG_INSIDE, RegistryServer
 from labapp.state import State, write_file
 
 if TYPE_CHECKING:
@@ -117,15 +117,13 @@ class PrivateRegistry:
         argv = ["install", "-D", "-m", "644", str(self.authority), file]
         feedback.command(["sudo", *argv] if place == SYSTEM else argv)
         self._state.write(_TRUSTED, {**self._state.read(_TRUSTED), self.address: place})
-        script = 'mkdir -p "$1" && printf %s "$2" > "$1/ca.crt"'
         text = self.authority.read_text(encoding="ascii")
-        _as_the_engine(self._engine, self._state, place, script, self.address, text)
+        registry = RegistryServer(engine=self._engine, state=self._state)
+        registry.write_on_machine(place, f"{self.address}/ca.crt", text)
         feedback.say(f"The engine now trusts the authority for {self.address}.")
 
     def distrust(self) -> None:
         """Take the engine's trust back, or raise RegistryError."""
-        for file in trusted(self._state):
-            feedback.command(["sudo", "rm", file])
         distrust(self._engine, self._state)
 
     def log_in(self, name: str, password: str) -> None:
@@ -141,8 +139,7 @@ class PrivateRegistry:
         feedback.command([*login, "--password-stdin", self.address], reads='echo "$PASSWORD" | ')
         if not self.accounts.verify(name, password):
             raise RegistryError(
-                f"logging in as '{name}' at '{self.address}': there is no such account, or its "
-                "password is another. Check both, or add the account."
+                f"logging in as '{name}' at '{self.address}': no such account has that password."
             )
         self.registry(name, password).ping()
         basic = Credentials(name, password).basic.removeprefix("Basic ")
@@ -215,8 +212,7 @@ class PrivateRegistry:
         # The engine would try for long, and then tell little.
         if service.find(self._state) is None or not self.server.is_running():
             raise RegistryUnreachable(
-                f"{verb} '{reference}': the private registry, or its token service, does not run. "
-                "Its 'start()' starts both again."
+                f"{verb} '{reference}': registry or token service don't run. 'start()' starts both."
             )
         return parsed
 
@@ -273,22 +269,16 @@ def bridge_address(engine: Engine) -> str:
 def distrust(engine: Engine | None, state: State) -> None:
     """Take back all trust in registries of this lab; without an engine, on this machine."""
     for address, place in state.read(_TRUSTED).items():
+        feedback.command(["sudo", "rm", f"{place}/{address}/ca.crt"])
         if engine is not None:
-            _as_the_engine(engine, state, place, 'rm -rf "$1"', address)
+            registry = RegistryServer(engine=engine, state=state)
+            registry.write_on_machine(place, f"{address}/ca.crt", "")
         elif (ran := run_as_root(["rm", "-rf", f"{place}/{address}"])).returncode:
-            raise RegistryError(
-                f"trusting the registry '{address}' no more: {ran.stderr.strip()}. "
-                f"Remove '{place}/{address}'."
-            )
+            advice = f"Remove '{place}/{address}'"
+            raise RegistryError(f"trusting '{address}' no more: {ran.stderr.strip()}. {advice}.")
     state.write(_TRUSTED, {})
 
 
 def trusted(state: State) -> list[str]:
     """Return the files by which the engine trusts registries of this lab."""
     return [f"{place}/{address}/ca.crt" for address, place in state.read(_TRUSTED).items()]
-
-
-def _as_the_engine(engine: Engine, state: State, folder: str, script: str, *words: str) -> None:
-    """Run a script in a folder of the engine's own, wherever it runs; others can't write there."""
-    argv = ["sh", "-c", f"cd {STORAGE} && {script}", "sh", *words]
-    RegistryServer(engine=engine, state=state).storage(argv, folder=folder)

@@ -14,34 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, RegistryError
+from labapp.errors import DamagedContent, InvalidReference, NotInRegistry, RegistryError, damaged
 from labapp.reference import Reference, is_digest
-from labapp.registry.http import (
-    Answer,
-    Connection,
-    Credentials,
-    Login,
-    docker_credentials,
-    same_address,
-    url_of,
-)
-from labapp.registry.manifests import (
-    MANIFEST_TYPES,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    Platform,
-    digest_of,
-    parse_config,
-    parse_manifest,
-)
+from labapp.registry import http, manifests
+from labapp.registry.http import Answer, Credentials, docker_credentials, same_address
+from labapp.registry.manifests import Descriptor, ImageConfig, Index, Manifest, Platform, digest_of
 
 MEBIBYTE = 1024 * 1024
 
-_ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
+_ACCEPT = {"Accept": ", ".join(manifests.MANIFEST_TYPES)}
 _DOING = {"HEAD": "looking for", "GET": "reading", "PUT": "storing", "DELETE": "deleting"}
-_PUSH_AGAIN = "Push the image again; the lab then replaces what is damaged."
 
 
 @dataclass(frozen=True)
@@ -120,9 +102,8 @@ class Registry:
         platform: Platform | None = None,
     ) -> None:
         self.address, self._platform = address, platform or Platform.here()
-        url = url_of(address, secure=secure)
-        login = Login(address, url, credentials, certificates)
-        self._http = Connection(address, url, login, certificates)
+        url = http.url_of(address, secure=secure)
+        self._http = http.Connection(address, url, certificates, credentials)
 
     def ping(self, mark: str = "") -> None:
         """Ask ``/v2/``, which all registries answer, or raise RegistryError; logs have the mark."""
@@ -161,17 +142,15 @@ class Registry:
         NotInRegistry if there is none; DamagedContent if the bytes do not match the digest or are
         no manifest; RegistryError if they are more than 4 MiB.
         """
-        return parse_manifest(*self.manifest_bytes(repository, identifier))
+        return manifests.parse_manifest(*self.manifest_bytes(repository, identifier))
 
     def manifest_bytes(self, repository: str, identifier: str) -> tuple[bytes, str | None]:
         """Read a manifest's verified bytes, parsable or not, and its media type if it is told."""
         answer = self._ask_manifest("GET", repository, identifier)
         for digest in (identifier, answer.headers.get("Docker-Content-Digest", "")):
             if is_digest(digest) and digest != digest_of(answer.body, digest.partition(":")[0]):
-                raise DamagedContent(
-                    f"reading the manifest '{self._name(repository, identifier)}': its bytes do "
-                    f"not match the digest {digest}. {_PUSH_AGAIN}"
-                )
+                name = self._name(repository, identifier)
+                raise damaged(f"reading the manifest '{name}'", f"its bytes do not match {digest}")
         is_typed = answer.media_type.startswith("application/vnd.")
         return answer.body, answer.media_type if is_typed else None
 
@@ -189,14 +168,13 @@ class Registry:
             index, entry = found, found.for_platform(platform or self._platform)
             found = self.manifest(name.repository, entry.digest)
         if isinstance(found, Index):
-            raise DamagedContent(f"reading '{name}': its index leads to another. {_PUSH_AGAIN}")
+            raise damaged(f"reading '{name}'", "its index leads to another")
         if kind := found.other_than_image:
             raise RegistryError(
-                f"reading '{name}': it is an artifact of the type '{kind}', not an image. Look at "
-                "it with the tool that made it."
+                f"reading '{name}': it is no image but a '{kind}'. Look at it with what made it."
             )
         config = self.read_blob(name.repository, found.config.digest, limit=4 * MEBIBYTE)
-        return RegistryImage(name, found, parse_config(config), index)
+        return RegistryImage(name, found, manifests.parse_config(config), index)
 
     def blob_size(self, repository: str, digest: str) -> int | None:
         """Return a stored blob's length in bytes, or None if the repository has no such blob."""
@@ -225,7 +203,7 @@ class Registry:
                     break
                 yield chunk
         if hasher.hexdigest() != digest.partition(":")[2]:
-            raise DamagedContent(f"{doing}: its {count:,} bytes do not match it. {_PUSH_AGAIN}")
+            raise damaged(doing, f"its {count:,} bytes do not match it")
 
     def read_blob(self, repository: str, digest: str, *, limit: int = 64 * MEBIBYTE) -> bytes:
         """Return the bytes of a small blob, verified; RegistryError for more than ``limit``."""

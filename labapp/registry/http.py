@@ -51,9 +51,6 @@ SLOWEST = 10_000
 ANSWER_LIMIT = 4 * 1024 * 1024
 """The largest answer that is held in memory, in bytes; registries bound manifests the same."""
 
-LONGEST_LIST = 100_000
-"""The longest list in one answer, or in one config, that is read."""
-
 LIST_PAGES = 100
 """The longest list of tags or repositories that is read, a thousand a page."""
 
@@ -96,8 +93,6 @@ def _shaped(value: Any, shape: Any, path: str) -> Any:
         where = f"its field '{printable(path[1:])}'" if path else "it"
         raise FieldError(f"{where} is not of the type '{wanted.__name__}'")
     if isinstance(shape, list):
-        if len(value) > LONGEST_LIST:
-            raise FieldError(f"its field '{path[1:]}' has {len(value):,} items")
         return [_shaped(item, shape[0], f"{path}[{n}]") for n, item in enumerate(value)]
     if isinstance(shape, dict):
         names = dict.fromkeys(value, shape[...]) if ... in shape else shape
@@ -170,10 +165,9 @@ class Answer:
     @property
     def said(self) -> str:
         """The registry's own words in an error's body, else its status."""
-        try:
+        errors = []
+        with contextlib.suppress(FieldError):
             errors = read_json(self.body, _ERRORS).get("errors", [])
-        except FieldError:
-            errors = []
         words = "; ".join(error.get("message") or error.get("code", "") for error in errors)
         return words or f"status {self.status}"
 
@@ -190,20 +184,18 @@ class Answer:
 class Connection(requests.Session):
     """The door of one registry, or of its token service; several threads may use it at once.
 
-    It follows redirects itself: of their bodies nothing is read, and no secret goes along.
+    It follows redirects itself: of their bodies nothing is read, and no secret goes along. It logs
+    in where ``find`` tells who the learner is at an address.
     """
 
     def __init__(
-        self,
-        address: str,
-        url: str,
-        auth: Callable[[requests.PreparedRequest], requests.PreparedRequest],
-        certificates: Path | None,
+        self, address: str, url: str, certificates: Path | None = None, find: Finder | None = None
     ) -> None:
         super().__init__()
         self.address, self.url = address, url
         self.trust_env = not is_local(url)  # a proxy is not asked for this machine
-        self.auth = auth  # always one, else requests looks for a login in .netrc
+        # Always something, else requests looks for a login in .netrc.
+        self.auth = Login(address, url, certificates, find) if find else lambda unsigned: unsigned
         # So that the lab's own requests can be told from docker's.
         self.headers["User-Agent"] = f"labapp/{importlib.metadata.version('labapp')}"
         self.headers["Accept-Encoding"] = "identity"
@@ -269,8 +261,7 @@ class Connection(requests.Session):
             answer.read(ANSWER_LIMIT)
         if len(answer.body) > ANSWER_LIMIT:
             raise RegistryError(
-                f"{doing}: the answer is longer than {ANSWER_LIMIT:,} bytes, which no honest one "
-                "is. Check what is stored there."
+                f"{doing}: the answer is longer than {ANSWER_LIMIT:,} bytes. Take another registry."
             )
         if answer.status == 200 and answer.media_type == "text/html":
             raise self._not_a_registry(doing, "it serves pages for a browser")
@@ -434,6 +425,9 @@ class Credentials:
         return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
+Finder = Callable[[str], Credentials | None]
+
+
 def docker_credentials(address: str) -> Credentials | None:
     """Return what ``docker login`` has kept for a registry; None if nothing is.
 
@@ -471,8 +465,8 @@ class Login:
 
     address: str
     url: str
-    find: Callable[[str], Credentials | None]
     certificates: Path | None
+    find: Finder
     _held: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -539,10 +533,7 @@ class Login:
         with contextlib.suppress(ValueError):  # not an address at all
             host = urlsplit(realm).netloc
         if not host or not realm.startswith(("https://", "http://")):
-            raise RegistryError(
-                f"'{self.address}' wants a token, but does not name a token service. "
-                "Take another registry."
-            )
+            raise RegistryError(f"'{self.address}' wants a token, but names no token service.")
         known, advice = self._known(self.url, realm)
         form = {"service": asked.get("service", ""), "client_id": "labapp"}
         scope = asked.get("scope", "")
@@ -554,7 +545,7 @@ class Login:
         elif known:
             request["params"]["account"] = known.username
             request["headers"] = {"Authorization": known.basic}
-        answer = Connection(host, realm, lambda unsigned: unsigned, self.certificates).ask(
+        answer = Connection(host, realm, self.certificates).ask(
             place=realm,
             doing=f"asking the token service of '{self.address}'",
             expected=(200, 401, 403),

@@ -169,6 +169,7 @@ def _row(line: dict[str, Any]) -> dict[str, object]:
     method, uri = line["http.request.method"], printable(line["http.request.uri"])
     path, _, query = uri.partition("?")
     named, asked = path.rpartition("/")[2], parse_qs(query)
+    told = [named] if is_digest(named) else asked.get("digest") or asked.get("mount") or [""]
     agent = printable(line.get("http.request.useragent", ""))
     product = agent.partition("/")[0].partition(" ")[0].lower()
     duration = pd.Timedelta(line["http.response.duration"])
@@ -178,9 +179,7 @@ def _row(line: dict[str, Any]) -> dict[str, object]:
         "client": _CLIENTS.get(product, product or "unknown"),
         "method": method,
         "meaning": _meaning(method, uri),
-        "digest": named
-        if is_digest(named)
-        else (asked.get("digest") or asked.get("mount") or [""])[0],
+        "digest": told[0],
         "path": path,
         "status": line["http.response.status"],
         "bytes": line["http.response.written"] if method != "HEAD" else 0,

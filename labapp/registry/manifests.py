@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from labapp.errors import DamagedContent, NotInRegistry
+from labapp.errors import NotInRegistry, damaged
 from labapp.reference import is_digest
 from labapp.registry.http import FieldError, read_json
 
@@ -296,7 +296,7 @@ def _damaged(doing: str) -> Iterator[None]:
         yield
     except (FieldError, KeyError) as error:
         cause = error if isinstance(error, FieldError) else f"its field {error} is missing"
-        raise DamagedContent(f"{doing}: {cause}. Push the image again.") from error
+        raise damaged(doing, cause) from error
 
 
 def _descriptor(found: Mapping[str, Any]) -> Descriptor:

@@ -16,7 +16,7 @@ from labapp import feedback
 from labapp.errors import LabError
 from labapp.machine.engine import Engine
 from labapp.machine.ports import free_port, wait_until
-from labapp.registry.server import STORAGE, RegistryServer
+from labapp.registry.server import RegistryServer
 from labapp.state import State
 
 SYSTEM = PurePosixPath("/etc/containers")
@@ -65,7 +65,7 @@ def allow_http(engine: Engine, state: State, server: RegistryServer) -> None:
     state.write(RECORD, {"file": str(file), "mirror": mirror_port(state) or free_port()})
     feedback.say(f"Telling Podman in '{file}' that {address} speaks plain HTTP.")
     try:
-        _write(server, file, _text(state, address))
+        server.write_on_machine(str(file.parent), file.name, _text(state, address))
         # Not by its signal to reload: Podman 5 forgets thereby where its volumes are.
         if wait_until(is_told, seconds=20, every=7):
             return
@@ -102,16 +102,10 @@ def written(state: State) -> str:
 
 def forget(engine: Engine | None, state: State) -> None:
     """Remove the file again; without an engine there is none to be told."""
-    if engine is not None and (name := written(state)):
-        _write(RegistryServer(engine=engine, state=state), PurePosixPath(name), "")
+    if engine is not None and (file := PurePosixPath(written(state))).name:
+        RegistryServer(engine=engine, state=state).write_on_machine(str(file.parent), file.name, "")
         state.write(RECORD, {})
 
 
 def _file(engine: Engine, state: State) -> PurePosixPath:
     return settings(engine) / FOLDER / f"labapp-{state.lab_id}.conf"
-
-
-def _write(server: RegistryServer, file: PurePosixPath, text: str) -> None:
-    """Write a file on the engine's machine, by a container there; an empty one is removed."""
-    script = f'cd {STORAGE} && rm -f "$1"' + (' && printf %s "$2" > "$1"' if text else "")
-    server.storage(["sh", "-c", script, "sh", file.name, text], folder=str(file.parent))

@@ -20,7 +20,7 @@ from docker.types import LogConfig
 
 from labapp import feedback
 from labapp.errors import RegistryError, RegistryUnreachable
-from labapp.machine.engine import OWNER_LABEL, Engine, owner, tar_of
+from labapp.machine.engine import OWNER_LABEL, START, Engine, owner, tar_of
 from labapp.machine.ports import LOOPBACK, free_port, wait_until
 from labapp.registry.client import Registry
 from labapp.registry.manifests import Platform, digest_of
@@ -60,6 +60,12 @@ done 2>/dev/null
 true
 """
 """Prints uploads, those of the last minute first, blobs, tags, manifests' links with its bytes."""
+
+
+def blob_folder(digest: str) -> str:
+    """Return the folder in which the registry's container has a blob's bytes, in ``data``."""
+    algorithm, _, value = digest.partition(":")
+    return f"{CONTENT}/blobs/{algorithm}/{value[:2]}/{value}"
 
 
 @dataclass(frozen=True)
@@ -146,16 +152,14 @@ class RegistryServer:
 
     def is_running(self) -> bool:
         """Tell whether the registry's container runs."""
-        with self._engine.doing(f"looking for the registry '{self.name}'"):
-            container = self._engine.container(self.name)
+        container = self._engine.container(self.name)
         return container is not None and container.status == "running"
 
     def registry(self) -> Registry:
         """Return the client of the running registry; RegistryUnreachable if it does not run."""
         if not self.is_running():
             raise RegistryUnreachable(
-                f"finding the lab's registry '{self.address}': its container '{self.name}' does "
-                f"not run. {self._advice}"
+                f"finding the registry '{self.address}': '{self.name}' does not run. {self._advice}"
             )
         return self._client(self.address)
 
@@ -174,7 +178,9 @@ class RegistryServer:
             made_of = b"".join([self._id_of(image).encode(), *files.values()])
             labels = {**self._labels, MADE_OF_LABEL: digest_of(made_of)}
             port = self._state.read(self._kind).get("port") or free_port(host=self._bound)
-            if not self._is_good(labels, port):
+            container = self._engine.container(self.name)
+            is_as_wanted = container is not None and labels.items() <= container.labels.items()
+            if not (is_as_wanted and self.is_running() and self._answers(port)):
                 port = self._run(image, files, labels, [port, free_port(host=self._bound)])
                 feedback.say(f"The registry runs at {self._host}:{port}.")
             self._state.write(self._kind, {"port": port, "image": image})
@@ -182,10 +188,10 @@ class RegistryServer:
 
     def stop(self) -> None:
         """Stop the registry and keep its content, and its log until the next start."""
-        with self._engine.doing(f"stopping the registry '{self.name}'"):
-            container = self._engine.container(self.name)
-            if container is not None and container.status != "exited":
-                feedback.command(["docker", "stop", self.name])
+        container = self._engine.container(self.name)
+        if container is not None and container.status != "exited":
+            feedback.command(["docker", "stop", self.name])
+            with self._engine.doing(f"stopping the registry '{self.name}'"):
                 container.stop(timeout=5)
 
     def remove(self) -> None:
@@ -228,8 +234,7 @@ class RegistryServer:
             )
             try:
                 if files:
-                    archive = tar_of({path.lstrip("/"): data for path, data in files.items()})
-                    container.put_archive("/", archive)
+                    container.put_archive("/", tar_of(files))
                 container.start()
                 status = container.wait()["StatusCode"]
                 printed = container.logs(stdout=True, stderr=status != 0).decode("utf-8", "replace")
@@ -239,18 +244,22 @@ class RegistryServer:
             raise RegistryError(f"{doing}: it ended with {status}: {printed.strip()[-400:]}")
         return printed
 
+    def write_on_machine(self, folder: str, name: str, text: str) -> None:
+        """Write a file below a folder of the engine's machine; without a text, it is removed."""
+        write = 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1"'
+        leave = '{ rmdir "$(dirname "$1")" 2>/dev/null || true; }'
+        script = f'cd {STORAGE} && rm -f "$1" && {write if text else leave}'
+        self.storage(["sh", "-c", script, "sh", name, text], folder=folder)
+
     def discard_blobs(self, digests: Iterable[str]) -> None:
         """Remove the bytes of damaged blobs: a push never writes over one that is there."""
-        parts = [digest.partition(":") for digest in digests]
-        paths = [f"{CONTENT}/blobs/{kind}/{value[:2]}/{value}" for kind, _, value in parts if value]
-        if paths:
+        if paths := [blob_folder(digest) for digest in digests if digest]:
             self.storage(["rm", "-rf", *paths])
 
     def used_bytes(self) -> int | None:
         """Return what its files take on the disk; None where it does not run."""
-        return (
-            int(said.split()[0]) * 1024 if (said := self._within(["du", "-sk", STORAGE])) else None
-        )
+        said = self._within(["du", "-sk", STORAGE]).split()
+        return int(said[0]) * 1024 if said else None
 
     def garbage(self, keep: Collection[str]) -> Garbage:
         """Return what neither a tag nor a digest to keep needs; an index needs its images."""
@@ -259,10 +268,10 @@ class RegistryServer:
 
     def _within(self, argv: list[str]) -> str:
         """Return what a command prints in the running registry; that works on a full disk too."""
+        container = self._engine.container(self.name)
+        if container is None or container.status != "running":
+            return ""
         with self._engine.doing(f"looking at the files of '{self.name}'", RegistryError):
-            container = self._engine.container(self.name)
-            if container is None or container.status != "running":
-                return ""
             ran = container.exec_run(argv, stderr=False)
         output = ran.output if isinstance(ran.output, bytes) else b""
         return output.decode("utf-8", "replace") if ran.exit_code == 0 else ""
@@ -279,8 +288,7 @@ class RegistryServer:
         with self._state.lock(self._kind), self._engine.doing(doing, RegistryError):
             if self.garbage(keep).busy:
                 raise RegistryError(
-                    f"{doing}: somebody pushes, or has within the last minute. Try again when that "
-                    "has ended."
+                    f"{doing}: somebody pushes, or has within the last minute. Try again later."
                 )
             container, was_running = self._engine.container(self.name), self.is_running()
             self.stop()
@@ -315,17 +323,8 @@ class RegistryServer:
     def _id_of(self, image: str) -> str:
         held = self._engine.image(image)
         if held is None:
-            raise RegistryError(
-                f"looking for the registry's image: the engine has no image '{image}'. "
-                "'python3 -m labapp start' makes it."
-            )
+            raise RegistryError(f"running '{image}': the engine has no such image. Run {START}.")
         return str(held.id)
-
-    def _is_good(self, labels: Mapping[str, str], port: int) -> bool:
-        container = self._engine.container(self.name)
-        if container is None or container.status != "running":
-            return False
-        return labels.items() <= container.labels.items() and self._answers(port)
 
     def _answers(self, port: int) -> bool:
         with contextlib.suppress(RegistryError):
@@ -353,7 +352,7 @@ class RegistryServer:
             volumes={self.name: {"bind": STORAGE, "mode": "rw"}},
             log_config=LogConfig(type="json-file", config={"max-size": "20m", "max-file": "2"}),
         )
-        container.put_archive("/", tar_of({path.lstrip("/"): data for path, data in files.items()}))
+        container.put_archive("/", tar_of(files))
         try:
             container.start()
         except docker.errors.APIError as error:

@@ -13,7 +13,7 @@ from labapp.errors import DeploymentError, RunError
 from labapp.feedback import QuietFeedback
 from labapp.journey.deploy import DIGEST_LABEL, deploy
 from labapp.journey.pin import pin_deployment
-from labapp.journey.run import containers, remove_running
+from labapp.journey.run import remove_running
 from labapp.journey.transfer import push
 from labapp.machine.engine import Engine
 from labapp.machine.ports import free_port
@@ -53,7 +53,7 @@ def file(tmp_path: Path, image: str) -> Path:
 
 
 def _services(engine: Engine) -> list[str]:
-    return [str(container.name) for container in containers(engine, {ROLE_LABEL: "service"})]
+    return [str(container.name) for container in engine.containers({ROLE_LABEL: "service"})]
 
 
 def test_a_tag_moves_under_a_deployment_and_a_digest_does_not(
