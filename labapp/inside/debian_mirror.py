@@ -39,7 +39,7 @@ from labapp.errors import RegistryError, StateError, VulnerabilityError
 from labapp.registry.http import Connection, at_once
 from labapp.state import write_file
 
-LIMIT = 64 * 1024 * 1024
+LIMIT = 128 * 1024 * 1024
 """How many bytes a file may have, packed or unpacked: an image names mirrors of its own choice.
 
 The longest of Debian 13's indexes has 57 million.
@@ -164,7 +164,7 @@ def suites(texts: Iterable[str], release: Release) -> list[Suite]:
         if name not in found:
             raise VulnerabilityError(
                 f"looking up Debian's own fixes: apt names no mirror with '{name}'. Take an "
-                "image of that release that has, or load a bundle: 'labapp bundle load FILE'."
+                "image of that release that has, or load a bundle: 'python3 -m labapp bundle load'."
             )
     names = (release.security, release.codename, f"{release.codename}-updates")
     return [found[name] for name in names if name in found]

@@ -150,7 +150,7 @@ def _last_read(
     if not report or (report.notes and report.rows.empty):
         raise VulnerabilityError(
             f"looking up Debian's own fixes: nothing was read of '{release.security}' for this "
-            "image. Connect to the network, or load a bundle: 'labapp bundle load FILE'."
+            "image. Connect to the network, or load a bundle: 'python3 -m labapp bundle load'."
         )
     return report
 
