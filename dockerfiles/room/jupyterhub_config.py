@@ -57,6 +57,11 @@ c.JupyterHub.authenticator_class = Learners
 c.Learners.state = State.open(ROOM)
 c.Learners.class_password = "" if room["list_only"] else room["class_password"]
 c.Learners.allow_all = True
+if c.Learners.class_password:
+    c.JupyterHub.template_vars = {
+        "announcement_login": "The first time: choose a name and a password, and type the password "
+        "of the class as well. From then on, your own two are enough."
+    }
 c.Learners.admin_users = {room["teacher"]}
 c.JupyterHub.admin_access = True
 
