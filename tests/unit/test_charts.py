@@ -103,6 +103,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     name: {kind: [431, 118, 99, 0, None][n] for kind in KINDS} for n, name in enumerate(FIVE)
 }
 BLOBS = "/v2/shop/web/blobs"
+BYTES = "here are the bytes of a layer " * 6
 REQUESTS = pd.DataFrame(
     [
         ("GET", "are you a registry?", "", "/v2/", 200, 2),
@@ -111,15 +112,8 @@ REQUESTS = pd.DataFrame(
         ("POST", "start an upload", "", f"{BLOBS}/uploads/", 202, 0),
         ("HEAD", "is this blob there?", "theba5e0", f"{BLOBS}/0", 200, 0),
         ("POST", "start an upload", "", f"{BLOBS}/uploads/", 202, 0),
-        ("PATCH", "here are the bytes of a layer " * 6, "1ayertw0", f"{BLOBS}/uploads/2", 202, 9),
-        (
-            "PATCH",
-            "here are the bytes of a layer " * 6,
-            "1ayer0ne",
-            f"{BLOBS}/uploads/1",
-            202,
-            31e6,
-        ),
+        ("PATCH", BYTES, "1ayertw0", f"{BLOBS}/uploads/2", 202, 9),
+        ("PATCH", BYTES, "1ayer0ne", f"{BLOBS}/uploads/1", 202, 31e6),
         ("PUT", "finish the upload", "1ayer0ne", f"{BLOBS}/uploads/1", 201, 0),
         ("PUT", "finish the upload", "1ayertw0", f"{BLOBS}/uploads/2", 201, 0),
         # Not all engines ask before: this one sends the config, and makes sure.
@@ -176,70 +170,70 @@ def steps(*passed: int, word: str = "tag") -> pd.DataFrame:
     )
 
 
-Draw = Callable[[], "labapp.charts.Chart"]
+Draw = Callable[[Any], "labapp.charts.Chart"]
 
 DEBIAN = {"source": "Debian's own fixes", "date": DAY}
 
 HARD: dict[str, Draw] = {
-    "layers": lambda: labapp.charts.layers(pd.concat([SLIM, OWN])),
-    "one layer": lambda: labapp.charts.layers(MINIMAL),
-    "build times": lambda: labapp.charts.build_times(
+    "layers": lambda charts: charts.layers(pd.concat([SLIM, OWN])),
+    "one layer": lambda charts: charts.layers(MINIMAL),
+    "build times": lambda charts: charts.build_times(
         {"cold": SINGLE, LONG: SINGLE.assign(cached=True)}
     ),
-    "stages": lambda: labapp.charts.build_times(
+    "stages": lambda charts: charts.build_times(
         {"from nothing": BUILD, "a line of the shop changed": AGAIN, "single stage": SINGLE}
     ),
-    "sizes": lambda: labapp.charts.sizes({"tiny": 1, "huge": 3e12, LONG: 0}, title="Bytes " * 40),
-    "pushes": lambda: labapp.charts.pushes(
+    "sizes": lambda charts: charts.sizes({"tiny": 1, "huge": 3e12, LONG: 0}, title="Bytes " * 40),
+    "pushes": lambda charts: charts.pushes(
         {"first": PUSH, LONG: PUSH.assign(outcome="already there")}
     ),
-    "conversation": lambda: labapp.charts.conversation(REQUESTS, layers=SENT),
-    "conversation about nothing new": lambda: labapp.charts.conversation(
+    "conversation": lambda charts: charts.conversation(REQUESTS, layers=SENT),
+    "conversation about nothing new": lambda charts: charts.conversation(
         REQUESTS[REQUESTS["method"] == "HEAD"], layers=SENT.assign(outcome="already there")
     ),
-    "a tag's history": lambda: labapp.charts.tag_history(EVENTS),
-    "sizes of one": lambda: labapp.charts.variant_sizes({"minimal": MINIMAL}),
-    "sizes of two": lambda: labapp.charts.variant_sizes({"full": FULL, "slim": SLIM}),
-    "sizes of five": lambda: labapp.charts.variant_sizes(FIVE),
-    "layers of one": lambda: labapp.charts.shared_layers({"slim": SLIM}),
-    "layers of five": lambda: labapp.charts.shared_layers(FIVE),
-    "measured pull": lambda: labapp.charts.pull_times({"full": 254e6}, measured={"full": 31}),
-    "pulls of five": lambda: labapp.charts.pull_times(PULLS, measured={"full": 31.0, "slim": 5.0}),
-    "surface of five": lambda: labapp.charts.surface(SURFACE),
-    "surface of two": lambda: labapp.charts.surface(
+    "a tag's history": lambda charts: charts.tag_history(EVENTS),
+    "sizes of one": lambda charts: charts.variant_sizes({"minimal": MINIMAL}),
+    "sizes of two": lambda charts: charts.variant_sizes({"full": FULL, "slim": SLIM}),
+    "sizes of five": lambda charts: charts.variant_sizes(FIVE),
+    "layers of one": lambda charts: charts.shared_layers({"slim": SLIM}),
+    "layers of five": lambda charts: charts.shared_layers(FIVE),
+    "measured pull": lambda charts: charts.pull_times({"full": 254e6}, measured={"full": 31}),
+    "pulls of five": lambda charts: charts.pull_times(PULLS, measured={"full": 31.0, "slim": 5.0}),
+    "surface of five": lambda charts: charts.surface(SURFACE),
+    "surface of two": lambda charts: charts.surface(
         {"full": {"packages": 431, "shells": 2}, "slim": {"packages": 118, "shells": 2}}
     ),
-    "CVEs of one": lambda: labapp.charts.cves_since_release({"slim": months(3)}, **DEBIAN),
-    "CVEs of five": lambda: labapp.charts.cves_since_release(
+    "CVEs of one": lambda charts: charts.cves_since_release({"slim": months(3)}, **DEBIAN),
+    "CVEs of five": lambda charts: charts.cves_since_release(
         CVES, **DEBIAN, blind="It can't see what Debian has not fixed yet. " * 3
     ),
-    "CVEs alike at the top": lambda: labapp.charts.cves_since_release(
+    "CVEs alike at the top": lambda charts: charts.cves_since_release(
         {f"image {n}": months(100, 1000 - n) for n in range(5)}, **DEBIAN
     ),
-    "no CVEs": lambda: labapp.charts.cves_since_release({"minimal": NO_MONTHS}, **DEBIAN),
-    "map of one": lambda: labapp.charts.where_bytes_are({LONG: FULL_FILES}),
-    "map of two": lambda: labapp.charts.where_bytes_are({"full": FULL_FILES, "slim": SLIM_FILES}),
-    "map of alike": lambda: labapp.charts.where_bytes_are({LONG: SLIM_FILES, "slim": SLIM_FILES}),
-    "map of stripped": lambda: labapp.charts.where_bytes_are(
+    "no CVEs": lambda charts: charts.cves_since_release({"minimal": NO_MONTHS}, **DEBIAN),
+    "map of one": lambda charts: charts.where_bytes_are({LONG: FULL_FILES}),
+    "map of two": lambda charts: charts.where_bytes_are({"full": FULL_FILES, "slim": SLIM_FILES}),
+    "map of alike": lambda charts: charts.where_bytes_are({LONG: SLIM_FILES, "slim": SLIM_FILES}),
+    "map of stripped": lambda charts: charts.where_bytes_are(
         {"full": files(PACKAGES, {}), "slim": pd.concat([SLIM_FILES, files({"git": 0}, {})])}
     ),
-    "map of a speck": lambda: labapp.charts.where_bytes_are({"speck": SPECK, "full": FULL_FILES}),
-    "outcomes": lambda: labapp.charts.outcomes(
+    "map of a speck": lambda charts: charts.where_bytes_are({"speck": SPECK, "full": FULL_FILES}),
+    "outcomes": lambda charts: charts.outcomes(
         {"before": TRIED.assign(through=True), LONG: TRIED.assign(outcome="refused")}
     ),
-    "outcomes of one": lambda: labapp.charts.outcomes({"before": TRIED}),
-    "a class": lambda: labapp.charts.classroom(school("ada", LONG)),
-    "a class of eight": lambda: labapp.charts.classroom(school(*"abcdefgh", exercises=4)),
-    "a class of one": lambda: labapp.charts.classroom(school("ada", exercises=1, state="alone")),
-    "a journey": lambda: labapp.charts.journey(steps(3, 2, 0, 0, 1, 3)),
-    "a journey before its first day": lambda: labapp.charts.journey(steps(*[0] * 9, word=LONG)),
-    "a journey's end": lambda: labapp.charts.journey(steps(3, 3)),
+    "outcomes of one": lambda charts: charts.outcomes({"before": TRIED}),
+    "a class": lambda charts: charts.classroom(school("ada", LONG)),
+    "a class of eight": lambda charts: charts.classroom(school(*"abcdefgh", exercises=4)),
+    "a class of one": lambda charts: charts.classroom(school("ada", exercises=1, state="alone")),
+    "a journey": lambda charts: charts.journey(steps(3, 2, 0, 0, 1, 3)),
+    "a journey before its first day": lambda charts: charts.journey(steps(*[0] * 9, word=LONG)),
+    "a journey's end": lambda charts: charts.journey(steps(3, 3)),
 }
 
 
 @functools.cache
 def hard(name: str) -> labapp.charts.Chart:
-    return HARD[name]()
+    return HARD[name](labapp.charts)
 
 
 class Label(NamedTuple):
@@ -298,71 +292,40 @@ def test_labels_are_in_the_figure_large_enough_and_apart(name: str) -> None:
 
 SAID = [
     ("sizes of two", "full takes 3.5 times the bytes of slim to download: 254.0 MB against 73."),
-    ("sizes of two", "slim: 73.0 MB to download, 282.0 MB unpacked, in 4 layers"),
     ("sizes of one", "minimal: 8.0 MB to download, 30.0 MB unpacked\n"),
     # The base of two other images, and the shop's layer of one.
     ("layers of five", "2 shared layers, in colour: who has pulled one image fetches 64.0 MB less"),
     ("layers of five", "slim: 4 layers, 73.0 MB, 32.0 MB of it shared"),
-    ("layers of five", "minimal: 1 layer, 8.0 MB, nothing shared"),
-    ("layers of five", "A: base image python:3.13-slim, 32.0 MB; B: COPY shop shop, 5.2 kB."),
     ("layers of one", "One image alone shares nothing"),
     ("pulls of five", "a pull of full takes 3 min 23 s, of minimal 6.4 s: computed from the bytes"),
     ("pulls of five", "20 s on a typical line and 2.0 s on a fast line; measured 31 s"),
-    ("pulls of five", "Slow is 10 Mbit/s, typical is 100 Mbit/s and fast is 1,000 Mbit/s"),
-    ("pulls of five", "divided by the line's speed, nothing else. Measured: "),
     ("surface of five", f"packages: full 431, slim 118, multistage 99, minimal 0 and {LONG} not"),
-    ("surface of two", "full has 431 packages, slim 118. "),
-    ("CVEs of one", "Since the release, 3 CVEs were fixed in packages of slim\n"),
     ("CVEs of five", "1,961 CVEs were fixed in packages of full, 0 in those of minimal\n"),
-    ("CVEs of five", "until 23 November 2026, from Debian's own fixes"),
     ("CVEs of five", f"full 1,961, slim 212, multistage 211, minimal none known and {LONG} 210"),
     ("CVEs of five", "Source: Debian's own fixes, 23 November 2026."),
-    (
-        "CVEs of five",
-        "headers, which never run. It can't see what Debian has not fixed yet.",
-    ),
-    ("CVEs alike at the top", "1,000 CVEs were fixed in packages of image 0, 996 in those of i"),
+    ("CVEs of five", "It can't see what Debian has not fixed yet."),
     ("no CVEs", "No fix with a date is known in these packages since the release"),
     ("map of two", "times the bytes of slim. Equal areas are equal bytes"),
     ("map of two", "slim: 29.0 MB in 3 files, the largest parts are libc6 13.0 MB, /opt/venv 9.0"),
-    ("map of two", "and perl-base 7.0 MB; 1 package that the other has not: 7.0 MB"),
     ("map of alike", f"{LONG} and slim have about as many bytes"),
     # What two images share is the same number in both heads; files may be empty.
     ("map of stripped", "2 packages of both: 62.0 MB"),
     ("map of stripped", "2 packages of both: 13.0 MB"),
     ("stages", "from nothing: 11 s, 3 steps ran (by stage: build 9.7 s and the last "),
-    ("stages", "a line of the shop changed: 4.4 s, 2 steps ran"),
-    ("stages", "all steps"),
     ("build times", f"cold: 11 s, 3 steps ran; {LONG}: 11 s, 0 steps ran"),
-    ("build times", "A RUN pip --python /opt/venv install -r requirements.txt"),
-    ("layers", "RUN apt-get update && apt-get install -y gcc"),
     ("layers", "The largest is 'RUN apt-get update"),
     ("layers", "with 41.0 MB, 39% of the"),
     ("pushes", f"first: 2.0 MB: 2 of 3 layers; {LONG}: 0 B: 0 of 3 layers"),
     ("sizes", "tiny: 1 B; huge: 3000.0 GB"),
     ("outcomes", f"What got through: 2 of 2 (before) and 1 of 2 ({LONG})"),
-    ("outcomes", f"secret, {LONG}: refused"),
     ("a class", "2 learners: 32 of 52 exercises passed"),
-    ("a class", "00-word0 by 2; 00-word1 by 2; 00-word2 by 1; "),
     ("a class of eight", "19 of 32 exercises passed; 2 tried 00-word1 and have not"),
     ("a class of one", "Everybody passed everything: 1 receipt"),
     ("a journey", "2 of 6 steps are lit\n"),
     ("a journey", "Lit: Step 0 and Step 5. Step 0: 3 of 3 exercises passed; Step 1: 2 of 3 exer"),
-    ("a journey before its first day", "None is lit yet\n"),
-    ("a journey's end", "All 2 steps are lit"),
     ("conversation", "2 of 3 layers had to travel, and the manifest came last"),
-    (
-        "conversation",
-        "registry. at first: GET are you a registry?: 200; there already: 1 l",
-    ),
-    (
-        "conversation",
-        "there already: 1 layer, 448.0 MB: HEAD is this blob there?: 200; new",
-    ),
+    ("conversation", "there already: 1 layer, 448.0 MB: HEAD is this blob there?: 200; new"),
     ("conversation", "new: 2 layers, 31.0 MB: 2 times HEAD is this blob there?: 404; 2 times POST"),
-    ("conversation", "201; HEAD is this blob there?: 200; config: POST"),
-    ("conversation", "PUT finish the upload, 5.0 kB"),
-    ("conversation", "200; manifest: PUT store the manifest: 201."),
     ("conversation about nothing new", "there already: 3 layers, 479.0 MB: 2 times HEAD"),
     ("a tag's history", "the tag names aaaabbbb and the server runs 60000000"),
 ]
@@ -470,20 +433,6 @@ def test_a_stage_begins_where_the_one_before_it_ended() -> None:
     assert sorted(rows.values()) == pytest.approx([0, 0, 0, 3.11, 9.71])
 
 
-def test_stages_with_and_without_names() -> None:
-    steps = BUILD.iloc[:3].assign(instruction="RUN true", seconds=1.0, cached=False)
-    for stages in (["", "", ""], ["build", "build", ""], ["", "build", "build"], ["", "a", ""]):
-        alt = labapp.charts.build_times({"cold": steps.assign(stage=stages)}).alt
-        assert "cold: 3.0 s, 3 steps ran" in alt
-        assert ("by stage" in alt) == any(stages)
-
-
-def test_times_as_a_person_says_them() -> None:
-    seconds = (0, 0.004, 0.012, 9.94, 9.96, 59.6, 203.2)
-    said = ["0 s", "0 s", "0.01 s", "9.9 s", "10 s", "1 min", "3 min 23 s"]
-    assert list(map(labapp.charts.bars.duration, seconds)) == said
-
-
 def test_text_on_a_colour_can_be_read() -> None:
     from matplotlib.colors import to_rgb
 
@@ -493,18 +442,6 @@ def test_text_on_a_colour_can_be_read() -> None:
         linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
         dark, bright = sorted(linear @ (0.2126, 0.7152, 0.0722) + 0.05)
         assert bright / dark >= 4.5, colour
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a", "gcc-14-x86-64-linux-gnu", "RUN apt-get  update\n && rm $A $B", "Ä…é" * 90]
-)
-@pytest.mark.parametrize("width", [32.0, 40.0, 200.0])
-def test_what_is_fitted_fits(text: str, width: float) -> None:
-    plain, figure = " ".join(text.split()), labapp.charts.figure
-    fitted = figure.fitted(text, width, 9)
-    assert fitted == plain or ("…" in fitted and len(fitted) < len(plain))
-    wrapped = figure.wrapped(text, width, 9) + figure.wrapped(text, width, 9, after="- ")
-    assert max(figure.text_width(line, 9) for line in (fitted, *wrapped)) <= width
 
 
 def test_a_chart_is_saved_with_its_words(tmp_path: Path) -> None:
@@ -561,20 +498,20 @@ def test_every_chart_is_drawn_here_and_tells_that_there_is_nothing_to_draw() -> 
 
 
 BAD: dict[str, Draw] = {
-    "of 'slim': it takes a table that has rows": lambda: labapp.charts.where_bytes_are(
+    "of 'slim': it takes a table that has rows": lambda charts: charts.where_bytes_are(
         {"slim": SLIM_FILES.iloc[:0]}
     ),
-    "'bytes', 'outcome', not one of 3 rows with 'bytes'": lambda: labapp.charts.pushes(
+    "'bytes', 'outcome', not one of 3 rows with 'bytes'": lambda charts: charts.pushes(
         {"slim": PUSH[["bytes"]]}
     ),
-    "not 'list'": lambda: labapp.charts.variant_sizes({"slim": [1, 2]}),  # type: ignore[dict-item]
-    "'a', 'b', 'c'": lambda: labapp.charts.where_bytes_are(dict.fromkeys("abc", SLIM_FILES)),
-    "'x'": lambda: labapp.charts.where_bytes_are({"x": files({}, {"/app/x": 0})}),
-    "'month'": lambda: labapp.charts.cves_since_release({"slim": EVENTS}, **DEBIAN),
+    "not 'list'": lambda charts: charts.variant_sizes({"slim": [1, 2]}),  # type: ignore[dict-item]
+    "'a', 'b', 'c'": lambda charts: charts.where_bytes_are(dict.fromkeys("abc", SLIM_FILES)),
+    "'x'": lambda charts: charts.where_bytes_are({"x": files({}, {"/app/x": 0})}),
+    "'month'": lambda charts: charts.cves_since_release({"slim": EVENTS}, **DEBIAN),
 }
 
 
 @pytest.mark.parametrize("fact", BAD)
 def test_what_cant_be_drawn_is_told_in_a_sentence(fact: str) -> None:
     with pytest.raises(LabError, match=re.escape(fact)):
-        BAD[fact]()
+        BAD[fact](labapp.charts)
