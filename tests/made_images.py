@@ -117,6 +117,15 @@ def put(
     return {"mediaType": kind, "digest": digest, "size": len(raw), "platform": dict(platform)}
 
 
+def put_index(
+    registry: Registry, repository: str, tag: str, images: Sequence[object], **more: object
+) -> str:
+    """Store an index of images, which are told by their descriptors; return its digest."""
+    kind = f"{OCI}.index.v1+json"
+    document = {"schemaVersion": 2, "mediaType": kind, "manifests": images, **more}
+    return registry.put_manifest(repository, tag, json.dumps(document).encode(), kind)
+
+
 def put_image(
     registry: Registry, repository: str, tag: str = "1", architecture: str = "amd64"
 ) -> str:
