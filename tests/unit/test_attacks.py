@@ -8,13 +8,9 @@ import operator
 import os
 import re
 import shutil
-import socket
 import subprocess
-import threading
 import zipfile
 from collections import Counter
-from dataclasses import replace
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +18,7 @@ from typing import Any
 import pytest
 
 from labapp import reset
-from labapp.attacks import attacks, delivery, forging, middleman
+from labapp.attacks import attacks, delivery, forging
 from labapp.attacks.attacks import ATTACKS, SECRET, Happened, gate, refusals
 from labapp.attacks.delivery import FAULTS, Deployed, PipelineRun, Pushed, Saboteur, Step, judge
 from labapp.attacks.forging import doctored, marker, startup_code
@@ -175,18 +171,6 @@ class TestWheels:
         with pytest.raises(AttackError, match=str(honest)):
             doctored(honest, "")
 
-    def test_the_wheel_to_swap_is_pure_python_and_asked_for(self, tmp_path: Path) -> None:
-        folder, requirements = tmp_path / "wheels", tmp_path / "requirements.txt"
-        wheel(folder, "aaa-1.0-py3-none-any.whl")
-        wheel(folder, "fast_one-2.0-cp313-cp313-linux_x86_64.whl")
-        wanted = wheel(folder, "Slow.One-2.0-py3-none-any.whl")
-        requirements.write_text("# what we need\nfast-one==2.0\nslow_one == 2.0 ; python_version\n")
-        assert forging.wheel_to_swap(requirements, folder) == wanted
-        for gone in (wanted, requirements):
-            gone.unlink()
-            with pytest.raises(AttackError, match=re.escape(str(requirements))):
-                forging.wheel_to_swap(requirements, folder)
-
     def test_requirements_get_the_digests_of_their_wheels(self, tmp_path: Path) -> None:
         folder = tmp_path / "wheels"
         one = wheel(folder, "small_one-1.0-py3-none-any.whl")
@@ -210,19 +194,6 @@ class TestWheels:
             requirements.write_text(text)
             with pytest.raises(AttackError, match=fact):
                 forging.hashed_requirements(requirements, folder)
-
-
-def test_the_mirror_answers_a_tls_hello_in_http() -> None:
-    # Engines with containerd's store fall back to HTTP on an answer in HTTP, and on nothing else.
-    hello = bytes.fromhex("16030100c8010000c40303") + bytes(32) + b"\x00\x0a\x00\x08\x13\x01\x0a"
-    with ThreadingHTTPServer(("127.0.0.1", 0), middleman.Middleman) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        with socket.create_connection(server.server_address[:2], timeout=5) as connection:
-            connection.sendall(hello)
-            answer = b"".join(iter(lambda: connection.recv(1024), b""))
-        server.shutdown()
-    assert answer.startswith(b"HTTP/1.0 400 ")
-    assert answer.endswith(b"\r\n\r\n")
 
 
 def test_what_the_gate_refuses(tmp_path: Path, told: QuietFeedback) -> None:
@@ -260,20 +231,6 @@ def test_a_path_elsewhere_is_refused(bench: Any, tmp_path: Path) -> None:
         with pytest.raises(AttackError, match=str(bench.work.resolve())):
             own_path(bench, bench.work / path)
     assert own_path(bench, bench.work / "new" / "x") == (bench.work / "new" / "x").resolve()
-
-
-def test_a_layer_of_a_base_is_left_alone_however_it_was_packed() -> None:
-    def held(*layers: str) -> Any:
-        config, manifest = SimpleNamespace(diff_ids=(D, TOP)), SimpleNamespace(layers=layers)
-        return SimpleNamespace(config=config, manifest=manifest)
-
-    base = SimpleNamespace(config=SimpleNamespace(diff_ids=(D,)))
-    images = {"base": base, "localhost:1/a/b:1": held("packed anew")}
-    registry = SimpleNamespace(address="localhost:1", image=lambda name: images[str(name)])
-    bench: Any = SimpleNamespace(registry=registry, bases=[SimpleNamespace(reference="base")])
-    assert attacks.own_layers(bench, held("packed anew", "own")) == {"own": TOP}
-    with pytest.raises(AttackError, match="a/b:1"):
-        attacks.start(bench, "rest", target="localhost:1/a/b:1")
 
 
 class TestChoice:
@@ -333,21 +290,6 @@ class TestScripts:
         with pytest.raises(KeyboardInterrupt):
             delivery.run_step(script, "build", os.environ)
         assert not wait_until((tmp_path / "late").exists, seconds=0.4)
-
-    def test_the_last_line_of_a_step(self) -> None:
-        trace = "Traceback (most recent call last):\n  File x\n"
-        failed = "subprocess.CalledProcessError: Command '['docker']' returned 1"
-        for output, line in [
-            ("", ""),
-            ("one\ntwo \n\n", "two"),
-            ("\x1b[1;31mfailed\x1b[0m: no tag\x1b[K\n", "failed: no tag"),
-            (f"{trace}NameError: a\n", "NameError: a"),
-            (f"no such tag\n{trace}{failed}\n", "no such tag"),
-            (f"{trace}{failed}\n", failed),
-        ]:
-            steps = [Step("build", 0, "x", 1), Step("pin", 1, output, 1)]
-            assert replace(run_of(), steps=steps).last_line == line
-        assert run_of().last_line == ""
 
 
 def planted(id: str, sign: str = "", **evidence: str) -> Happened:

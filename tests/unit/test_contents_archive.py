@@ -8,7 +8,6 @@ import io
 import itertools
 import posixpath
 import tarfile
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Generator, Iterator
@@ -175,29 +174,6 @@ def test_a_compressed_layer_that_is_cut_off_or_altered_is_noticed(name: str) -> 
     # Which is told before what it leads to.
     with pytest.raises(DamagedContent, match="another digest"):
         unpacked(altered(), digest_of(SMALL))
-
-
-def test_who_leaves_early_waits_for_nobody_and_ends_the_fetching() -> None:
-    silent, closed = threading.Event(), threading.Event()
-
-    def blob() -> Generator[bytes]:
-        try:
-            yield SMALL[:2048]
-            silent.wait(60)
-            yield from itertools.repeat(bytes(1000))
-        finally:
-            closed.set()
-
-    began = time.monotonic()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        opened(blob(), diff_id=digest_of(b""), doing=DOING) as stream,
-    ):
-        assert next(walk(stream, doing=DOING)).path == "/etc/motd"
-        raise KeyboardInterrupt
-    assert time.monotonic() - began < 30 and not closed.is_set()
-    silent.set()
-    assert closed.wait(30)
 
 
 @pytest.mark.parametrize("name", ["gzip", "zstd"])
