@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from made_images import Files, Memory, archive, made, put, read
-from odd_layers import HIDING, MANY
+from odd_layers import HIDING, MANY, extension, hdr
 
 from labapp.errors import DamagedContent, RegistryError
 from labapp.inside import packages
@@ -147,8 +147,11 @@ def test_more_layers_than_engines_take_and_more_bytes_than_compress_are_refused(
         made({"a": bytes(20_000)}, {"b": bytes(40_000)})
     monkeypatch.undo()
     monkeypatch.setattr("labapp.inside.layers.BUDGET_BYTES", 2_000_000)
-    with pytest.raises(RegistryError, match="2,000,000 bytes"):  # also of one layer, many times
-        made(*[{f"{number}": b"" for number in range(200)}] * 20)
+    records = b"".join(b"13 k%06d=v\n" % number for number in range(80_000))
+    again = [{f"{number}": b"" for number in range(200)}] * 20
+    for layers in (again, [extension(records)], [hdr(b"a" * 99) * 80_000]):
+        with pytest.raises(RegistryError, match="2,000,000 bytes"):
+            made(*layers)
 
 
 STATUS = b"""\
