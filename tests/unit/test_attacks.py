@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import operator
 import os
 import re
 import shutil
 import subprocess
-import zipfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +19,7 @@ from labapp import reset
 from labapp.attacks import attacks, delivery, forging
 from labapp.attacks.attacks import ATTACKS, SECRET, Happened, gate, refusals
 from labapp.attacks.delivery import FAULTS, Deployed, PipelineRun, Pushed, Saboteur, Step, judge
-from labapp.attacks.forging import doctored, marker, startup_code
+from labapp.attacks.forging import marker
 from labapp.attacks.journal import Change, Journal, own_path, own_tag, undo
 from labapp.errors import AttackError
 from labapp.feedback import QuietFeedback
@@ -146,54 +144,27 @@ class TestJournal:
         assert [each.what for each in journal.changes()] == [str(file), tag]
 
 
-def wheel(folder: Path, name: str = "small-1.0-py3-none-any.whl", package: str = "small") -> Path:
-    """Write a wheel as small as one can be."""
-    folder.mkdir(exist_ok=True)
-    with zipfile.ZipFile(folder / name, "w") as archive:
-        for file in ("__init__.py", "deeper/__init__.py", "METADATA"):
-            archive.writestr(f"{package}/{file}", "ANSWER = 42\n")
-    return folder / name
-
-
-class TestWheels:
-    def test_a_doctored_wheel_looks_the_same_and_says_what_it_is(self, tmp_path: Path) -> None:
-        honest = wheel(tmp_path)
-        content = doctored(honest, startup_code("dependency", "here"))
-        assert content == doctored(honest, startup_code("dependency", "here"))
-        there, was = zipfile.ZipFile(io.BytesIO(content)), zipfile.ZipFile(honest)
-        assert there.namelist() == was.namelist()
-        [changed] = [name for name in was.namelist() if there.read(name) != was.read(name)]
-        code = there.read(changed)
-        assert (changed, code[:12]) == ("small/__init__.py", b"ANSWER = 42\n")
-        assert marker("dependency").encode() in code
-        compile(code, "small", "exec")
-        honest.write_bytes(b"PK\5\6" + bytes(18))  # a zip with nothing in it
-        with pytest.raises(AttackError, match=str(honest)):
-            doctored(honest, "")
-
-    def test_requirements_get_the_digests_of_their_wheels(self, tmp_path: Path) -> None:
-        folder = tmp_path / "wheels"
-        one = wheel(folder, "small_one-1.0-py3-none-any.whl")
-        other = wheel(folder, "small_one-1.0-cp313-cp313-linux_x86_64.whl", package="other")
-        requirements = tmp_path / "requirements.txt"
-        digests = sorted(digest_of(path.read_bytes()) for path in (one, other))
-        # The second is as Notepad writes it.
-        for mark, end in (("", "\n"), ("\ufeff", "\r\n")):
-            text = f"{mark}# comment\n\nSmall.One==1.0  # the only one\n"
-            requirements.write_text(text, encoding="utf-8", newline=end)
-            assert forging.hashed_requirements(requirements, folder) == (
-                "# comment\n\nSmall.One==1.0 "
-                f"\\\n    --hash={digests[0]} \\\n    --hash={digests[1]}\n"
-            )
-
-        for text, fact in [
-            ("# x\nsmall>=1.0\n", "line 2.*'small>=1.0'"),
-            ("small==1.0 --hash=sha256:0\n", "line 1.*--hash=sha256:0.*digest"),
-            ("small_one==1.1\n", "line 1.*'small_one==1.1'"),
-        ]:
-            requirements.write_text(text)
-            with pytest.raises(AttackError, match=fact):
-                forging.hashed_requirements(requirements, folder)
+def test_requirements_get_the_digests_of_their_wheels(tmp_path: Path) -> None:
+    wheels, requirements = tmp_path / "wheels", tmp_path / "requirements.txt"
+    wheels.mkdir()
+    for tag in (b"py3-none-any", b"cp313-cp313-linux_x86_64"):
+        (wheels / f"small_one-1.0-{tag.decode()}.whl").write_bytes(tag)
+    digests = sorted(map(digest_of, (b"py3-none-any", b"cp313-cp313-linux_x86_64")))
+    # The second is as Notepad writes it.
+    for mark, end in (("", "\n"), ("\ufeff", "\r\n")):
+        text = f"{mark}# comment\n\nSmall.One==1.0  # the only one\n"
+        requirements.write_text(text, encoding="utf-8", newline=end)
+        assert forging.hashed_requirements(requirements, wheels) == (
+            f"# comment\n\nSmall.One==1.0 \\\n    --hash={digests[0]} \\\n    --hash={digests[1]}\n"
+        )
+    for text, fact in [
+        ("# x\nsmall>=1.0\n", "line 2.*'small>=1.0'"),
+        ("small==1.0 --hash=sha256:0\n", "line 1.*--hash=sha256:0.*digest"),
+        ("small_one==1.1\n", "line 1.*'small_one==1.1'"),
+    ]:
+        requirements.write_text(text)
+        with pytest.raises(AttackError, match=fact):
+            forging.hashed_requirements(requirements, wheels)
 
 
 def test_what_the_gate_refuses(tmp_path: Path, told: QuietFeedback) -> None:
