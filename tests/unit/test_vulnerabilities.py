@@ -416,31 +416,23 @@ def test_no_verdict_is_not_a_zero(
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    "text",
     [
-        (
-            "deb-src http://n/d trixie-security main\n#deb http://n/d trixie-security main\n"
-            "deb cdrom:[Debian] trixie-security main\ndeb file:/d trixie-security main\nnonsense\n"
-            "  deb [arch=amd64 signed-by=/a.gpg] https://m/d/ trixie-security/ main contrib # x\n"
-            "deb https://m/e trixie-updates main\ndeb https://m/e trixie main",
-            [
-                ("https://m/d", SECURITY, ("main", "contrib")),
-                ("https://m/e", MAIN, ("main",)),
-                ("https://m/e", "trixie-updates", ("main",)),
-            ],
-        ),
-        (
-            "Types: deb-src\nURIs: http://o/d\nSuites: trixie-security\nComponents: main\n\n"
-            "Types: deb\nURIs: http://p/d\nSuites: trixie-security\nEnabled: no\n\n"
-            "Types: deb deb-src\n# a comment\nURIs: http://m/d http://n/d\n"
-            "Suites: trixie trixie-security\nComponents: main\nSigned-By: /a.gpg\n",
-            [("http://m/d", name, ("main",)) for name in (SECURITY, MAIN)],
-        ),
+        "deb-src http://n/d trixie-security main\n#deb http://n/d trixie-security main\n"
+        "deb cdrom:[Debian] trixie-security main\ndeb file:/d trixie-security main\nnonsense\n"
+        "  deb [arch=amd64 signed-by=/a.gpg] {0}/ trixie-security/ main # x\ndeb {0} trixie main",
+        "Types: deb-src\nURIs: http://o/d\nSuites: trixie-security\nComponents: main\n\n"
+        "Types: deb\nURIs: http://p/d\nSuites: trixie-security\nEnabled: no\n\n"
+        "Types: deb deb-src\n# a comment\nURIs: {0} http://n/d\n"
+        "Suites: trixie trixie-security\nComponents: main\nSigned-By: /a.gpg\n",
     ],
 )
-def test_apts_configuration(text: str, found: list[tuple[str, str, tuple[str, ...]]]) -> None:
-    suites = mirrors.suites(["# nothing", text], mirrors.Release("13", "trixie"))
-    assert suites == [mirrors.Suite(*each) for each in found]
+def test_apts_configuration_is_read_as_apt_does(mirror: Mirror, tmp_path: Path, text: str) -> None:
+    report = known(installed(mirror, apt=text.format(mirror.url)), folder=tmp_path)
+    assert (report.missing, report.notes) == (2, ())
+    assert {path for path in mirror.asked() if "InRelease" in path} == {
+        RELEASE, RELEASE.replace(SECURITY, MAIN),
+    }  # fmt: skip
 
 
 # Snapshots, and what was last read
