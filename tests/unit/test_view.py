@@ -10,7 +10,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,21 +240,6 @@ def school(answer: Reply | Callable[[Seen], Reply]) -> Iterator[tuple[Server, Qu
     ):
         patch.setenv("LABAPP_CLASS", f"http://{served.address}/services/class/")
         yield served, quiet
-
-
-def test_a_post_is_the_receipts_file_and_the_signatures_come_back(own: Receipts) -> None:
-    own.note("00-tag", Attempt(tries=1), {})
-    digest = own.read().receipts[0].digest
-    signed = signatures.sign(Ed25519PrivateKey.generate(), digest, "ada", ago(0))
-    answer = told({digest: asdict(signed)})
-    with school(answer) as (served, _):
-        assert post.post(own, "00-tag", wait=10)
-        (seen,) = served.seen
-    assert (seen.path, seen.authorization) == (
-        "/services/class/receipts?where=00-tag", "token of-ada",
-    )  # fmt: skip
-    assert parse(seen.body, "it") == replace(own.read(), signatures={})
-    assert own.read().signatures == {digest: signed}
 
 
 FAILURES: dict[str, Reply] = {
