@@ -121,12 +121,6 @@ class TestJournal:
         assert file.read_text() == "honest"
         assert journal.changes() == []
 
-    def test_a_damaged_entry_takes_no_other_with_it(self, bench: Any, journal: Journal) -> None:
-        for damage in ("{", "[]", '{"kind": "file"}'):
-            bench.state.path("attacks", f"{len(damage)}.json").write_text(damage)
-        journal.note(Change("base", "file", "y"))
-        assert [each.what for each in journal.changes()] == ["y"]
-
     def test_what_can_not_be_put_back_is_told_and_stays_noted(
         self, bench: Any, journal: Journal, tmp_path: Path
     ) -> None:
@@ -396,5 +390,3 @@ def test_the_last_delivery_with_a_seed_is_kept(bench: Any) -> None:
     shown = [repr(getattr(run, name)) for name in dir(run) if name[:1] != "_"]
     shown += [file.read_text("utf-8") for file in bench.state.folder.rglob("*") if file.is_file()]
     assert not [text for text in shown if any(fault in text for fault in ("secret", "moved"))]
-    bench.state.path("delivery.json").write_text('{"seed": 1, "left_out": []}')
-    assert delivery.last_delivery(bench) is None

@@ -315,15 +315,6 @@ def test_a_second_look_asks_the_mirror_only_after_hours(
     assert report.missing == first.missing + 1
 
 
-def test_a_cache_that_can_not_be_read_or_written(image: Contents, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert known(image, folder=tmp_path / "file").missing == 2
-    known(image, folder=tmp_path / "kept")
-    for damaged in (b"", b"{}", gzip.compress(b"[]")):
-        next((tmp_path / "kept").iterdir()).write_bytes(damaged)
-        assert known(image, folder=tmp_path / "kept", source="debian").missing == 2
-
-
 # Bad mirrors, and changelogs that can't be read
 
 LONG = 500_000
