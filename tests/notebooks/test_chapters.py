@@ -85,6 +85,10 @@ SAID = {
     "debug-sh": "sh",
     "loses-run": "gcc",
     "base-again": "second",
+    "deploy-file": r":226\b",
+    "colleague-run": r":226\b",
+    "restart-run": r":22610\b",
+    "pinned-chart": r":226\b",
     "secret-open": "DEPLOY_PASSWORD",
     "base-attack": "BACKDOOR",
     "push-refused": "unknown authority|The engine took any certificate",
@@ -92,7 +96,7 @@ SAID = {
     "transit-attack": "BACKDOOR",
     "byte-pull": "put together wrongly",
 }
-"""What cells print that fail or are attacked on purpose: the words that the prose goes on from."""
+"""What cells print that fail, are attacked or deployed: the words that the prose goes on from."""
 
 
 def check_page(notebook: NotebookNode, name: str) -> None:
