@@ -63,6 +63,10 @@ ANSWERS = [
     b'200\nLink: </v2/x>; rel="next"\n\n{"tags":["a"]}',
     b"307\nLocation: http://[::1]/\n\n",
     b'404\n\n{"errors":[{"code":"x"}]}',
+    b"204\nContent-Length: \xb2\n\n",
+    b"206\nDocker-Content-Digest: md5:x\n\n\xff",
+    b"202\nLocation: /%zz?a\n\n{}",
+    b'401\nWWW-Authenticate: Basic realm="x", , =, "\n\n',
 ]
 
 
@@ -132,10 +136,19 @@ def answers(data: bytes) -> None:
         int(status) if status.isdecimal() and 200 <= int(status) < 600 else 200, body, headers
     )
     with serving(reply) as served:
-        registry = Registry(served.address, credentials=lambda _: None)
-        for ask in (registry.tags, lambda name: registry.image(f"{served.address}/{name}:1")):
+        registry, digest = (
+            Registry(served.address, credentials=lambda _: None),
+            f"sha256:{'0' * 64}",
+        )
+        for ask in (
+            registry.ping,
+            lambda: registry.tags("a/b"),
+            lambda: registry.image(f"{served.address}/a/b:1"),
+            lambda: registry.read_blob("a/b", digest),
+            lambda: registry.upload_blob("a/b", [b"x"]),
+        ):
             with contextlib.suppress(LabError):
-                ask("a/b")
+                ask()
 
 
 READERS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {

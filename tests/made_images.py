@@ -72,8 +72,10 @@ class Memory(Registry):
         self, repository: str, digest: str, *, size: int | None = None
     ) -> Generator[bytes]:
         self.opened.append(digest)
-        yield self.held[digest]
-        if digest_of(self.held[digest]) != digest:
+        data = self.held[digest]
+        for start in range(0, len(data), 4093):
+            yield data[start : start + 4093]
+        if digest_of(data) != digest:
             raise DamagedContent(f"reading '{digest}': altered")
 
 
@@ -115,6 +117,15 @@ def put(
     raw = json.dumps(document | more).encode()
     digest = registry.put_manifest(repository, tag or digest_of(raw), raw, kind)
     return {"mediaType": kind, "digest": digest, "size": len(raw), "platform": dict(platform)}
+
+
+def put_index(
+    registry: Registry, repository: str, tag: str, images: Sequence[object], **more: object
+) -> str:
+    """Store an index of images, which are told by their descriptors; return its digest."""
+    kind = f"{OCI}.index.v1+json"
+    document = {"schemaVersion": 2, "mediaType": kind, "manifests": images, **more}
+    return registry.put_manifest(repository, tag, json.dumps(document).encode(), kind)
 
 
 def put_image(

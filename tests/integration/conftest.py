@@ -41,26 +41,18 @@ def build_site(
 
 
 @pytest.fixture(scope="session")
-def build_variant(bench: Bench, feedback: QuietFeedback) -> Callable[..., Build]:
-    """Build the application by one of the Dockerfiles, with further build arguments."""
-
-    def build(variant: str, **arguments: str) -> Build:
+def variants(bench: Bench, feedback: QuietFeedback) -> Iterator[dict[str, Build]]:
+    """The application, built by each Dockerfile: once, as it takes more than a minute."""
+    made = {}
+    for variant in VARIANTS:
         dockerfile = REPOSITORY / "dockerfiles" / f"{variant}.Dockerfile"
-        return builds.build(
+        made[variant] = builds.build(
             bench.engine,
             bench.application,
-            tag=f"{bench.registry.address}/test-app/{variant}:{arguments.get('VERSION', 'plain')}",
+            tag=f"{bench.registry.address}/test-app/{variant}:plain",
             dockerfile=dockerfile,
-            args=bench.build_arguments(dockerfile) | arguments,
+            args=bench.build_arguments(dockerfile),
         )
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def variants(bench: Bench, build_variant: Callable[..., Build]) -> Iterator[dict[str, Build]]:
-    """The application, built by each Dockerfile: once, as it takes more than a minute."""
-    made = {variant: build_variant(variant) for variant in VARIANTS}
     yield made
     for build in made.values():
         transfer.remove(bench.engine, build.reference)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,15 +61,6 @@ def prints(bench: Bench, service: Running, code: str) -> list[str]:
     """Return the words that a Python program prints in a running container."""
     container = bench.engine.client.containers.get(service.name)
     return container.exec_run(["python3", "-c", code]).output.decode().split()  # type: ignore
-
-
-def made(build: Build) -> list[str]:
-    """Return the instructions that did not come from the cache; a base is neither."""
-    return [
-        step.instruction
-        for step in build.steps
-        if not step.cached and not step.instruction.startswith(("FROM", "ARG B"))
-    ]
 
 
 def test_all_images_answer_alike(running: dict[str, Running]) -> None:
@@ -198,24 +189,3 @@ def test_a_public_image_gives_a_minimal_one_too_but_not_without_its_libraries(
         )
     # A part of the standard library that can't work is left out, as in the public slim image.
     assert any("left out: _sqlite3" in line for line in caught.value.log)
-
-
-def test_a_second_build_comes_from_the_cache_and_another_version_as_far_as_it_takes_time(
-    bench: Bench, variants: dict[str, Build], build_variant: Callable[..., Build]
-) -> None:
-    first = build_variant("first")
-    again = [step for variant in (*variants, "first") for step in made(build_variant(variant))]
-    assert again == []
-    newer = build_variant("multistage", VERSION="2.0")
-    try:
-        # What comes last changed, so all that takes time is kept, in whichever steps it is shown.
-        assert not [each for each in made(newer) if each.startswith(("RUN", "COPY"))]
-        for environment, expected in ((None, "2.0"), ({"APP_VERSION": "3.0"}, "3.0")):
-            service = run(bench.engine, newer.reference, environment=environment)
-            try:
-                assert f'"version":"{expected}"' in service.get("/health")
-            finally:
-                service.stop()
-    finally:
-        for each in (first, newer):
-            remove(bench.engine, each.reference)

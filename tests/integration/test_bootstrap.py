@@ -110,3 +110,32 @@ def test_an_index_that_nobody_serves_is_an_error_with_advice(clone: Path) -> Non
     pip |= {"PIP_INDEX_URL": NOBODY, "PIP_RETRIES": "0"}
     # Who tells pip of another index has left the public one, and uv isn't sent there either.
     assert "proxy" in run(clone, "start", 1, **pip)[1]
+
+
+def test_when_an_environment_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    project, venv = tmp_path / "pyproject.toml", tmp_path / ".venv"
+    project.write_text("[project]\n")
+    python = bootstrap.python_of(venv)
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    stamp = venv / bootstrap.STAMP
+
+    def ready(*extras: str) -> bool:
+        return bootstrap.is_ready(bootstrap.ROOT / ".venv", extras)
+
+    assert not ready()
+    bootstrap.stamp(venv, ["test"])
+    assert (ready(), ready("test"), ready("docs")) == (True, True, False)
+    python.unlink()  # As the system's Python is upgraded, and then taken away.
+    for change in (
+        lambda: python.symlink_to("/bin/sh"),
+        lambda: python.unlink(),
+        lambda: project.write_text("[project]\nname = 'new'\n"),
+        lambda: os.truncate(stamp, 20),
+        lambda: monkeypatch.setattr(bootstrap, "ROOT", tmp_path.rename(f"{tmp_path}-moved")),
+    ):
+        bootstrap.stamp(venv, [])
+        assert ready()
+        change()
+        assert not ready()

@@ -1,4 +1,4 @@
-"""What Syft says of the same images, and what it reads in the lab's bills of materials."""
+"""What others say of the same images: Syft, also of bills of materials, and Debian's mirror."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from labapp import cli
-from labapp.feedback import using
+from labapp.bench import Bench
+from labapp.feedback import QuietFeedback, using
+from labapp.inside import image
 from labapp.inside.image import Contents
+from labapp.inside.known import known
 from labapp.reference import Reference
 
 BIN = Path(sys.executable).parent
@@ -77,3 +82,20 @@ def test_inspect_a_base_image_whose_bills_of_materials_syft_reads(
     with using(None):
         assert cli.main(["inspect", f"{slim.name}:nosuch"]) == 1
     assert "-slim" in capsys.readouterr().err
+
+
+def test_the_mirror_of_a_real_image(
+    bench: Bench, slim: Reference, tmp_path: Path, feedback: QuietFeedback
+) -> None:
+    layers = bench.state.path("cache", "layers")
+    held = image.read(bench.registry, bench.registry.image(slim), folder=layers)
+    report = known(held, folder=tmp_path)
+    assert report.source == "Debian's own fixes"
+    assert report.notes == ()
+    assert timedelta(0) < datetime.now(UTC) - report.date < timedelta(days=30)
+    # OpenSSL and Expat have had security updates again and again, the C library point releases;
+    # the slim base holds all three.
+    assert report.since_release >= max(report.missing, 20)
+    assert {"openssl", "expat", "glibc"} <= set(report.rows["source_package"])
+    assert report.rows["date"].min() > pd.Timestamp("2025-08-09")
+    assert list(report.by_month["cves"])[-1] == report.since_release

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import trustme
-from made_images import put
+from made_images import put, put_index
 from registries import stored_at
 
 from labapp import cli
@@ -31,7 +31,7 @@ from labapp.private.registry import PrivateRegistry
 from labapp.registry.client import Registry
 from labapp.registry.http import Credentials
 from labapp.registry.log import parse_log
-from labapp.registry.manifests import OCI_INDEX, Index, canonical_json, digest_of
+from labapp.registry.manifests import Index, digest_of
 from labapp.registry.server import RegistryServer
 from labapp.state import State
 
@@ -123,8 +123,7 @@ def test_what_receipts_name_arrives_byte_for_byte_and_nothing_else(
     entries = [put(registry, "shop/both", "", [{"file": name}]) for name in (b"amd64", b"arm64")]
     kind = "application/vnd.in-toto+json"
     entries.append(put(registry, "shop/both", "", [{"file": b"attested"}], layer_type=kind))
-    index = canonical_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
-    both = f"shop/both@{registry.put_manifest('shop/both', '1', index, OCI_INDEX)}"
+    both = f"shop/both@{put_index(registry, 'shop/both', '1', entries)}"
     receipts = room.passed("ada", **{"04-small": web, "03-pin": both})
     place = f"{room.school.address}/class/ada"
 
@@ -163,48 +162,6 @@ def test_what_receipts_name_arrives_byte_for_byte_and_nothing_else(
     # This registry does not tell what is below.
     assert room.run("report", "--registry", f"{room.school.address}/class", who="bob") == 1
     assert "nothing below" in capsys.readouterr().out
-
-
-def test_learners_of_one_name_in_one_repository_or_each_in_their_own(room: Room) -> None:
-    registry, exercise = room.lab.registry(), "00-tag"
-    for name, repository in (("one", "class"), ("two", "class"), ("three", "class/three")):
-        receipts = room.passed(name, **{exercise: room.image("hello/web", name.encode())})
-        pack(receipts, registry, Place(registry, repository)).send()
-    rows = report(Place(registry, "class"), [exercise]).learners
-    names = ["ada lovelace", "ada lovelace (2)", "ada lovelace (3)"]
-    assert list(rows["learner"]) == names
-    assert list(rows["verified"]) == list(rows["images"]) == [1, 1, 1]
-
-
-def test_a_registry_killed_in_mid_push_gets_the_rest_the_next_time(
-    room: Room, engine: Engine
-) -> None:
-    server = room.school.server
-
-    class Killing(Registry):
-        """The lab's registry; in the middle of a large layer, the school's ends."""
-
-        def open_blob(self, *about: str, size: int | None = None) -> Generator[bytes]:
-            count = 0
-            for chunk in super().open_blob(*about, size=size):
-                yield chunk
-                count += len(chunk)
-                if count > 9_000_000 and server.is_running():
-                    engine.client.api.kill(server.name)
-
-    place = Place(room.held, "class/cut")
-    image = room.image("hello/web", b"small", os.urandom(12_000_000))
-    receipts, began = room.passed("cut", **{"00-tag": image}), datetime.now(UTC)
-    with pytest.raises(RegistryUnreachable, match=room.school.address):
-        pack(receipts, Killing(room.lab.address), place).send()
-    before = room.sent(began)
-    room.school.start()
-    began = datetime.now(UTC)
-    pack(receipts, room.lab.registry(), place).send()
-    after = room.sent(began)
-    # Config and small layer; then the large one, its manifest, and three for the receipts.
-    assert (len(before), len(after)) == (2, 5) and not {*before} & {*after}
-    assert list(report(place, ["00-tag"]).learners["verified"]) == [1]
 
 
 def test_what_the_lab_lost_is_named_and_the_rest_goes(room: Room) -> None:
@@ -247,3 +204,45 @@ def test_who_is_not_trusted_or_not_let_in(
     told = capsys.readouterr()
     assert all(fact in told.err for fact in (address, *facts))
     assert "secret" not in told.out + told.err
+
+
+def test_learners_of_one_name_in_one_repository_or_each_in_their_own(room: Room) -> None:
+    registry, exercise = room.lab.registry(), "00-tag"
+    for name, repository in (("one", "class"), ("two", "class"), ("three", "class/three")):
+        receipts = room.passed(name, **{exercise: room.image("hello/web", name.encode())})
+        pack(receipts, registry, Place(registry, repository)).send()
+    rows = report(Place(registry, "class"), [exercise]).learners
+    names = ["ada lovelace", "ada lovelace (2)", "ada lovelace (3)"]
+    assert list(rows["learner"]) == names
+    assert list(rows["verified"]) == list(rows["images"]) == [1, 1, 1]
+
+
+def test_a_registry_killed_in_mid_push_gets_the_rest_the_next_time(
+    room: Room, engine: Engine
+) -> None:
+    server = room.school.server
+
+    class Killing(Registry):
+        """The lab's registry; in the middle of a large layer, the school's ends."""
+
+        def open_blob(self, *about: str, size: int | None = None) -> Generator[bytes]:
+            count = 0
+            for chunk in super().open_blob(*about, size=size):
+                yield chunk
+                count += len(chunk)
+                if count > 9_000_000 and server.is_running():
+                    engine.client.api.kill(server.name)
+
+    place = Place(room.held, "class/cut")
+    image = room.image("hello/web", b"small", os.urandom(12_000_000))
+    receipts, began = room.passed("cut", **{"00-tag": image}), datetime.now(UTC)
+    with pytest.raises(RegistryUnreachable, match=room.school.address):
+        pack(receipts, Killing(room.lab.address), place).send()
+    before = room.sent(began)
+    room.school.start()
+    began = datetime.now(UTC)
+    pack(receipts, room.lab.registry(), place).send()
+    after = room.sent(began)
+    # Config and small layer; then the large one, its manifest, and three for the receipts.
+    assert (len(before), len(after)) == (2, 5) and not {*before} & {*after}
+    assert list(report(place, ["00-tag"]).learners["verified"]) == [1]

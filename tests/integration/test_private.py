@@ -140,19 +140,6 @@ def test_the_docker_command_does_the_same(
     assert not mine.exists()
 
 
-def test_a_plain_client_reads_what_the_anonymous_account_may(private: PrivateRegistry) -> None:
-    digest, _ = private.registry("ann", SECRET).upload_blob("shop/public", [b"for everybody"])
-    with pytest.raises(RegistryError, match="shop/public"):
-        private.registry().blob_size("shop/public", digest)
-    private.accounts.add("", rights={"shop/public": ("pull",)})
-    try:
-        assert private.registry().read_blob("shop/public", digest) == b"for everybody"
-        with pytest.raises(RegistryError, match="shop/public"):
-            private.registry().upload_blob("shop/public", [b"by nobody"])
-    finally:
-        private.accounts.remove("")
-
-
 def test_the_engine_pushes_nothing_without_the_right(private: PrivateRegistry, image: str) -> None:
     for name in ("", "bob"):
         if name:
@@ -230,21 +217,6 @@ def test_what_the_registry_says_to_a_token(private: PrivateRegistry, tmp_path: P
             answer = session.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=10)
         assert answer.status_code == status
         assert (f'error="{error}"' in answer.headers.get("WWW-Authenticate", "")) == bool(error)
-
-
-def test_who_is_not_logged_in_is_told_and_damages_nothing(
-    engine: Engine, private: PrivateRegistry, image: str
-) -> None:
-    private.log_in("ann", SECRET)
-    pushed = private.push(image)
-    at(private).write("private/docker-config/config", {})
-    new = f"{private.address}/shop/new:1"
-    transfer.tag(engine, image, new)
-    for name in (image, new):
-        with pytest.raises(PushError, match=r"denied.*no right to that"):
-            private.push(name)
-    transfer.remove(engine, new)
-    assert private.registry("ann", SECRET).image(image).digest == pushed.digest
 
 
 def test_an_engine_that_does_not_know_the_authority(

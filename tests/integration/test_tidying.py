@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from made_images import put_image
+from made_images import put, put_image, put_index
 
 from labapp import tidy
 from labapp.bench import Bench, prepare
@@ -18,7 +18,7 @@ from labapp.journey.build import build
 from labapp.journey.transfer import push, remove
 from labapp.machine.engine import Engine
 from labapp.registry.client import Registry
-from labapp.registry.manifests import OCI_INDEX, OCI_MANIFEST, Manifest, canonical_json
+from labapp.registry.manifests import OCI_MANIFEST, Manifest
 from labapp.registry.server import RegistryServer
 from labapp.state import State
 
@@ -39,15 +39,11 @@ def is_whole(registry: Registry, repository: str, identifier: str) -> bool:
     return all(is_whole(registry, repository, each.digest) for each in found.manifests)
 
 
-def put_index(registry: Registry, repository: str) -> str:
+def put_both(registry: Registry, repository: str) -> str:
     """Store an index whose two images have no tag; return its digest."""
-    entries = []
-    for processor in ("amd64", "arm64"):
-        digest = put_image(registry, repository, "both", processor)
-        size = len(registry.manifest(repository, digest).raw)
-        entries.append({"mediaType": OCI_MANIFEST, "digest": digest, "size": size})
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-    return registry.put_manifest(repository, "both", canonical_json(index), OCI_INDEX)
+    platforms = [{"os": "linux", "architecture": each} for each in ("amd64", "arm64")]
+    images = [put(registry, repository, "", [b"both"], platform=each) for each in platforms]
+    return put_index(registry, repository, "both", images)
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -63,7 +59,9 @@ def test_what_nothing_names_is_freed_and_the_rest_is_whole(
     gone = put_image(registry, "shop/gone", "3", "amd64")
     layer = registry.image(f"{own.address}/shop/gone:3").manifest.layers[0].digest
     put_image(registry, "shop/pinned", "2", "arm64")
-    index, by_digest = put_index(registry, "shop/both"), put_index(registry, "shop/by-digest")
+    subject = {"mediaType": OCI_MANIFEST, "digest": tagged, "size": 1}
+    signature = put(registry, "shop/web", "", [b"signed"], pack=bytes, subject=subject)["digest"]
+    index, by_digest = put_both(registry, "shop/both"), put_both(registry, "shop/by-digest")
     registry.delete_manifest("shop/gone", gone)
     loose, size = registry.upload_blob("shop/web", [b"of no image"])
     put_image(registry, "shop/by-digest", "both", "s390x")
@@ -81,6 +79,7 @@ def test_what_nothing_names_is_freed_and_the_rest_is_whole(
     for repository, identifier in (
         ("shop/web", "1"),
         ("shop/web", tagged),
+        ("shop/web", signature),
         ("shop/pinned", pinned),
         ("shop/both", index),
         ("shop/by-digest", by_digest),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ import docker.errors
 import nbformat
 import pytest
 from docker.models.containers import Container
-from made_images import OCI, Files, put
+from made_images import Files, put, put_index
 
 from labapp.attacks.journal import undo
 from labapp.bench import Bench
@@ -184,10 +183,8 @@ class Desk:
         """Upload an index: its first image is for this platform, the others are for another one."""
         for other in entries[1:]:
             other["platform"] = platform or {"os": "linux", "architecture": "s390x"}
-        kind = f"{OCI}.index.v1+json"
-        content = {"schemaVersion": 2, "mediaType": kind, "manifests": entries, **more}
         repository, _, tag = short.partition(":")
-        self.bench.registry.put_manifest(repository, tag, json.dumps(content).encode(), kind)
+        put_index(self.bench.registry, repository, tag, entries, **more)
 
 
 def write(file: Path, text: str, **meant: str) -> None:

@@ -84,11 +84,19 @@ SAID = {
     "down-deploy": "nothing answers",
     "debug-sh": "sh",
     "loses-run": "gcc",
+    "base-again": "second",
+    "deploy-file": r":226\b",
+    "colleague-run": r":226\b",
+    "restart-run": r":22610\b",
+    "pinned-chart": r":226\b",
+    "secret-open": "DEPLOY_PASSWORD",
+    "base-attack": "BACKDOOR",
     "push-refused": "unknown authority|The engine took any certificate",
     "rest-pull": "has been altered",
+    "transit-attack": "BACKDOOR",
     "byte-pull": "put together wrongly",
 }
-"""What cells print that fail on purpose: the words that the prose goes on from."""
+"""What cells print that fail, are attacked or deployed: the words that the prose goes on from."""
 
 
 def check_page(notebook: NotebookNode, name: str) -> None:

@@ -23,7 +23,8 @@ import pytest
 from desk import Desk, Names, Steps, capstone, solved, step, verdict
 
 from labapp import LabError
-from labapp.attacks.delivery import FAULTS, last_delivery
+from labapp.attacks import delivery
+from labapp.attacks.delivery import FAULTS, STEPS, last_delivery
 from labapp.attacks.forging import doctored, marker, startup_code
 from labapp.attacks.journal import undo
 from labapp.bench import Bench
@@ -38,6 +39,36 @@ def names(bench: Bench, tmp_path: Path) -> Iterator[Names]:
     """A chapter as a learner finds it."""
     yield capstone(replace(bench, work=tmp_path))
     undo(bench)
+
+
+# the naive script, which falls for every fault
+
+BUILD_BY_SDK = """
+def build():
+    import docker
+    docker.from_env().images.build(path=app, tag=image, buildargs={"BASE": base})
+"""
+
+
+def test_without_a_fault_it_delivers(names: Names) -> None:
+    run = names["lab"].deliver(names["naive"])
+    assert delivery.judge(run).ok
+    assert [(step.name, step.code) for step in run.steps] == [(name, 0) for name in STEPS]
+    # An honest mirror hands out the very manifest, and not one converted to an older kind.
+    assert all(run.pushed.digest in run.output(step) for step in ("push", "deploy"))
+    # The server has never seen the image: what is this delivery's alone comes by the mirror.
+    assert run.fetched(run.pushed.layer)
+
+
+def test_what_is_altered_at_rest_where_the_sdk_built_it(names: Names) -> None:
+    """The SDK keeps more than the docker command: nothing of it may be left for the server."""
+    script = names["naive"]
+    script.write_text(names["head"] + names["builder"] + BUILD_BY_SDK + names["server"])
+    run = delivery.run_pipeline(names["lab"].bench, script, faults=["rest"])
+    [rest] = delivery.judge(run).faults
+    assert (rest.survived, run.deployed) == (False, None)
+    blob = rest.evidence["blob"]
+    assert run.fetched(blob) and blob in run.output("deploy")
 
 
 # 08-find
@@ -119,9 +150,9 @@ def noted(fault: str, name: str, cut: slice = slice(None)) -> Callable[[Found], 
     """Answer what the delivery noted of a fault."""
 
     def evidence(found: Found) -> str:
-        delivery = last_delivery(found.names["lab"].bench)
-        assert delivery is not None
-        return delivery.planted[fault][name][cut]
+        last = last_delivery(found.names["lab"].bench)
+        assert last is not None
+        return last.planted[fault][name][cut]
 
     return evidence
 

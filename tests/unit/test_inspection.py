@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from made_images import Memory, made, put
+from made_images import Memory, made, put, put_index
 
 from labapp import cli, feedback
 from labapp.errors import InvalidReference, VulnerabilityError
 from labapp.inside.inspection import Comparison, Inspection, as_json, inspect, print_inspection
 from labapp.inside.known import Report, table
-from labapp.registry.manifests import OCI_INDEX, Platform
+from labapp.registry.manifests import Platform
 from labapp.state import SOURCE_LABEL
 
 LIST = "var/lib/dpkg/status"
@@ -144,16 +144,6 @@ def test_texts_of_an_image_have_no_power_and_break_nothing() -> None:
     assert all(chart.svg().decode("utf-8") for chart in drawn.values())
 
 
-def test_images_side_by_side() -> None:
-    one = Inspection(made(SYSTEM, KEY), report())
-    other = Inspection(made(SYSTEM, run={"User": "app"}, tag="2"), report("since release"))
-    both = Comparison({"one": one, "other": other})
-    assert both.table.loc["fixes missing now"].to_dict() == {"one": "2", "other": "0"}
-    assert both.notes == one.notes, "a note of both is said once"
-    page = both._repr_html_()
-    assert page.count("<tr") == len(both.table) + 1 - 2, "image and digest are too long for it"
-
-
 def test_what_changed_between_two_images() -> None:
     status = "Package: bash\nStatus: install ok installed\nVersion: {}\n"
     lists = {"var/lib/dpkg/info/bash.list": "/usr/bin/bash\n"}
@@ -220,8 +210,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         put(registry, "shop/web", "arm", [{"app": b"q"}], platform=vars(ARM)),
         put(registry, "shop/web", "note", [b"{}"], platform=NOBODY, layer_type=NOTE),
     ]
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
-    registry.put_manifest("shop/web", "index", json.dumps(index).encode(), OCI_INDEX)
+    put_index(registry, "shop/web", "index", manifests)
     monkeypatch.setattr("labapp.registry.client.Registry", lambda address, **_: registry)
     monkeypatch.setenv("LABAPP_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "80")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 
@@ -16,7 +15,6 @@ from labapp.machine.ports import LOOPBACK, free_port, wait_until
 from labapp.private import service
 from labapp.private.accounts import Accounts
 from labapp.private.registry import make_certificates
-from labapp.private.service import Scope, parse_scopes
 from labapp.state import State
 
 HOST = "192.0.2.7"
@@ -58,22 +56,6 @@ class TestAccounts:
         with pytest.raises(StateError, match=r"'ann'.*bob"):
             accounts.remove("ann")
 
-    def test_rights_are_by_repository(self, lab: State) -> None:
-        accounts = Accounts(lab)
-        accounts.add("ann", "x", rights={"shop/*": ("push", "pull")})
-        accounts.add("bob", "x", rights={"*": ["pull"], "shop/web": ["delete"]})
-        accounts.add("", rights={"shop/public": ("pull",)})
-        for repository, *expected in [
-            ("shop/web", "pull push", "delete pull", ""),
-            ("shop/a/b", "pull push", "pull", ""),
-            ("shop/public", "pull push", "pull", "pull"),
-            ("shop", "", "pull", ""),
-            ("shopping/web", "", "pull", ""),
-            ("Shop/web", "", "pull", ""),
-        ]:
-            held = [accounts.allowed(name, repository) for name in ("ann", "bob", "", "eve")]
-            assert [" ".join(sorted(each)) for each in held] == [*expected, ""], repository
-
     def test_one_that_can_not_be(self, lab: State) -> None:
         for name, password in (("a:b", "x"), ("-a", "x"), ("a" * 65, "x"), ("ann", ""), ("", "x")):
             with pytest.raises(StateError, match=f"'{name}'"):
@@ -82,18 +64,6 @@ class TestAccounts:
             with pytest.raises(StateError, match="'ann'"):
                 Accounts(lab).add("ann", "x", rights={pattern: actions})
         assert Accounts(lab).names() == []
-
-
-def test_scopes() -> None:
-    texts = ["repository:shop/web:push,pull,push registry:catalog:*", "", "repository:a:"]
-    texts += ["repository:host.example:5000/a:pull", "repository:a"]
-    assert parse_scopes(texts) == [
-        Scope("repository", "shop/web", ("push", "pull")),
-        Scope("registry", "catalog", ("*",)),
-        Scope("repository", "a", ()),
-        Scope("repository", "host.example:5000/a", ("pull",)),
-        Scope("repository", "", ("a",)),
-    ]
 
 
 class TestService:
@@ -112,33 +82,6 @@ class TestService:
         with requests.Session() as session:
             session.trust_env = False
             return session.get(realm, params={"scope": scopes}, timeout=10, **options)  # type: ignore[arg-type]
-
-    def test_it_keeps_a_log(self, lab: State, realm: str) -> None:
-        assert service.decisions(lab) == []
-        asked = ("repository:shop/web:pull,push repository:team/web:push", "registry:shop/web:pull")
-        for scope in asked:
-            self.ask(realm, scope, auth=("ann", "x"))
-        with lab.path("private", "decisions.log").open("a") as log:
-            log.write('{"account": "ann", "repos\n')
-        refused = self.ask(realm, auth=("eve", "x"))
-        assert refused.headers["WWW-Authenticate"] and refused.json()["errors"][0]["message"]
-        assert self.ask(realm, "nonsense%").json()["token"]
-        found = service.decisions(lab)
-        assert [(each.account, each.repository, each.granted, each.status) for each in found] == [
-            ("ann", "shop/web", "pull,push", 200),
-            ("ann", "team/web", "", 200),
-            ("ann", "shop/web", "", 200),
-            ("eve", "", "", 401),
-            ("", "", "", 200),
-        ]
-        assert "push" in found[1].why
-        assert datetime.fromisoformat(found[0].time).tzinfo == UTC
-
-    def test_one_that_answers_is_left_alone(self, lab: State, realm: str) -> None:
-        assert service.find(lab) == realm == self.start(lab)
-        service.stop(lab)
-        assert service.find(lab) is None
-        assert self.start(lab) == service.find(lab)
 
     def test_who_may_pull_everything_may_list_it(self, lab: State, realm: str) -> None:
         Accounts(lab).add("tea", "x", rights={"*": ("pull",)})

@@ -6,6 +6,7 @@ import ast
 import gzip
 import hashlib
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -124,6 +125,19 @@ def test_the_package_needs_nothing_that_a_system_lacks() -> None:
         found += [f"{file.name}: {slip}" for slip in slips(tree, machine=machine)]
     assert found == []
     assert len([*slips(ast.parse(SLIPS), machine=False)]) == 6
+
+
+@pytest.mark.parametrize("version", [(2, 7), (3, 6), (3, 10)])
+def test_an_old_python_reads_what_it_runs_and_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]
+) -> None:
+    for name in ("__init__.py", "__main__.py"):
+        ast.parse((PACKAGE / name).read_text(encoding="utf-8"), feature_version=(3, 4))
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(PACKAGE / "__main__.py"), run_name="__main__")
+    message = str(caught.value.code)
+    assert f"{version[0]}.{version[1]}" in message and "3.11" in message
 
 
 def test_the_public_names() -> None:

@@ -93,23 +93,6 @@ def test_bad(text: str, fact: str) -> None:
     assert fact in message.replace(f"'{text}'", "", 1)
 
 
-def test_parts_are_checked_without_parsing() -> None:
-    assert len(Reference("localhost:5000", "a" * 240).name) == 255
-    with pytest.raises(InvalidReference):
-        Reference.parse("web").with_tag(".1")
-
-
-def test_what_can_be_made_of_a_reference() -> None:
-    reference = Reference.parse("localhost:1/shop/web:1.4")
-    pinned = reference.pinned(D)
-    assert str(reference.with_tag("2")) == "localhost:1/shop/web:2"
-    assert str(reference.with_digest(D)) == f"localhost:1/shop/web:1.4@{D}"
-    assert str(pinned) == f"localhost:1/shop/web@{D}"
-    # What a registry is asked for.
-    asked = (reference.identifier, pinned.identifier, Reference.parse("web").identifier)
-    assert asked == ("1.4", D, "latest")
-
-
 LIKELY = (
     r"([a-zA-Z0-9.\[:\]-]{1,12}(:[0-9]{1,5})?/)?[a-z0-9]{1,6}((/|\.|_|__|-{1,3})[a-z0-9]{1,6}){0,3}"
     r"(:[\w.-]{1,9})?(@sha256:[a-f0-9]{64})?"

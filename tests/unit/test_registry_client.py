@@ -1,13 +1,12 @@
-"""The registry client against servers that misbehave, on real sockets."""
+"""The registry client against servers that misbehave, on real sockets; and what it reads."""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +29,14 @@ from labapp.registry.manifests import (
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
+    History,
+    Index,
     Manifest,
+    Platform,
     canonical_json,
     digest_of,
+    layer_history,
+    parse_config,
     parse_manifest,
 )
 
@@ -43,6 +47,7 @@ CONTENT: dict[str, Any] = {
     "config": {"mediaType": OCI_CONFIG, "digest": "sha256:" + "0" * 64, "size": 2},
     "layers": [{"mediaType": OCI_LAYER, "digest": "sha256:" + "1" * 64, "size": 5}],
 }
+CONFIG, [LAYER] = CONTENT["config"], CONTENT["layers"]
 MANIFEST = canonical_json(CONTENT)
 BLOB = digest_of(b"hello")
 
@@ -59,6 +64,14 @@ def test_nothing_answers(address: str, is_here: bool) -> None:
     assert caught.value.__cause__ is not None
 
 
+def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_http, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RegistryUnreachable, match=address):
+            Registry(address).ping()
+
+
 def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -69,42 +82,7 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
         Registry("registry.invalid:5000", secure=False).ping()
 
 
-def test_who_knows_nothing_of_the_first_question_is_no_registry() -> None:
-    with serving(Reply(404)) as other, pytest.raises(RegistryError, match="AirPlay"):
-        Registry(other.address).ping()
-
-
-HUB = "You have reached your unauthenticated pull rate limit"
-FULL_DISK = {"Enclosed": {"Op": "mkdir", "Err": 28}}
-
-
-@pytest.mark.parametrize(
-    ("reply", "kind", "fact"),
-    [
-        (error(400, "NAME_INVALID", "invalid repository name"), RegistryError, "repository name"),
-        (error(401, "UNAUTHORIZED", "who are you"), RegistryError, "docker login"),
-        (error(403, "DENIED", "requested access is denied"), RegistryError, "docker login"),
-        (error(404, "NAME_UNKNOWN"), NotInRegistry, "shop/web"),
-        (Reply(404, b"<h1>", {"Content-Type": "text/html"}), RegistryError, "AirPlay"),
-        (Reply(403, b"", {"Server": "AirTunes/760.20.1"}), RegistryError, "AirPlay"),
-        (error(403, "DENIED", "quota exceeded"), RegistryError, "quota exceeded"),
-        (Reply(413, b"<h1>", {"Content-Type": "text/html"}), RegistryError, "client_max_body_size"),
-        (error(405, "UNSUPPORTED", "The operation is unsupported."), RegistryError, "unsupported"),
-        (error(429, "TOOMANYREQUESTS", HUB), RegistryError, f"{HUB}.*LABAPP_MIRROR"),
-        (Reply(429, headers={"Retry-After": "60"}), RegistryError, "60 s.*docker login"),
-        (error(500, "UNKNOWN", "unknown error"), RegistryError, "unknown error"),
-        (Reply(502, b"bad gateway"), RegistryError, "502"),
-        (Reply(507), RegistryError, "disk"),
-        (error(500, "UNKNOWN", "", "write /var: no space left on device"), RegistryError, "disk"),
-        (error(500, "UNKNOWN", "", FULL_DISK), RegistryError, "disk"),
-        (typed(b"<html>", "text/html; charset=utf-8"), RegistryError, "AirPlay"),
-        (told({"tags": "all"}), RegistryError, "AirPlay"),
-    ],
-)
-def test_refusals(reply: Reply, kind: type[LabError], fact: str) -> None:
-    with serving(reply) as registry, pytest.raises(kind, match=fact) as caught:
-        Registry(registry.address).tags("shop/web")
-    assert f"'{registry.address}/shop/web': " in str(caught.value)
+Ask = Callable[[Registry], Any]
 
 
 @pytest.mark.parametrize(
@@ -117,17 +95,99 @@ def test_refusals(reply: Reply, kind: type[LabError], fact: str) -> None:
         lambda registry: registry.mount_blob("shop/web", BLOB, "shop web"),
         lambda registry: registry.image("python:3.13"),
         lambda registry: registry.digest("localhost:1/shop/web:1"),
-        lambda registry: registry.copy(registry, None, to="python:3.13"),  # type: ignore[arg-type]
+        lambda registry: registry.copy(registry, None, to="python:3.13"),
     ],
 )
-def test_a_wrong_name_is_told_before_anything_is_sent(ask: Callable[[Registry], Any]) -> None:
+def test_a_wrong_name_is_told_before_anything_is_sent(ask: Ask) -> None:
     with serving(told({})) as served:
         with pytest.raises(InvalidReference):
             ask(Registry(served.address))
         assert served.seen == []
 
 
-# --- manifests
+# --- one answer
+
+
+ASKED: dict[str, Ask] = {
+    "ping": lambda registry: registry.ping(),
+    "tags": lambda registry: registry.tags("shop/web"),
+    "manifest": lambda registry: registry.manifest("shop/web", "1"),
+    "image": lambda registry: registry.image(f"{registry.address}/shop/web:1"),
+    "blob": lambda registry: list(registry.open_blob("shop/web", BLOB, size=5)),
+    "whole blob": lambda registry: registry.read_blob("shop/web", BLOB),
+    "upload": lambda registry: registry.upload_blob("shop/web", [b"x"]),
+}
+
+
+def sent_on(place: str) -> Reply:
+    return Reply(307, b"", {"Location": place})
+
+
+def other_than_image(config: str, layer: str, **more: str) -> Reply:
+    parts = {"config": {**CONTENT["config"], "mediaType": config}}
+    parts |= {"layers": [{**CONTENT["layers"][0], "mediaType": layer}]}
+    return typed(canonical_json(CONTENT | parts | more), OCI_MANIFEST)
+
+
+HUB = "You have reached your unauthenticated pull rate limit"
+FULL_DISK = {"Enclosed": {"Op": "mkdir", "Err": 28}}
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+CHART = "application/vnd.cncf.helm.config.v1+json"
+SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
+EMPTY, SBOM = "application/vnd.oci.empty.v1+json", "application/vnd.example.sbom"
+SERVED_AS = {"Docker-Content-Digest": ABSENT}
+
+FAILURES: list[tuple[str, Reply, type[LabError], str | None]] = [
+    ("ping", Reply(404), RegistryError, "AirPlay"),
+    ("tags", error(400, "NAME_INVALID", "invalid name"), RegistryError, "invalid name"),
+    ("tags", error(401, "UNAUTHORIZED", "who are you"), RegistryError, "docker login"),
+    ("tags", error(403, "DENIED", "requested access is denied"), RegistryError, "docker login"),
+    ("tags", error(403, "DENIED", "quota exceeded"), RegistryError, "quota exceeded"),
+    ("tags", error(404, "NAME_UNKNOWN"), NotInRegistry, "shop/web"),
+    ("tags", Reply(404, b"<h1>", HTML), RegistryError, "AirPlay"),
+    ("tags", Reply(403, b"", {"Server": "AirTunes/760.20.1"}), RegistryError, "AirPlay"),
+    ("tags", Reply(413, b"<h1>", HTML), RegistryError, "client_max_body_size"),
+    ("tags", error(405, "UNSUPPORTED", "not supported here"), RegistryError, "not supported here"),
+    ("tags", error(429, "TOOMANYREQUESTS", HUB), RegistryError, f"{HUB}.*LABAPP_MIRROR"),
+    ("tags", Reply(429, headers={"Retry-After": "60"}), RegistryError, "60 s.*docker login"),
+    ("tags", error(500, "UNKNOWN", "some error"), RegistryError, "some error"),
+    ("tags", Reply(502, b"bad gateway"), RegistryError, "502"),
+    ("tags", Reply(507), RegistryError, "disk"),
+    ("tags", error(500, "X", "", "write /var: no space left on device"), RegistryError, "disk"),
+    ("tags", error(500, "UNKNOWN", "", FULL_DISK), RegistryError, "disk"),
+    ("tags", Reply(200, b"<html>", HTML), RegistryError, "AirPlay"),
+    ("tags", told({"tags": "all"}), RegistryError, "AirPlay"),
+    ("manifest", typed(MANIFEST, OCI_MANIFEST, **SERVED_AS), DamagedContent, ABSENT),
+    ("manifest", typed(MANIFEST, OCI_INDEX), DamagedContent, "served as"),
+    ("manifest", typed(b"{}", OCI_MANIFEST), DamagedContent, "config"),
+    ("manifest", typed(b" " * (4 * 1024 * 1024 + 1), OCI_MANIFEST), RegistryError, "4,194,304"),
+    ("manifest", Reply(200, MANIFEST, {}, cut_after=40), RegistryUnreachable, None),
+    ("image", other_than_image(CHART, "x/chart"), RegistryError, f"'{re.escape(CHART)}'"),
+    ("image", other_than_image(OCI_CONFIG, SIGNATURE), RegistryError, f"'{re.escape(SIGNATURE)}'"),
+    ("image", other_than_image(EMPTY, "text/plain", artifactType=SBOM), RegistryError, f"'{SBOM}'"),
+    ("blob", Reply(200, b"hallo"), DamagedContent, BLOB),
+    ("blob", Reply(200, b""), DamagedContent, BLOB),
+    ("blob", Reply(200, b"hello", cut_after=3), RegistryUnreachable, BLOB),
+    ("blob", error(404, "BLOB_UNKNOWN"), NotInRegistry, BLOB),
+    ("whole blob", sent_on("http://[::bad/d"), RegistryError, None),
+    ("whole blob", sent_on("http://a:b/"), RegistryError, None),
+    ("whole blob", sent_on("ftp://localhost/"), RegistryError, None),
+    ("whole blob", sent_on("http://\u00ff..:5/"), RegistryError, None),
+    ("whole blob", sent_on("//"), RegistryError, None),
+    ("whole blob", sent_on("http://127.0.0.1:1/blob"), RegistryUnreachable, "'127.0.0.1:1'"),
+    ("upload", error(404, "NOT_FOUND", "no project 'a'"), RegistryError, "no project 'a'"),
+]
+"""What is asked, what comes instead of an answer, the error, and what it tells."""
+
+
+@pytest.mark.parametrize(("ask", "reply", "kind", "fact"), FAILURES)
+def test_an_answer_that_is_none_or_can_not_be_trusted(
+    ask: str, reply: Reply, kind: type[LabError], fact: str | None
+) -> None:
+    with serving(reply) as registry, pytest.raises(kind, match=fact) as caught:
+        ASKED[ask](Registry(registry.address))
+    assert type(caught.value) is kind or ask in ("tags", "whole blob")
+    assert ask != "tags" or f"'{registry.address}/shop/web': " in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -139,50 +199,6 @@ def test_a_digest_costs_one_request(header: dict[str, str], asked: list[str]) ->
         name = f"{served.address}/shop/web:1"
         assert Registry(served.address).digest(name) == digest_of(MANIFEST)
     assert [seen.method for seen in served.seen] == asked
-
-
-@pytest.mark.parametrize(
-    ("reply", "identifier", "kind"),
-    [
-        (typed(MANIFEST, OCI_MANIFEST), ABSENT, DamagedContent),
-        (typed(MANIFEST, OCI_MANIFEST, **{"Docker-Content-Digest": ABSENT}), "1", DamagedContent),
-        (typed(MANIFEST, OCI_INDEX), "1", DamagedContent),
-        (typed(b"{}", OCI_MANIFEST), "1", DamagedContent),
-        (typed(b" " * (4 * 1024 * 1024 + 1), OCI_MANIFEST), "1", RegistryError),
-        (Reply(200, MANIFEST, {}, cut_after=40), "1", RegistryUnreachable),
-    ],
-)
-def test_a_manifest_that_can_not_be_trusted(
-    reply: Reply, identifier: str, kind: type[LabError]
-) -> None:
-    with serving(reply) as registry, pytest.raises(kind) as caught:
-        Registry(registry.address).manifest("shop/web", identifier)
-    assert type(caught.value) is kind
-
-
-CHART = "application/vnd.cncf.helm.config.v1+json"
-SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
-EMPTY = "application/vnd.oci.empty.v1+json"
-
-
-@pytest.mark.parametrize(
-    ("config", "layer", "artifact_type", "named"),
-    [
-        (CHART, "application/vnd.cncf.helm.chart.content.v1.tar+gzip", None, CHART),
-        (OCI_CONFIG, SIGNATURE, None, SIGNATURE),
-        (EMPTY, "text/plain", "application/vnd.example.sbom", "application/vnd.example.sbom"),
-    ],
-)
-def test_what_is_no_image_is_called_what_it_is(
-    config: str, layer: str, artifact_type: str | None, named: str
-) -> None:
-    content = json.loads(MANIFEST) | {"artifactType": artifact_type}
-    content["config"]["mediaType"], content["layers"][0]["mediaType"] = config, layer
-    reply = typed(canonical_json(content), OCI_MANIFEST)
-    with serving(reply) as registry, pytest.raises(RegistryError) as caught:
-        Registry(registry.address).image(f"{registry.address}/shop/web:1")
-    assert f"'{named}'" in str(caught.value)
-    assert type(caught.value) is RegistryError
 
 
 # --- lists of tags
@@ -239,23 +255,6 @@ def test_tags_are_fit_to_print(tags: object, shown: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "size", "kind"),
-    [
-        (Reply(200, b"hallo"), 5, DamagedContent),
-        (Reply(200, b""), None, DamagedContent),
-        (Reply(200, b"hello", cut_after=3), 5, RegistryUnreachable),
-        (error(404, "BLOB_UNKNOWN"), 5, NotInRegistry),
-    ],
-)
-def test_a_blob_that_can_not_be_trusted(
-    reply: Reply, size: int | None, kind: type[LabError]
-) -> None:
-    with serving(reply) as registry, pytest.raises(kind, match=BLOB) as caught:
-        list(Registry(registry.address).open_blob("shop/web", BLOB, size=size))
-    assert type(caught.value) is kind
-
-
-@pytest.mark.parametrize(
     ("reply", "what"),
     [
         (error(404, "BLOB_UNKNOWN"), "missing"),
@@ -286,7 +285,7 @@ def endless(size: int = 100_000, pause: float = 0.0) -> Iterator[bytes]:
         time.sleep(pause)
 
 
-def sent_on(seen: Seen) -> Reply:
+def endless_after_endless(seen: Seen) -> Reply:
     there = Reply(307, b"", {"Location": "/there"}, chunks=endless())
     return there if "blobs" in seen.path else Reply(body=b"hallo")
 
@@ -297,7 +296,7 @@ def sent_on(seen: Seen) -> Reply:
         (lambda _: Reply(chunks=endless()), DamagedContent),
         (lambda _: Reply(chunks=endless(1, 0.02)), RegistryUnreachable),
         (lambda _: Reply(307, b"", {"Location": "/again"}, chunks=endless()), RegistryError),
-        (sent_on, DamagedContent),
+        (endless_after_endless, DamagedContent),
     ],
     ids=["without end", "drips", "sent on in a circle", "a redirect without end"],
 )
@@ -311,30 +310,6 @@ def test_a_blob_that_would_never_end(
             for chunk in Registry(registry.address).open_blob("shop/web", BLOB, size=500_000):
                 count += len(chunk)
         assert (time.monotonic() - began < 2, count <= 500_000) == (True, True)
-
-
-def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_http, "ANSWER_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(RegistryUnreachable, match=address):
-            Registry(address).ping()
-
-
-@pytest.mark.parametrize(
-    "place",
-    ["http://[::bad/d", "http://a:b/", "ftp://localhost/", "http://\u00ff..:5/", "//", "http://"],
-)
-def test_a_redirect_to_what_is_no_address(place: str) -> None:
-    with serving(Reply(307, b"", {"Location": place})) as registry, pytest.raises(RegistryError):
-        Registry(registry.address).read_blob("shop/web", BLOB)
-
-
-def test_a_redirect_to_a_dead_host_names_that_host() -> None:
-    elsewhere = f"127.0.0.1:{free_port()}"
-    reply = Reply(307, b"", {"Location": f"http://{elsewhere}/blob"})
-    with serving(reply) as registry, pytest.raises(RegistryUnreachable, match=f"'{elsewhere}'"):
-        Registry(registry.address).read_blob("shop/web", BLOB)
 
 
 HEADER = ESCAPE[:-1]  # of the characters that a header can hold
@@ -365,34 +340,6 @@ def test_no_word_of_a_registry_reaches_the_terminal_raw(reply: Reply) -> None:
     assert len(str(caught.value)) < 10_000
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        Reply(204, b"", {"Content-Length": "\u00b2"}),
-        Reply(418, b"[]", {"Content-Length": "x"}),
-        Reply(206, b"\xff", {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": "md5:x"}),
-        Reply(200, b'{"tags": [1]}', {"Content-Type": ";"}),
-        Reply(500, b'{"errors": [3]}'),
-        Reply(202, b"", {"Location": "http://["}),
-        Reply(202, b"{}", {"Location": "/%zz?a"}),
-        Reply(302, b"", {"Location": ""}),
-    ],
-)
-def test_any_answer_gives_a_result_or_a_lab_error(reply: Reply) -> None:
-    with serving(replace(reply, cut_after=len(reply.body))) as served:
-        registry = Registry(served.address)
-        for ask in (
-            registry.ping,
-            registry.repositories,
-            lambda: registry.resolve("a/b", "1"),
-            lambda: registry.blob_size("a/b", ABSENT),
-            lambda: registry.read_blob("a/b", ABSENT),
-            lambda: registry.upload_blob("a/b", [b"x"]),
-        ):
-            with contextlib.suppress(LabError):
-                ask()
-
-
 def test_an_upload_over_a_slow_line_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_http, "CONNECT_SECONDS", 0.5)
     blob = bytes(8_000_000)
@@ -401,32 +348,6 @@ def test_an_upload_over_a_slow_line_takes_its_time(monkeypatch: pytest.MonkeyPat
         assert Registry(served.address).upload_blob("a/b", [blob]) == (digest_of(blob), len(blob))
     assert time.monotonic() - began > 2 * registry_http.CONNECT_SECONDS
     assert served.seen[1].body == blob
-
-
-def test_what_takes_no_upload_of_that_name() -> None:
-    with (
-        serving(error(404, "NOT_FOUND", "no project 'a'")) as served,
-        pytest.raises(RegistryError, match=r"no project 'a'"),
-    ):
-        Registry(served.address).upload_blob("a/b", [b"x"])
-
-
-@pytest.mark.parametrize(
-    ("address", "secure", "expected"),
-    [
-        ("localhost:41233", None, "http://127.0.0.1:41233"),
-        ("lab.localhost:5", None, "http://lab.localhost:5"),
-        ("127.8.0.1:5", None, "http://127.8.0.1:5"),
-        ("192.168.1.5:5", None, "https://192.168.1.5:5"),
-        ("localhost.example.com", None, "https://localhost.example.com"),
-        ("[::1]:5", None, "http://[::1]:5"),
-        ("r.test:5", False, "http://r.test:5"),
-        ("localhost:5", True, "https://127.0.0.1:5"),
-        ("docker.io", None, "https://registry-1.docker.io"),
-    ],
-)
-def test_where_a_registry_is(address: str, secure: bool | None, expected: str) -> None:
-    assert url_of(address, secure=secure) == expected
 
 
 @pytest.mark.parametrize(
@@ -447,3 +368,98 @@ def test_where_a_registry_is(address: str, secure: bool | None, expected: str) -
 )
 def test_whose_secrets_fit_the_other(one: str, other: str, expected: bool) -> None:
     assert (origin(one) == origin(other)) is expected
+
+
+# --- manifests, indexes and configs
+
+IMAGE = {"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": []}}
+
+
+@pytest.mark.parametrize(
+    ("parse", "content", "fact"),
+    [
+        (parse_manifest, b"", "JSON"),
+        (parse_manifest, b"[" * 100_000, "JSON"),
+        (parse_manifest, b'{"size": ' + b"1" * 5000 + b"}", "JSON"),
+        (parse_manifest, {"schemaVersion": 1, "fsLayers": []}, "config"),
+        (parse_manifest, CONTENT | {"mediaType": "text/plain"}, "text/plain"),
+        (parse_manifest, {"schemaVersion": 2, "config": CONFIG}, "layers"),
+        (parse_manifest, CONTENT | {"layers": [3]}, "layers[0]"),
+        (parse_manifest, CONTENT | {"layers": [LAYER | {"digest": "sha256:12"}]}, "sha256:12"),
+        (parse_manifest, CONTENT | {"layers": [LAYER | {"size": True}]}, "layers[0].size"),
+        (parse_manifest, CONTENT | {"layers": [LAYER | {"size": -1}]}, "-1"),
+        (parse_manifest, CONTENT | {"config": {"digest": ABSENT, "size": 1}}, "mediaType"),
+        (parse_config, IMAGE | {"os": None}, "'os'"),
+        (parse_config, IMAGE | {"rootfs": None}, "'rootfs'"),
+        (parse_config, IMAGE | {"config": {"Env": "A=b"}}, "'config.Env'"),
+        (parse_config, IMAGE | {"config": {"Labels": {"a": 1}}}, "'config.Labels.a'"),
+    ],
+)
+def test_what_is_damaged_is_named(
+    parse: Callable[[bytes], object], content: Any, fact: str
+) -> None:
+    raw = content if isinstance(content, bytes) else canonical_json(content)
+    with pytest.raises(DamagedContent, match=digest_of(raw)) as caught:
+        parse(raw)
+    assert fact in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("linux/amd64", "linux/amd64"),
+        ("linux/arm", "linux/arm/v7"),
+        ("linux/arm/v6", "linux/arm/v5"),
+        ("linux/arm64", "linux/arm64"),
+        ("linux/arm64/v8", "linux/arm64/v8"),
+        ("linux/arm/v7", "linux/arm/v7"),
+        ("linux/amd64/v3", "linux/amd64"),
+        ("linux/arm64/v9", "linux/arm64"),
+    ],
+)
+def test_the_index_entry_for_a_platform(wanted: str, expected: str) -> None:
+    """An attestation, and an entry with half a platform, are in nobody's way."""
+    offered = "unknown/unknown linux linux/arm/v5 linux/arm/v7 linux/amd64 linux/arm64"
+    entries = []
+    for name in (*offered.split(), "linux/arm64/v8"):
+        platform = dict(zip(("os", "architecture", "variant"), name.split("/"), strict=False))
+        entries.append(CONFIG | {"digest": digest_of(name.encode()), "platform": platform})
+    found = parse_manifest(canonical_json({"schemaVersion": 2, "manifests": entries}))
+    assert isinstance(found, Index)
+    assert str(found.for_platform(Platform.parse(wanted)).platform) == expected
+
+
+def test_a_config_without_anything_optional_and_as_docker_writes_it() -> None:
+    nothing = {"config": None, "rootfs": {"diff_ids": None}, "history": None}
+    config = parse_config(canonical_json(IMAGE | nothing))
+    assert (config.env, config.entrypoint, config.cmd, config.history) == ((), None, None, ())
+    steps = [
+        {"created_by": "COPY . .", "created": "2026-11-23T07:15:36+01:00"},
+        {"created_by": "ENV a=b", "empty_layer": True},
+    ]
+    run = {"Env": ["A=b"], "Cmd": ["serve"], "Entrypoint": None, "Labels": {"x": "two\nlines"}}
+    content = {"os": "linux", "architecture": "arm64", "variant": "v8", "history": steps}
+    config = parse_config(canonical_json(content | {"config": run, "rootfs": {"diff_ids": [BLOB]}}))
+    assert str(config.platform) == "linux/arm64/v8"
+    assert (config.env, config.entrypoint, config.cmd) == (("A=b",), None, ("serve",))
+    assert (config.labels, config.diff_ids) == ({"x": "two\nlines"}, (BLOB,))
+    assert config.history == (History("COPY . ."), History("ENV a=b", empty_layer=True))
+
+
+@pytest.mark.parametrize(
+    ("history", "steps"),
+    [
+        ([{"created_by": "A"}, {"empty_layer": True}, {"created_by": "B"}], ["A", "B"]),
+        ([], [None, None]),
+        ([{"created_by": "A"}], [None, None]),
+        ([{"created_by": "A"}] * 3, [None, None]),
+    ],
+)
+def test_each_layer_has_the_step_that_made_it_if_that_is_sure(
+    history: list[dict[str, Any]], steps: list[str | None]
+) -> None:
+    manifest = parse_manifest(canonical_json(CONTENT | {"layers": [LAYER, LAYER | {"size": 8}]}))
+    assert isinstance(manifest, Manifest)
+    pairs = layer_history(manifest, parse_config(canonical_json(IMAGE | {"history": history})))
+    assert [layer.size for layer, _ in pairs] == [5, 8]
+    assert [step and step.created_by for _, step in pairs] == steps

@@ -58,14 +58,6 @@ def test_requests_come_in_the_order_of_their_beginnings_without_other_lines() ->
 
 
 @pytest.mark.parametrize(
-    ("duration", "milliseconds"),
-    [("340.5µs", 0.3405), ("12ns", 12e-6), ("10.5s", 10_500), ("2h0m1.5s", 7_201_500)],
-)
-def test_durations_as_go_prints_them(duration: str, milliseconds: float) -> None:
-    assert only(duration=duration).milliseconds == pytest.approx(milliseconds)
-
-
-@pytest.mark.parametrize(
     ("method", "uri", "meaning"),
     [
         ("GET", "/v2/", "are you a registry?"),
@@ -91,20 +83,6 @@ def test_durations_as_go_prints_them(duration: str, milliseconds: float) -> None
 )
 def test_the_meaning_of_a_request(method: str, uri: str, meaning: str) -> None:
     assert only(method=method, uri=uri).meaning == meaning
-
-
-@pytest.mark.parametrize(
-    ("agent", "client"),
-    [
-        ("labapp/0.1.0", "lab"),
-        ("containers/5.24.1 (github.com/containers/image)", "podman"),
-        ("buildkit/v0.12", "docker build"),
-        ("Mozilla/5.0 (X11; Linux x86_64)", "browser"),
-        ("", "unknown"),
-    ],
-)
-def test_who_asked(agent: str, client: str) -> None:
-    assert only(useragent=agent).client == client
 
 
 MOUNT = "/v2/shop/web/blobs/uploads/?from=base%2Fpython&mount="

@@ -14,7 +14,6 @@ from kubespawner import KubeSpawner
 from ruamel.yaml import YAML
 from traitlets.config import Config
 
-from labapp.journey.run import Running
 from labapp.room import SETTINGS
 from labapp.state import REPOSITORY
 
@@ -136,24 +135,6 @@ def test_the_pod_is_the_pair(pod: Any) -> None:
 def test_a_runtime_takes_the_place_of_rights() -> None:
     assert engine_rights("sysbox-runc") == {"runtime": "sysbox-runc"}
     assert "privileged" not in engine_rights("capabilities")
-
-
-@pytest.mark.parametrize(
-    ("hub", "address", "url"),
-    [
-        (None, "http://127.0.0.1:20001", "http://127.0.0.1:20001"),
-        ("https://h/user/a/", "http://127.0.0.1:20001", "https://h/user/a/proxy/20001/"),
-        ("https://h/user/a/", None, None),
-    ],
-)
-def test_where_a_browser_finds_what_runs(
-    hub: str | None, address: str | None, url: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("JUPYTERHUB_PUBLIC_URL", raising=False)
-    if hub:
-        monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", hub)
-    none: Any = None
-    assert Running("web", "shop/web", address, none, none).url == url
 
 
 def test_the_list_of_a_class(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Set
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,71 +16,11 @@ from registries import Seen
 from labapp import cli, tidy
 from labapp.errors import EngineError, PushError, RegistryError
 from labapp.journey import transfer
-from labapp.registry.server import Garbage
 from labapp.state import State
-
-MANIFESTS = {
-    "old": {"config": ["old-config"], "layers": ["base", "old-layer"]},
-    "new": {"config": ["new-config"], "layers": ["base", "new-layer"]},
-    "index": {"manifests": ["amd64", "arm64"]},
-    "amd64": {"config": ["amd64-config"], "layers": ["base"]},
-    "arm64": {"config": ["arm64-config"], "layers": ["arm64-layer"]},
-    "signature": {"config": ["empty"], "subject": ["new"]},
-}
-NAMED = [blob for each in MANIFESTS.values() for blobs in each.values() for blob in blobs]
-SIZES = {name: 2**at for at, name in enumerate(dict.fromkeys([*MANIFESTS, *NAMED, "loose"]))}
-
-OLD, NEW = {"old", "old-config", "old-layer"}, {"new", "new-config", "new-layer"}
-INDEX, ARM64 = {"index", "amd64", "amd64-config"}, {"arm64", "arm64-config", "arm64-layer"}
-SIGNATURE = {"signature", "empty"}
-
-
-UPLOAD = "repositories/shop/web/_uploads/1"
 
 
 def digest(name: str) -> str:
     return "sha256:" + name.encode().hex().ljust(64, "0")
-
-
-def link(name: str) -> str:
-    return f"repositories/shop/web/_manifests/revisions/sha256/{digest(name)[7:]}"
-
-
-def survey(tagged: Set[str]) -> str:
-    """What is printed of a registry with all these images in one repository."""
-    lines = [f"blob {SIZES[each]} blobs/sha256/00/{digest(each)[7:]}/data" for each in SIZES]
-    lines += [f"tag {digest(each)}" for each in tagged]
-    for name, about in MANIFESTS.items():
-        content = {key: [digest(blob) for blob in blobs] for key, blobs in about.items()}
-        lines += [f"at {digest(name)} {link(name)}", json.dumps(content, indent=1), ""]
-    return "\n".join([f"upload 7 {UPLOAD}/data", *lines])
-
-
-@pytest.mark.parametrize(
-    ("tagged", "keep", "gone"),
-    [
-        ({"new", "index"}, set(), OLD),
-        ({"new"}, {"index"}, OLD),
-        ({"new"}, {"arm64"}, OLD | INDEX),
-        ({"new"}, {"old", "no-such"}, INDEX | ARM64),
-        ({"index"}, {"new-layer", "loose"}, OLD | NEW | SIGNATURE),
-        (set(), set(), {*SIZES}),
-        ({"old", "new", "index"}, set(), set()),
-    ],
-)
-def test_what_neither_a_tag_nor_a_kept_digest_needs(
-    tagged: set[str], keep: set[str], gone: set[str]
-) -> None:
-    found = Garbage.of(survey(tagged), {digest(each) for each in keep})
-    blobs = {digest(each): SIZES[each] for each in gone | {"loose"}}
-    assert found.blobs == {**blobs, f"{UPLOAD}/data": 7}
-    assert {*found.links} == {UPLOAD, *(link(each) for each in gone & {*MANIFESTS})}
-    assert not found.busy
-
-
-def test_an_empty_registry_and_a_push_under_way() -> None:
-    assert Garbage.of("", {digest("old")}) == Garbage([], {}, False)
-    assert Garbage.of(f"busy repositories/a/_uploads/1/data\n{survey({'new'})}", ()).busy
 
 
 def test_what_a_learner_names_is_kept_and_what_a_cell_printed_is_not(tmp_path: Path) -> None:
