@@ -246,10 +246,10 @@ class RegistryServer:
 
     def write_on_machine(self, folder: str, name: str, text: str) -> None:
         """Write a file below a folder of the engine's machine; without a text, it is removed."""
-        write = 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1"'
-        leave = '{ rmdir "$(dirname "$1")" 2>/dev/null || true; }'
+        write = 'mkdir -p "${1%/*}" && printf %s "$2" > "$1"'
+        leave = '{ rmdir "${1%/*}" 2>/dev/null || true; }'
         script = f'cd {STORAGE} && rm -f "$1" && {write if text else leave}'
-        self.storage(["sh", "-c", script, "sh", name, text], folder=folder)
+        self.storage(["sh", "-c", script, "sh", f"./{name}", text], folder=folder)
 
     def discard_blobs(self, digests: Iterable[str]) -> None:
         """Remove the bytes of damaged blobs: a push never writes over one that is there."""
