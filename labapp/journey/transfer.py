@@ -76,8 +76,9 @@ _ADVICE = {
     r"access to the resource is denied|insufficient_scope|no basic auth|nauthorized": "The account "
     "that is logged in has no right to that, or nobody is logged in. Log in with 'docker login' as "
     "one that has it, or ask the repository's owner for the right.",
-    r"layers from manifest don't match|wrong diff ?id": "The layers are not those that the image's "
-    "config promises: it was put together wrongly. Build and push it again.",
+    r"layers from manifest don't match|wrong diff ?id|match config's diffid": "The layers are "
+    "not those that the image's config promises: it was put together wrongly. Build and push it "
+    "again.",
     r"(?:tag|image) does not exist|image not known": "The engine has no image of that name. Build "
     "it under that name, or give it to an image with 'docker tag'.",
 }
