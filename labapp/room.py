@@ -190,9 +190,15 @@ def start(
     """Open the room, and return its settings; one that is open gets what is said anew.
 
     ``said`` are some of :data:`SETTINGS`; ``certificate`` is a file of PEM, and its key's.
+    LabError where the engine can't run other engines, or does not answer at a socket.
     """
     room = Room.of(bench.engine, bench.state)
     engine, api = bench.engine, bench.engine.client.api
+    if engine.rootless or engine.store == "podman" or not engine.host.startswith("unix:"):
+        raise LabError(
+            f"starting the room: the engine at '{engine.host}' is not Docker on this machine, run "
+            "by root, and so can't run the learners' engines. Set DOCKER_HOST to one that is."
+        )
     told = {**SETTINGS, **room.state.read("room"), **said}
     names = images(bench)
     told["trust"] = told["trust"] or _trust(engine, names["engine"])

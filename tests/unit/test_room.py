@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kubernetes_asyncio.client import ApiClient
 from kubespawner import KubeSpawner
+from recorded import engine_that_said
 from ruamel.yaml import YAML
 from traitlets.config import Config
 
-from labapp.room import SETTINGS
-from labapp.state import REPOSITORY
+from labapp.errors import LabError
+from labapp.room import SETTINGS, start
+from labapp.state import REPOSITORY, State
 
 FOLDER = REPOSITORY / "dockerfiles" / "room"
 sys.path.insert(0, str(FOLDER))
@@ -45,6 +49,16 @@ singleuser.memory: guarantee limit
 singleuser.storage: capacity extraVolumeMounts extraVolumes homeMountPath type
 """
 """What the chart has of these keys (values.schema.yaml, 2026-07-24, commit 48ea50e3)."""
+
+
+@pytest.mark.parametrize(("name", "change"), [("podman-5", {}), ("docker-26", {"rootless": True})])
+def test_an_engine_that_can_run_no_other_is_refused(
+    name: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    with engine_that_said(name, tmp_path) as engine:
+        bench: Any = SimpleNamespace(engine=replace(engine, **change), state=State.open(tmp_path))
+        with pytest.raises(LabError, match="DOCKER_HOST"):
+            start(bench)
 
 
 def known() -> dict[str, set[str]]:
