@@ -51,6 +51,7 @@ def come(learner: Learner) -> float:
     assert learner.log_in(CLASS).status_code == 302
     seconds = learner.spawn(seconds=600)
     learner.run("from labapp import open_lab\nlab = open_lab('00')")
+    learner.channel = None  # a browser would answer the server's pings; this one comes back
     return seconds
 
 
