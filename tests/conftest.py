@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,3 +190,19 @@ def another_lab(
             left = reset.carry_out(reset.plan(state, everything=True))
             state.folder.mkdir(exist_ok=True)
         assert left == []
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """The browser; installed where the lab may install packages."""
+    from labapp.machine import root
+
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None and root.why_no_packages() is None:
+        root.install_packages(["chromium", "fonts-dejavu-core"])
+        found = shutil.which("chromium")
+    assert found, f"no browser: install one of {', '.join(BROWSERS)}"
+    return found

@@ -13,23 +13,10 @@ from desk import empty
 from playwright.sync_api import Page, sync_playwright
 
 from labapp.bench import Bench
-from labapp.machine import root
 from labapp.state import REPOSITORY
 
 CHAPTER = "00_start_here"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OPTIONS = ("--no-sandbox", "--disable-background-networking", "--disable-component-update")
-
-
-@pytest.fixture(scope="module")
-def browser_path() -> str:
-    """The browser; installed where the lab may install packages."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None and root.why_no_packages() is None:
-        root.install_packages(["chromium", "fonts-dejavu-core"])
-        found = shutil.which("chromium")
-    assert found, f"no browser: install one of {', '.join(BROWSERS)}"
-    return found
 
 
 @pytest.fixture(scope="module")

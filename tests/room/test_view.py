@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -60,7 +59,9 @@ def test_what_is_posted_is_seen_by_teachers_alone(view: View, learner: Receipts)
     assert "login" in requests.get(view.place, timeout=20).url
 
 
-def test_a_teachers_browser_is_drawn_anew_and_clicks(view: View, learner: Receipts) -> None:
+def test_a_teachers_browser_is_drawn_anew_and_clicks(
+    view: View, learner: Receipts, browser_path: str
+) -> None:
     name = learner.read().learner
     learner.ask("what is a port?")
     assert post.post(learner, "00-run", wait=20)
@@ -68,9 +69,8 @@ def test_a_teachers_browser_is_drawn_anew_and_clicks(view: View, learner: Receip
     form = {"learner": name, "time": learner.read().question.time}
     forged = view.browser(view.teacher).post(f"{view.place}/", data=form, timeout=20)
     assert forged.status_code == 403 and view.kept(name)["posted"]["seen"] == ""
-    path = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 720})
         wrong: list[str] = []
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
