@@ -91,7 +91,7 @@ SAID = {
     "pinned-chart": r":226\b",
     "secret-open": "DEPLOY_PASSWORD",
     "base-attack": "BACKDOOR",
-    "push-refused": "unknown authority|The engine took any certificate",
+    "push-refused": "unknown authority|took any certificate|nobody is logged in",
     "rest-pull": "has been altered",
     "transit-attack": "BACKDOOR",
     "byte-pull": "put together wrongly",
