@@ -24,13 +24,12 @@ from labapp.state import State
 
 
 def memory(room: rooms.Room, name: str = "") -> dict[str, float]:
-    """Return what each container takes, without what the kernel keeps of files, in MB."""
+    """Return what the programs of each container take, without the cache of files, in MB."""
     found = {}
     fits = {"label": "labapp.role=room", "name": name}
     for container in room.engine.client.containers.list(filters=fits):
-        told = container.stats(stream=False)["memory_stats"]
-        files = told["stats"].get("total_inactive_file", told["stats"].get("inactive_file", 0))
-        found[str(container.name)] = (told["usage"] - files) / 1e6
+        told = container.stats(stream=False)["memory_stats"]["stats"]
+        found[str(container.name)] = told.get("total_rss", told.get("anon", 0)) / 1e6
     return found
 
 
