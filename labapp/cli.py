@@ -422,7 +422,9 @@ def room() -> None:
 @click.option("--learners", type=click.IntRange(1), help="How many servers at most. [default: 30]")
 @click.option("--class-password", help="What lets a new name in; by default, one is drawn.")
 @click.option(
-    "--list-only", is_flag=True, help="No new names: only who is in a list of 'room add'."
+    "--list-only/--sign-up",
+    default=None,
+    help="No new names: only who is in a list of 'room add'. [default: --sign-up]",
 )
 @click.option("--memory", help="For a learner's notebooks. [default: 1G]")
 @click.option("--engine-memory", help="For a learner's engine and all in it. [default: 2G]")
@@ -444,9 +446,7 @@ def room() -> None:
     help="Serve HTTPS: a certificate with its chain, and its key, as PEM.",
 )
 @BASES
-def start_room(
-    bases: str, list_only: bool, certificate: tuple[Path, Path] | None, **said: Any
-) -> None:
+def start_room(bases: str, certificate: tuple[Path, Path] | None, **said: Any) -> None:
     """Open the room, and print the address for the board.
 
     The first time, the images are built, which takes some minutes. What was said once is kept.
@@ -455,10 +455,9 @@ def start_room(
     from labapp.bench import prepare
 
     given = {name: value for name, value in said.items() if value is not None}
-    given["list_only"] = list_only
     told = rooms.start(prepare(State.open(), source=bases), certificate=certificate, **given)
     _line("address", told["address"])
-    if not list_only:
+    if not told["list_only"]:
         _line("class password", told["class_password"])
     _line("teacher", f"'{told['teacher']}', with the password '{told['teacher_password']}'")
 

@@ -20,7 +20,7 @@ from labapp.private import service
 from labapp.registry import podman
 from labapp.state import LABEL, State
 
-KEPT = {"id", "engine", "own_engine.json", "jupyter", "receipts.json"}
+KEPT = {"id", "engine", "own_engine.json", "jupyter", "receipts.json", "room"}
 """What stays in the state folder: the lab's own engine, a JupyterLab that may be running, and what
 the learner has passed: who resets to get out of trouble must not lose that."""
 
