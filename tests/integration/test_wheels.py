@@ -87,7 +87,7 @@ def test_a_failed_fetch_keeps_the_old_wheels_and_the_next_mends(
 ) -> None:
     (filled / wheels.STAMP).unlink()
     (filled / "old-1.0-py3-none-any.whl").write_bytes(b"")
-    with pytest.raises(BaseError, match=r"teapot==1\.0"):
+    with pytest.raises(BaseError, match=r"kiln==3\.0"):
         fetch(filled.parent)
     assert len(names(filled)) == 4
     monkeypatch.setenv("PIP_FIND_LINKS", index)
