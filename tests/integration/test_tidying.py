@@ -111,6 +111,10 @@ def test_a_start_leaves_the_build_cache_and_a_tidy_frees_it(
     repository = f"test/{uuid.uuid4().hex[:8]}"
     tag = f"{bench.registry.address}/{repository}:1"
     (tmp_path / "Dockerfile").write_text(f"FROM {slim}\nRUN echo {tag} > /one\nCOPY text /text\n")
+    for heap in tidy.plan(bench.state, tmp_path):
+        heap.free()
+    # What containers of other tests still run from can't be freed, now or later.
+    in_use = [heap.what for heap in tidy.plan(bench.state, tmp_path)]
 
     def cached(text: str) -> list[bool]:
         (tmp_path / "text").write_text(text)
@@ -127,7 +131,7 @@ def test_a_start_leaves_the_build_cache_and_a_tidy_frees_it(
         heaps = tidy.plan(bench.state, tmp_path)
         assert sum(heap.size for heap in heaps) >= 5 * 99_999
         assert sum(heap.free() for heap in heaps) >= 5 * 99_999
-        assert tidy.plan(bench.state, tmp_path) == []
+        assert [heap.what for heap in tidy.plan(bench.state, tmp_path)] == in_use
         assert bench.engine.image(tag) is not None
         # What BuildKit still knows of the steps before is its own affair.
         assert cached("first" * 99_999)[-1] is False
