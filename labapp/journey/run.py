@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -274,7 +275,11 @@ def discard(container: Container) -> None:
         # Podman removes by force only after ten seconds of asking.
         with contextlib.suppress(docker.errors.APIError):
             container.kill()
-        container.remove(force=True, v=True)
+        try:
+            container.remove(force=True, v=True)
+        except docker.errors.APIError:
+            time.sleep(1)  # after the kill, Podman may be taking its network down just then
+            container.remove(force=True, v=True)
 
 
 def _log_end(container: Container) -> str:
