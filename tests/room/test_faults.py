@@ -230,6 +230,8 @@ def test_the_registry_of_the_class_is_down(bench: Bench, room: Room, ann: Learne
     # A learner's own registry is none the worse, and the class's is back with 'room start'.
     ann.run("lab.push(made.reference)")
     rooms.start(bench)
+    ann.channel = None  # a browser, too, connects again
+    assert ann.spawn() < 20
     host = "${LABAPP_CLASS_REPOSITORY%%/*}"
     said = ann.run(
         f"print(sh('docker pull {host}/base/python:3.13-slim 2>&1; "
