@@ -51,8 +51,8 @@ PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 FOLDERS = ("room", "notebooks", "browser", "integration", "unit")
 """The order of the tests: what takes long comes first, so that both processes end together."""
 
-SHOP = ("test_app", "test_contents", "test_exercises_inside")
-"""The files whose tests all need the application in its four variants: minutes of building."""
+SHOP = ("test_app", "test_chapters", "test_contents", "test_exercises_inside")
+"""The files that need the application in its variants: one engine builds them, in minutes."""
 
 DRAWN = ("test_charts", "test_class_report", "test_inspection", "test_progress")
 """The files whose tests draw: one process alone loads matplotlib."""

@@ -23,7 +23,7 @@ from labapp.reference import Reference
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.parametrize("variant", ["full", "slim"])
+@pytest.mark.parametrize("variant", ["slim", "minimal"])
 def test_syft_finds_the_same_packages(inside: dict[str, Contents], variant: str) -> None:
     found = inside[variant]
     environ = os.environ | {
@@ -50,7 +50,7 @@ def test_syft_finds_the_same_packages(inside: dict[str, Contents], variant: str)
         packages[column] = packages[column].mask(is_python, same)
     ours = packages[["kind", "name", "version", "source"]]
     assert set(ours.itertuples(index=False, name=None)) == theirs
-    assert len(theirs) > 100
+    assert len(theirs) > 20
     # Of Debian's packages Syft tells the layer of the newest database, not the package's own.
     python = packages[is_python]
     assert {name: {layer} for name, layer in python[["name", "layer"]].values} == where
