@@ -270,13 +270,15 @@ def test(pytest_args: tuple[str, ...], engines: tuple[str, ...], all_of_room: bo
     units = any(argument.startswith("tests/unit") for argument in pytest_args)
     bench = None if units else prepare(state, clean=True)
     command = [sys.executable, "-m", "pytest"]
-    if not any(argument.startswith("tests/") for argument in pytest_args):
+    left_out = [] if all_of_room else ["not long"]
+    if whole := not any(argument.startswith("tests/") for argument in pytest_args):
         # Tests wait for builds most of the time: two processes share them, each with a lab.
         command += ["-n", "2"]
-    left_out = [] if all_of_room else ["not long"]
     if reason := own_engine.can_start():
         feedback.say(f"Left out: the tests that make an engine or a root. Why: {reason}")
         left_out.append("not own_engine")
+    elif whole:
+        left_out.append("not on_modern_engine")
     command += ["-m", " and ".join(left_out)]
     with subprocess.Popen([*command, *pytest_args], cwd=REPOSITORY) as process:
         # At Ctrl-C, pytest gets the same signal, and cleans up after itself.

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import engines
 import pytest
+from test_chapters import MODERN
 
 from labapp import bundle
 from labapp.bench import Bench
 from labapp.state import State
 
 pytestmark = pytest.mark.own_engine
-
-CHAPTERS = ("00", "01", "02", "03", "06", "08")
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +23,9 @@ def came(bench: Bench, state: State, tmp_path_factory: pytest.TempPathFactory) -
     folder, saved = state.path("engines"), tmp_path_factory.mktemp("saved") / "bases.zip"
     folder.mkdir(exist_ok=True)
     bundle.save(bench, saved)
-    return engines.course("docker-26", folder, saved, CHAPTERS)
+    return engines.course("docker-26", folder, saved, MODERN)
 
 
-@pytest.mark.parametrize("number", CHAPTERS)
+@pytest.mark.parametrize("number", MODERN)
 def test_a_chapter(came: dict[str, str], number: str) -> None:
     assert came[number].endswith(" s"), came[number]
