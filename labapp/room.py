@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-import shutil
 import socket
 import warnings
 from collections.abc import Mapping, Sequence
@@ -101,6 +100,14 @@ class Room:
         if found := self.state.read("room"):
             return found
         raise LabError(f"looking for the room: it has never been started. {_START}")
+
+    def registry(self) -> PrivateRegistry:
+        """Return the registry of the class.
+
+        Its address is on the room's own network: engines in labs have a default bridge of their
+        own, with the same addresses as this machine's.
+        """
+        return PrivateRegistry(engine=self.engine, state=self.state, kind=CLASS, network=self.name)
 
     def ask(self, path: str) -> Any:
         """Return what the hub's API answers; LabError if it doesn't."""
@@ -206,13 +213,17 @@ def start(
     told.setdefault("token", secrets.token_hex(24))
     told.setdefault("teacher_password", secrets.token_urlsafe(9))
     everything = {"*": ("pull", "push", "delete")}
-    Accounts(room.state).add(told["teacher"], told["teacher_password"], rights=everything)
+    with room.state.lock("accounts"):  # the hub may be letting somebody in
+        Accounts(room.state).add(told["teacher"], told["teacher_password"], rights=everything)
     if certificate:
         for name, file in zip(("certificate.pem", "certificate.key"), certificate, strict=True):
             write_file(room.state.folder / name, file.read_bytes())
         told["certificate"] = str(certificate[0])
     scheme = "https" if told["certificate"] else "http"
-    host = bridge_address(engine)
+    with engine.doing("making the room's network"):
+        if not api.networks(names=[room.name]):
+            api.create_network(room.name, labels=room.labels)
+    host = bridge_address(engine, room.name)
     told.setdefault("tokens", free_port(host=host))
     make_certificates(room.state.path("private", host), host)
     told |= {
@@ -223,8 +234,6 @@ def start(
     told |= {"address": address, "images": names, "labels": room.labels, "name": room.name}
     room.state.write("room", told)
     with engine.doing("starting the room"):
-        if not api.networks(names=[room.name]):
-            api.create_network(room.name, labels=room.labels)
         if (old := room.hub()) is not None:
             discard(old)
         path = engine.host.removeprefix("unix://")
@@ -259,8 +268,12 @@ def start(
 def _open_registry(bench: Bench, room: Room, told: Mapping[str, Any]) -> PrivateRegistry:
     """Start the registry of the class, to which the hub lets in, and copy the base images to it."""
     room.state.write("registry", bench.state.read("registry"))  # which image a registry runs
-    wait_until(lambda: service.find(room.state), seconds=20)
-    registry = PrivateRegistry(engine=room.engine, state=room.state, kind=CLASS).start()
+    if not wait_until(lambda: service.find(room.state), seconds=60):
+        raise LabError(
+            "opening the registry of the class: the hub's token service does not answer at "
+            f"'{told['realm']}'. 'docker logs {room.name}--hub' tells why. {_START}"
+        )
+    registry = room.registry().start()
     mine = registry.registry(told["teacher"], told["teacher_password"])
     for base in bench.bases:
         held = bench.registry.image(base.reference)
@@ -318,14 +331,17 @@ def add(room: Room, names: Path) -> str:
     if hub is None or hub.status != "running":
         raise LabError(f"adding the learners of '{names}': the room is not open. {_START}")
     copy = room.state.path("names.csv")
-    shutil.copy(names, copy)
-    with room.engine.doing(f"adding the learners of '{names}'"):
-        ran = hub.exec_run(["python3", "/opt/lab/dockerfiles/room/learners.py", "names.csv"])
-    copy.unlink()
-    said = ran.output.decode("utf-8", "replace") if isinstance(ran.output, bytes) else ""
+    write_file(copy, names.read_bytes())
+    command = ["python3", "/opt/lab/dockerfiles/room/learners.py", "names.csv"]
+    try:
+        with room.engine.doing(f"adding the learners of '{names}'"):
+            ran: Any = hub.exec_run(command, demux=True)
+    finally:
+        copy.unlink()
+    told, wrong = ((text or b"").decode("utf-8", "replace") for text in ran.output)
     if ran.exit_code:
-        raise LabError(f"adding the learners of '{names}': {said.strip()}")
-    return said
+        raise LabError(f"adding the learners of '{names}': {wrong.strip()}")
+    return told
 
 
 def _trust(engine: Engine, image: str) -> str:

@@ -97,7 +97,7 @@ c.Pair.at_once = room["spawns"]
 c.JupyterHub.concurrent_spawn_limit = 0
 c.Pair.http_timeout = 180
 c.Pair.start_timeout = 1200
-c.JupyterHub.active_server_limit = room["learners"]
+c.JupyterHub.active_server_limit = room["learners"] + 1  # and the teacher
 
 # Who has left: after so many minutes without a sign, the pair is removed; its volumes stay.
 idle = ["--timeout", str(room["idle_minutes"] * 60), "--cull-every", "60"]

@@ -21,7 +21,7 @@ from traitlets import Unicode
 from labapp.private.accounts import Accounts
 from labapp.state import State
 
-NAME = r"\w([\w .@+'-]{0,78}[\w)])?"
+NAME = r"\w([\w .@+'-]{0,78}\w)?"
 """A learner's name: letters and digits of any script; a dot, a dash or a blank only inside."""
 
 SHORTEST = 4
@@ -46,7 +46,7 @@ def rights(name: str) -> dict[str, tuple[str, ...]]:
 class Learners(Authenticator):
     """Lets accounts in, and makes one for a new name that comes with the class's password.
 
-    A wrong password costs a second, in which nobody else can try that name.
+    A wrong password costs a second, in which nobody at the same address can try that name.
     """
 
     state = AnyTrait(config=True, help="The state in which the accounts are.")
@@ -58,7 +58,7 @@ class Learners(Authenticator):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: dict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def normalize_username(self, username: str) -> str:
         """Return a name as the hub knows it."""
@@ -71,7 +71,7 @@ class Learners(Authenticator):
         if not re.fullmatch(NAME, name):
             return None
         key = account(name)
-        async with self._turns[key]:
+        async with self._turns[key, handler.request.remote_ip]:
             # The check of a password is slow on purpose.
             if await asyncio.to_thread(self._lets_in, name, key, password, data.get("otp") or ""):
                 return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import docker.errors
@@ -56,6 +57,9 @@ class Pair(DockerSpawner):
     engine_environment = Callable(dict, config=True, help="Returns more of its variables.")
     engine_cpus = Float(2.0, config=True, help="How many processors the engine may use.")
 
+    # DockerSpawner's own has one thread: who stops would keep all others waiting.
+    _executor = ThreadPoolExecutor(8)
+
     at_once = Integer(3, config=True, help="How many pairs start at the same time; others wait.")
 
     async def start(self) -> tuple[str, int]:
@@ -65,8 +69,8 @@ class Pair(DockerSpawner):
         """
         async with turns(self.at_once):
             place = await super().start()
-            with contextlib.suppress(TimeoutError):  # the hub tells that
-                await wait_for_server(*place, timeout=self.http_timeout)
+            with contextlib.suppress(TimeoutError):  # the hub tells that; start.sh gives up before
+                await wait_for_server(*place, timeout=75)
             return place
 
     def volume(self, what: str) -> str:
@@ -115,6 +119,9 @@ class Pair(DockerSpawner):
         self.extra_create_kwargs = {"labels": self.labels}
         limits = {"pids_limit": self.pids, "memswap_limit": self.mem_limit}
         self.extra_host_config = {**LAB_RIGHTS, **limits}
+        # A runtime that keeps the engine's root apart joins no network of another runtime's.
+        if runtime := engine_rights(self.trust).get("runtime"):
+            self.extra_host_config["runtime"] = runtime
         await self.remove_engine()
         return await super().create_object()
 
@@ -128,6 +135,10 @@ class Pair(DockerSpawner):
         """End the engine, then the lab."""
         await self.remove_engine()
         await super().stop_object()
+
+    async def run_post_stop_hook(self) -> None:
+        """End the engine also where the lab ended by itself: then nobody stops the pair."""
+        await self.remove_engine()
 
     async def remove_engine(self) -> None:
         """Stop the engine, in order, and remove its container; none is fine."""

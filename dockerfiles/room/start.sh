@@ -15,14 +15,17 @@ done
 
 # The base images are in the engine's image. The registry's volume is laid over them: it begins with
 # all of them, and takes no room for it.
-[ -e "$state/id" ] || od -An -N4 -tx1 /dev/urandom | tr -d ' \n' > "$state/id"
+if [ ! -s "$state/id" ]; then
+    od -An -N4 -tx1 /dev/urandom | tr -d ' \n' > "$state/id.new"
+    mv "$state/id.new" "$state/id"
+fi
 lab=$(cat "$state/id")
 docker tag labapp/registry:room "labapp/registry:$lab"
 docker volume inspect "labapp-registry-$lab" > /dev/null 2>&1 ||
     docker volume create --label "labapp.lab=$lab" --label labapp.role=registry \
         --opt type=overlay --opt device=overlay --opt "o=$(cat /run/lab/overlay)" \
         "labapp-registry-$lab" > /dev/null
-[ -e "$state/bases.json" ] || cp /run/lab/bases.json "$state/bases.json"
+cp /run/lab/bases.json "$state/bases.json" # those of this engine's image, not of the last one's
 
 # While the server starts. Should this fail, the first cell of a chapter does it again, and tells.
 python3 -m labapp prepare &

@@ -49,7 +49,7 @@ class Running:
     def url(self) -> str | None:
         """The address for a browser; where a hub serves the notebooks, it leads through the hub."""
         hub = os.environ.get("JUPYTERHUB_PUBLIC_URL")
-        if self.address is None or hub is None:
+        if self.address is None or not hub:
             return self.address
         return f"{hub.rstrip('/')}/proxy/{self.address.rpartition(':')[2]}/"
 

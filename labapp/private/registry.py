@@ -49,10 +49,15 @@ _TRUSTED = "private/trusted"
 class PrivateRegistry:
     """A registry with accounts, TLS and tokens; its images and accounts outlast a stop."""
 
-    def __init__(self, *, engine: Engine, state: State, kind: str = "private") -> None:
-        """Look where it is; nothing is started. EngineError if the engine does not answer."""
+    def __init__(
+        self, *, engine: Engine, state: State, kind: str = "private", network: str = "bridge"
+    ) -> None:
+        """Look where it is; nothing is started. EngineError if the engine does not answer.
+
+        It listens at this machine's address on one of the engine's networks.
+        """
         self.accounts = Accounts(state)
-        self.host = bridge_address(engine)
+        self.host = bridge_address(engine, network)
         self.server = RegistryServer(
             engine=engine,
             state=state,
@@ -250,14 +255,14 @@ def _config(realm: str) -> bytes:
     return json.dumps(config, indent=1).encode()  # JSON is YAML
 
 
-def bridge_address(engine: Engine) -> str:
-    """Return this machine's address on the engine's default bridge, or 127.0.0.1.
+def bridge_address(engine: Engine, name: str = "bridge") -> str:
+    """Return this machine's address on a network of the engine's, the default bridge, or 127.0.0.1.
 
     Docker trusts every registry at a loopback address, whatever certificate it shows. An engine in
     a virtual machine has its bridge there.
     """
-    with engine.doing("looking for the engine's default bridge"):
-        networks = engine.client.api.networks(names=["bridge"])
+    with engine.doing(f"looking for the engine's network '{name}'"):
+        networks = engine.client.api.networks(names=[name])
     for network in networks:
         for subnet in (network.get("IPAM") or {}).get("Config") or ():
             gateway = subnet.get("Gateway") or ""

@@ -17,6 +17,7 @@ import secrets
 import ssl
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -118,6 +119,9 @@ class _Service(ThreadingHTTPServer):
         self.state = state
         self.accounts = Accounts(state)
         self.signer = signer
+        self.seconds = 0.0
+        """What a wrong password costs; in that time, nobody at that address can try that name."""
+        self.turns: dict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
     def token(self, account: str, password: str, asked: list[str]) -> tuple[int, dict[str, Any]]:
         """Return the answer to a request for a token: the status, and what to tell."""
@@ -172,7 +176,11 @@ class _Handler(BaseHTTPRequestHandler):
         login = self.headers.get("Authorization", "").partition(" ")[2]
         name, _, password = base64.b64decode(login).decode().partition(":")
         asked = parse_qs(url.query).get("scope", [])
-        self._answer(*self.server.token(name, password, asked))
+        with self.server.turns[name, self.client_address[0]]:
+            status, content = self.server.token(name, password, asked)
+            if status != 200:
+                time.sleep(self.server.seconds)
+        self._answer(status, content)
 
     def do_POST(self) -> None:
         # A client that tries OAuth2 first, as containerd does, then asks by GET.
@@ -226,6 +234,7 @@ def serve(state: State, folder: Path, *, place: tuple[str, int], realm: str) -> 
     ``folder`` is one that :func:`labapp.private.registry.make_certificates` has filled.
     """
     service = _Service(state, folder / "tokens.pem", place)
+    service.seconds = 1.0
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(folder / "server.pem", folder / "server.key")
     # Each client's own thread shakes hands, so that none keeps the others waiting.

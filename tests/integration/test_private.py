@@ -163,7 +163,7 @@ def test_an_engine_that_has_no_address_here_and_does_not_reach_the_token_service
         answer(asked) if here else asked.connection.close()
 
     monkeypatch.setattr(service._Handler, "do_GET", answer_this_side)
-    monkeypatch.setattr(trust, "bridge_address", lambda _: LOOPBACK)
+    monkeypatch.setattr(trust, "bridge_address", lambda *_: LOOPBACK)
     private = new(bench, tmp_path / "state")
     with pytest.raises(RegistryError, match="labapp-private"):
         private.log_in("ann", "ann")

@@ -14,7 +14,6 @@ from labapp.course.exercises import all_exercises
 from labapp.course.hand_in import Place, collect
 from labapp.course.report import report
 from labapp.course.signatures import read_key
-from labapp.private.registry import PrivateRegistry
 from labapp.room import Room
 
 
@@ -104,8 +103,7 @@ print(subprocess.run(told, shell=True, capture_output=True, text=True))
 """)
     assert "returncode=0" in said and "Handed in" in said, said
     # The teacher finds it below the class's place.
-    registry = PrivateRegistry(engine=room.engine, state=room.state, kind="class")
-    told = room.settings()
+    registry, told = room.registry(), room.settings()
     mine = registry.registry(told["teacher"], told["teacher_password"])
     (found,) = collect(Place(mine, "class"))
     record = found[2]()

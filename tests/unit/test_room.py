@@ -32,7 +32,7 @@ LAB = VALUES["singleuser"]
 KEYS = """
 cull: enabled every timeout
 hub: activeServerLimit concurrentSpawnLimit config
-hub.config: Authenticator JupyterHub NativeAuthenticator
+hub.config: Authenticator JupyterHub KubeSpawner NativeAuthenticator
 prePuller: continuous extraImages hook
 prePuller.continuous: enabled
 prePuller.extraImages.engine: name tag
@@ -132,7 +132,8 @@ def test_the_pod_is_the_pair(pod: Any) -> None:
     assert int(lab["resources"]["limits"]["memory"]) == gigabyte and SETTINGS["memory"] == "1G"
     assert float(lab["resources"]["limits"]["cpu"]) == SETTINGS["cpus"]
     limits = engine["resources"]["limits"]
-    assert limits["memory"] == SETTINGS["engine_memory"] == Pair.engine_memory.default_value
+    assert limits["memory"] == f"{SETTINGS['engine_memory']}i"
+    assert SETTINGS["engine_memory"] == Pair.engine_memory.default_value
     assert float(limits["cpu"]) == SETTINGS["cpus"] == Pair.engine_cpus.default_value
     assert limits["ephemeral-storage"] == f"{SETTINGS['disk']}i"
     # Rights: the lab has none, the engine what its trust level says.
