@@ -264,6 +264,8 @@ def bridge_address(engine: Engine, name: str = "bridge") -> str:
     with engine.doing(f"looking for the engine's network '{name}'"):
         networks = engine.client.api.networks(names=[name])
     for network in networks:
+        if network["Name"] != name:  # the engine also tells of names that hold this one
+            continue
         for subnet in (network.get("IPAM") or {}).get("Config") or ():
             gateway = subnet.get("Gateway") or ""
             if "." in gateway and is_local(f"//{gateway}"):
