@@ -34,7 +34,7 @@ VISITED = ("00", "03")
 """The chapters that are run a second time, as on a second visit."""
 
 MODERN = (*VISITED, "01", "02", "06", "08")
-"""The chapters that test_modern_engine runs; the lab's own engine then has the others, and 03.
+"""The chapters that test_modern_engine runs; the lab's own engine then has the others.
 
 The browser and the room's learners run 00, too.
 """
@@ -130,8 +130,8 @@ def check_page(notebook: NotebookNode, name: str) -> None:
 
 def chapters() -> Iterator[Any]:
     for file in FILES:
-        twice = file.name[:2] in MODERN and file.name[:2] != "03"
-        yield pytest.param(file, id=file.stem, marks=[pytest.mark.on_modern_engine] * twice)
+        there = file.name[:2] in MODERN
+        yield pytest.param(file, id=file.stem, marks=[pytest.mark.on_modern_engine] * there)
 
 
 @pytest.mark.parametrize("file", list(chapters()))
