@@ -30,8 +30,6 @@ def engine_rights(trust: str) -> dict[str, Any]:
             "cap_add": ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "MKNOD", "SETFCAP"],
             "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
             "device_cgroup_rules": ["b 7:* rwm", "c 10:237 rwm"],
-            "cgroupns": "host",
-            "binds": ["/sys/fs/cgroup:/sys/fs/cgroup:rw"],
         }
     return {"runtime": trust}
 
@@ -85,9 +83,9 @@ class Pair(DockerSpawner):
     def engine_settings(self) -> dict[str, Any]:
         """Return how the engine's container is made, in the SDK's words."""
         rights = engine_rights(self.trust)
-        volumes = [f"{self.volume('engine')}:/engine", f"{self.volume('socket')}:/run/lab"]
         settings = self.client.create_host_config(
             network_mode=f"container:{self.object_id}",
+            binds=[f"{self.volume('engine')}:/engine", f"{self.volume('socket')}:/run/lab"],
             # It comes back by itself; the lab beside it, and its network, stay.
             restart_policy={"Name": "unless-stopped"},
             mem_limit=self.engine_memory,
@@ -95,7 +93,7 @@ class Pair(DockerSpawner):
             cpu_period=100_000,
             cpu_quota=int(self.engine_cpus * 100_000),
             pids_limit=self.pids,
-            **{**rights, "binds": [*volumes, *rights.get("binds", [])]},
+            **rights,
         )
         if self.trust == "capabilities":  # "systempaths=unconfined", which is the command line's
             settings |= {"MaskedPaths": [], "ReadonlyPaths": []}

@@ -14,7 +14,19 @@ from labapp.course.exercises import all_exercises
 from labapp.course.hand_in import Place, collect
 from labapp.course.report import report
 from labapp.course.signatures import read_key
+from labapp.machine.ports import wait_until
 from labapp.room import Room
+
+
+THROUGH = """
+import fcntl, socket, struct, sys
+def packed(address): return struct.pack("HH4s8x", 2, 0, socket.inet_aton(address))
+to, by = map(packed, sys.argv[1:])
+route = struct.pack("Q16s16s16sH62x", 0, to, by, packed("255.255.255.255"), 3)
+fcntl.ioctl(socket.socket(), 0x890B, route)  # SIOCADDRT; it outlasts this program
+socket.create_connection((sys.argv[1], 9000), timeout=4)
+"""
+"""How root connects to an address by way of another one."""
 
 
 def solve(learner: Learner, number: str) -> list[str]:
@@ -118,6 +130,23 @@ def test_neither_has_a_right_on_the_machine(room: Room, pair: list[Learner]) -> 
             assert not any("docker.sock" in each for each in told["Binds"])
     said = pair[0].run("print(open('/proc/self/status').read())")
     assert re.search(r"CapBnd:\s0{16}", said) and re.search(r"NoNewPrivs:\s1", said)
+
+
+def test_no_way_leads_through_a_neighbours_engine(room: Room, pair: list[Learner]) -> None:
+    """Who has broken out of a container is root in an engine, and may send packets anywhere."""
+    serve = """
+import subprocess
+def sh(words): return subprocess.run(words, shell=True, capture_output=True, text=True).stdout
+started = sh(f"docker run -d {lab.base('python:3.13-slim')} python3 -m http.server 9000").strip()
+print(sh(f"docker inspect -f '{{{{.NetworkSettings.IPAddress}}}}' {started}; hostname -i"))
+"""
+    inside, *addresses = pair[1].run(serve).split()
+    reach = f"import socket; print(socket.create_connection(('{inside}', 9000), timeout=4))"
+    assert wait_until(lambda: "raddr" in pair[1].run(reach, may_fail=True), seconds=10)
+    engine = room.engine.container(f"{room.name}-ada--engine")
+    assert engine is not None
+    code, said = engine.exec_run(["python3", "-c", THROUGH, inside, addresses[0]])
+    assert code == 1 and b"timed out" in said.splitlines()[-1]
 
 
 @pytest.mark.long

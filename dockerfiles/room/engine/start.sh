@@ -4,8 +4,9 @@
 set -eu
 data=/engine/data
 mkdir -p $data
-if [ -n "${DISK:-}" ]; then
-    # A disk in a file: full for this learner, while the others' builds go on.
+if [ -n "${DISK:-}" ] || [ -e /engine/disk ]; then
+    # A disk in a file: full for this learner, while the others' builds go on. One that is there is
+    # taken as it is, whatever is said later.
     if [ ! -e /engine/disk ]; then
         truncate --size "$DISK" /engine/disk.new
         mkfs.ext4 -q -F -m 0 /engine/disk.new
@@ -17,7 +18,7 @@ if [ -n "${DISK:-}" ]; then
         # Another engine may have taken it at the same time.
         tries=$((tries + 1))
         [ $tries -lt 50 ] || {
-            echo "making a disk of $DISK: $(cat /tmp/why) 'room start --disk none' sets no limit." >&2
+            echo "mounting the disk: $(cat /tmp/why) With 'room start --disk none' none is made." >&2
             exit 1
         }
         free=$(losetup --find 2> /tmp/why) || continue
@@ -35,12 +36,11 @@ if [ -n "${REGISTRY:-}" ]; then
     printf %s "$AUTHORITY" | tee "$data/labapp/certs.d/$REGISTRY/ca.crt" > /run/lab/class.pem
 fi
 
-# What runs in this engine stays within the limits of this container. Where control groups are those
-# of the whole machine, the engine has to be told where its own are.
-parent=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)
-if [ -z "$parent" ] || [ ! -d "/sys/fs/cgroup/memory$parent" ]; then
-    parent=
-fi
+# What runs in this engine stays within the limits of this container: its control groups are below
+# the container's own, which not every container may write at first.
+for group in /sys/fs/cgroup /sys/fs/cgroup/*/; do
+    mount -o remount,bind,rw "$group" 2> /dev/null || :
+done
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
     # Version 2: a group that has members can't give its limits on.
     mkdir -p /sys/fs/cgroup/init
@@ -65,4 +65,4 @@ iptables -C DOCKER-USER $strangers 2> /dev/null || iptables -I DOCKER-USER $stra
 
 rm -f /var/run/docker.pid /run/docker/containerd/containerd.pid
 exec tini -- dockerd --host=unix:///run/lab/docker.sock --group=1000 --data-root=$data \
-    --shutdown-timeout=5 --exec-opt native.cgroupdriver=cgroupfs ${parent:+--cgroup-parent="$parent"}
+    --shutdown-timeout=5 --exec-opt native.cgroupdriver=cgroupfs
