@@ -247,7 +247,7 @@ def run(chapters: tuple[str, ...], out: Path, bases: str) -> None:
     help="Run the chapters on other engines instead, each made of Debian's packages (as root on "
     "Debian or Ubuntu): docker-20.10, docker-26, docker-28, podman-4, podman-5, ... or 'all'.",
 )
-@click.option("--room", "all_of_room", is_flag=True, help="Also the long tests of a room: faults.")
+@click.option("--room", "all_of_room", is_flag=True, help="Also the long tests of a room.")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[PYTEST_ARGS]...")
 def test(pytest_args: tuple[str, ...], engines: tuple[str, ...], all_of_room: bool) -> int:
     """Set up a lab apart, and run the test suite.

@@ -20,7 +20,6 @@ from labapp.state import State
 
 if TYPE_CHECKING:  # the process that only hands out tests needs none of it
     from labapp.bench import Bench
-    from labapp.journey.bases import Base
     from labapp.machine.engine import Engine
     from labapp.reference import Reference
     from labapp.registry.client import Registry
@@ -47,6 +46,10 @@ TESTS = Path(__file__).parent
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 """Whether this process is one of two, which `labapp test` starts; each has a lab of its own."""
 
+
+# Who runs what, in a whole run: a process takes the next group of files when it is free. The groups
+# are below; a file that is in none is one by itself. Chapters 00 to 03, 06 and 08 are in
+# test_modern_engine's group, the others are the shop's.
 
 FOLDERS = ("room", "notebooks", "browser", "integration", "unit")
 """The order of the tests: what takes long comes first, so that both processes end together."""
@@ -150,11 +153,6 @@ def server(bench: Bench) -> RegistryServer:
 @pytest.fixture(scope="session")
 def registry(bench: Bench) -> Registry:
     return bench.registry
-
-
-@pytest.fixture(scope="session")
-def bases(bench: Bench) -> tuple[Base, ...]:
-    return bench.bases
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ from labapp.state import State
 REPOSITORY = Path(__file__).parents[1]
 RECORDED = Path(__file__).parent / "unit" / "engines"
 ABOUT = {"DockerRootDir", "DriverStatus", "SecurityOptions", "ServerVersion"}
-CHAPTERS = tuple(f"0{number}" for number in range(9))
+CHAPTERS = tuple(sorted(file.name[:2] for file in (REPOSITORY / "notebooks").glob("*.ipynb")))
 LEARNER = "learner"
 
 ALWAYS = "iptables ca-certificates iproute2 procps uidmap slirp4netns"
@@ -286,7 +286,7 @@ def course(name: str, folder: Path, saved: Path, chapters: Sequence[str]) -> dic
     """Run chapters on an engine; return what came of each, by its number."""
     with running(name, folder) as place:
         began = time.monotonic()
-        place.python("-m", "labapp", "bundle", "load", str(saved))
+        place.python("-m", "labapp", "bundle", "load", str(saved), check=True)
         place.python("-m", "labapp", "doctor")
         print(f"\n{name}: ready after {time.monotonic() - began:.0f} s", flush=True)
         report = folder / f"{name}.xml"

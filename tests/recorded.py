@@ -1,7 +1,7 @@
 """Engines that say again what real ones once said, under ``unit/engines``, a folder an engine.
 
-``python tests/engines.py NAME --record`` writes such a folder. The next engine is a folder, and a
-row in the tables of the tests.
+``python3 -m labapp test --engine NAME --record`` writes such a folder. The next engine is a folder,
+and a row in the tables of the tests.
 """
 
 from __future__ import annotations
@@ -92,8 +92,3 @@ def engine_that_built(
         # The lab's own id is another one in each test; that of the recorded builds is this one.
         labels = {"labapp.lab": "0123abcd"}
         yield replace(engine, variables=engine.variables | variables, labels=labels)
-
-
-def layers(name: str) -> list[str]:
-    """Return the digests of the layers of the image that was pushed and pulled, lowest first."""
-    return list(json.loads((RECORDED / name / "layers.json").read_text()))

@@ -115,6 +115,10 @@ def error(status: int, code: str, message: str = "", detail: object = None) -> R
     return told({"errors": [{"code": code, "message": message, "detail": detail}]}, status)
 
 
+def sent_on(place: str) -> Reply:
+    return Reply(307, b"", {"Location": place})
+
+
 def stored_at(digest: str) -> str:
     """Where a registry's container keeps the bytes of a blob or a manifest."""
     from labapp.registry.server import CONTENT  # and with it the SDK, which unit tests do without

@@ -36,7 +36,7 @@ DEPLOYMENT_LABEL = "labapp.deployment"
 SERVICE_LABEL = "labapp.service"
 DIGEST_LABEL = "labapp.digest"
 
-_PORT = re.compile(r"(?:(?:(?:\[[^]]*\]|[^:]*):)?(\d*):)?(\d+)(?:/tcp)?")
+_PORT = re.compile(r"(?:(?:(?:\[[^]]*\]|[^:]*):)?(\d{0,5}):)?(\d{1,5})(?:/tcp)?")
 _WRITE = "Write 'services:', a name below it, and below that 'image:'"
 _SERVICE = re.compile(r"[a-zA-Z0-9._-]+")
 _VALUES = {

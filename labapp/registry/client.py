@@ -183,7 +183,7 @@ class Registry:
         except NotInRegistry:
             return None
         length = answer.headers.get("Content-Length", "")
-        return int(length) if length.isdecimal() else None
+        return int(length) if length.isdecimal() and len(length) < 20 else None
 
     def open_blob(
         self, repository: str, digest: str, *, size: int | None = None

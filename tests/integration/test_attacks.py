@@ -163,8 +163,10 @@ attacks.start(bench, id, target=target)
 """
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("id", ["push", "rest", "transit"])
+@pytest.mark.parametrize(
+    ("id", "when"),
+    [("push", "after"), ("rest", "after"), ("transit", "before"), ("transit", "after")],
+)
 def test_an_attacker_that_dies_in_the_middle(
     own: Bench, page: Reference, id: str, when: str
 ) -> None:

@@ -57,23 +57,16 @@ def lab(engine: Engine, another_lab: Callable[[], State], monkeypatch: pytest.Mo
     return Lab(engine, state, RegistryServer(engine=engine, state=state))
 
 
-# What they hold
-
-
 # From a mirror: the session's registry
 
 
 def test_a_mirror_gives_all_of_it_byte_for_byte(
-    lab: Lab,
-    bases: tuple[Base, ...],
-    registry: Registry,
-    told: QuietFeedback,
-    monkeypatch: pytest.MonkeyPatch,
+    lab: Lab, bench: Bench, told: QuietFeedback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LABAPP_MIRROR", f"http://{registry.address}")
+    monkeypatch.setenv("LABAPP_MIRROR", f"http://{bench.registry.address}")
     found = lab.prepare("auto")
     copies = lab.server.registry()
-    for original in bases:
+    for original in bench.bases:
         base = found[original.name]
         assert base.reference == replace(original.reference, registry=copies.address)
         assert copies.image(base.reference).digest == original.digest
@@ -113,28 +106,21 @@ def test_a_mirror_gives_all_of_it_byte_for_byte(
 
 
 @pytest.fixture
-def hub(
-    engine: Engine,
-    server: RegistryServer,
-    registry: Registry,
-    bases: tuple[Base, ...],
-    another_lab: Callable[[], State],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Registry:
+def hub(own: RegistryServer, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Registry:
     """A registry with small images, in indexes, under the names of Docker Hub."""
-    standing_in = RegistryServer(engine=engine, state=another_lab()).start(image=server.image)
+    standing_in, registry = own.registry(), bench.registry
     monkeypatch.setenv("LABAPP_HUB", f"{standing_in.address}/library")
-    image = registry.image(bases[0].reference)
+    image = registry.image(bench.bases[0].reference)
     raw, kind = image.manifest.raw, image.manifest.media_type
     for name in ("registry:3", FULL, SLIM):
         repository, _, tag = f"library/{name}".partition(":")
         standing_in.copy(registry, image, to=f"{standing_in.address}/{repository}:{tag}")
-        own, far = (Platform.parse(each) for each in (engine.platform, FAR))
+        mine, far = (Platform.parse(each) for each in (bench.engine.platform, FAR))
         # The same image, and a manifest of different bytes.
-        other = json.dumps(json.loads(raw) | {"annotations": {name: own.architecture}}).encode()
+        other = json.dumps(json.loads(raw) | {"annotations": {name: mine.architecture}}).encode()
         digest = standing_in.put_manifest(repository, "own", other, kind)
         entry = {"mediaType": kind, "digest": digest, "size": len(other)}
-        entry["platform"] = {"os": own.os, "architecture": own.architecture}
+        entry["platform"] = {"os": mine.os, "architecture": mine.architecture}
         platform = {"os": far.os, "architecture": far.architecture}
         entries = [put(standing_in, repository, "far", [{"a": "far"}], platform=platform), entry]
         put_index(standing_in, repository, tag, entries)
@@ -310,16 +296,16 @@ def test_a_bundle_for_another_platform_too(
     monkeypatch.setenv("LABAPP_BASES", "auto")
     monkeypatch.setenv("LABAPP_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
     wheels.fetch(wheel_folder, platform=bench.engine.platform)
-    own, far = (Platform.parse(each) for each in (bench.engine.platform, FAR))
+    mine, far = (Platform.parse(each) for each in (bench.engine.platform, FAR))
     # The small one under all names.
     small = tuple(replace(bench.bases[0], name=name) for name in NAMES)
     both, other = tmp_path / "both.zip", tmp_path / "far.zip"
-    bundles.save(replace(bench, bases=small, state=another_lab()), both, platforms=[own, far])
+    bundles.save(replace(bench, bases=small, state=another_lab()), both, platforms=[mine, far])
     bundles.save(replace(bench, bases=small, state=another_lab()), other, platforms=[far])
 
     places = [base_images.at(Bundle.address, name) for name in NAMES]
     held = [[each.config.platform for each in Bundle(both).images(place)] for place in places]
-    assert held == [[own, far]] * len(NAMES)
+    assert held == [[mine, far]] * len(NAMES)
     loaded = bundles.load(another_lab(), both, wheel_folder=wheel_folder)
     assert {base.digest for base in loaded} == {bench.bases[0].digest}
     assert wheels.is_complete(wheel_folder, platform=bench.engine.platform)

@@ -205,16 +205,11 @@ def empty(bench: Bench) -> None:
     """
     undo(bench)
     bench.state.write("private/accounts", {})
-    stop(bench)
-    made = {*bench.registry.repositories(), *(name.repository for name in on_engine(bench))}
-    forget(bench, *(name for name in made if not name.startswith(NOT_MADE)), prune=False)
-
-
-def stop(bench: Bench) -> None:
-    """Take away the containers that were started from the lab's images."""
     for container in checks.containers(bench):
         if (container["Config"]["Labels"] or {}).get(ROLE_LABEL) not in ("registry", "private"):
             bench.engine.client.api.remove_container(container["Id"], force=True)
+    made = {*bench.registry.repositories(), *(name.repository for name in on_engine(bench))}
+    forget(bench, *(name for name in made if not name.startswith(NOT_MADE)), prune=False)
 
 
 def on_engine(bench: Bench) -> list[Reference]:

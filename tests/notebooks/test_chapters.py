@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from labapp.course.exercises import all_exercises
 from labapp.course.pages import execute, to_html
 from labapp.course.receipts import Attempt, Receipts
 from labapp.errors import ChapterError
-from labapp.feedback import QuietFeedback
 from labapp.journey.bases import SLIM
 from labapp.reference import Reference
 from labapp.state import State
@@ -30,10 +29,10 @@ from labapp.state import State
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
-VISITED = ("00", "03")
-"""The chapters that are run a second time, as on a second visit."""
+VISITED = "03"
+"""The chapter that is run a second time, as on a second visit: it finds most of what it made."""
 
-MODERN = (*VISITED, "01", "02", "06", "08")
+MODERN = ("00", "01", "02", "03", "06", "08")
 """The chapters that test_modern_engine runs; the lab's own engine then has the others.
 
 The browser and the room's learners run 00, too.
@@ -147,7 +146,7 @@ def test_every_check_says_not_yet_and_after_the_solution_correct(
     count = sum(id.startswith(number) for id in all_exercises())
     assert outcomes(notebook) == ["NotYet"] * count + ["NotYet", "Correct"] * count
     check_page(notebook, file.stem)
-    if number in VISITED:
+    if number == VISITED:
         # A second visit: a new kernel, with the first one's files, images and containers there.
         again = read(file)
         again.cells = then_solved(again.cells)
@@ -222,25 +221,19 @@ def test_run_leaves_the_learners_lab_alone(
 
 
 def test_reset_in_mid_chapter(
-    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, feedback: QuietFeedback
+    tmp_path: Path,
+    bench: Bench,
+    another_lab: Callable[[], State],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("DOCKER_HOST", bench.engine.host)
     monkeypatch.setenv("LABAPP_MIRROR", f"http://{bench.registry.address}")
     monkeypatch.setenv("LABAPP_BASES", "mirror")
-    state = State.open(tmp_path / "state")
-    try:
-        half = read(FILES[0], "setup", "page", "dockerfile", "build-run")
-        run(half, tmp_path, bench, state.folder)
-        Receipts(state).note("00-tag", Attempt(tries=1), {})
-        reset.carry_out(reset.plan(state))
-        assert reset.things(bench.engine, state) == []
-        assert list(Receipts(state).read().passed) == ["00-tag"]
-        # The next visit finds nothing, and makes all of it again.
-        run(half, tmp_path, bench, state.folder)
-        rest = read(FILES[0], "setup", "build-run", "push-run", "remove", "pull-run", "run-run")
-        run(rest, tmp_path, bench, state.folder)
-    finally:
-        for _ in range(2):
-            left = reset.carry_out(reset.plan(state, everything=True))
-            state.folder.mkdir(exist_ok=True)
-    assert left == [] and not Receipts(state).file.exists()
+    state, half = another_lab(), ("setup", "page", "dockerfile", "build-run")
+    run(read(FILES[0], *half), tmp_path, bench, state.folder)
+    Receipts(state).note("00-tag", Attempt(tries=1), {})
+    reset.carry_out(reset.plan(state))
+    assert reset.things(bench.engine, state) == []
+    assert list(Receipts(state).read().passed) == ["00-tag"]
+    # The next visit finds nothing, and makes all of it again.
+    again = read(FILES[0], *half, "push-run", "remove", "pull-run", "run-run")
+    run(again, tmp_path, bench, state.folder)

@@ -30,11 +30,9 @@ from desk import (
     run_cells,
     solved,
     step,
-    verdict,
     write,
 )
 
-from labapp.errors import PullError
 from labapp.journey.bases import SLIM
 from labapp.registry.manifests import digest_of
 
@@ -286,11 +284,3 @@ STATES: States = {
 
 class TestExercises(Tried):
     chapters = ("07",)
-
-
-def test_the_engine_refuses_what_does_not_fit_its_config(desk: Hand) -> None:
-    """What the chapter says of the engine, also where a check has had an image in between."""
-    solved("07-upload")(desk)
-    assert verdict("07-upload", desk.bench)[0] == "Correct"
-    with pytest.raises(PullError):
-        desk.lab.pull(desk.name("hand/hello:changed"))

@@ -325,7 +325,6 @@ SURVIVE: list[tuple[Any, ...]] = [
     (changed(*AROUND_THE_MIRROR), "Wrong", "mirror"),
     (changed(ONLY_ONCE), "Wrong", "deliver.sh", "secret"),
     (changed(*PEEKS), "Wrong", "'moved'", "moved"),
-    (changed(("test ! -e .env", "true")), "Wrong", "'secret'", "secret"),
     (changed(PINS_LATER), "Wrong", "'push'", "push"),
 ]
 

@@ -426,7 +426,6 @@ STATES["06-wheel"] = [
     (hashed(HASHED, edit=lambda lines: lines[:-1]), "Wrong", "werkzeug"),
     (hashed(), "Wrong", "shop/web:hashed"),
     (hashed(HASHED, install="download --dest=/tmp wheels/*.whl"), "Wrong", "swapped wheel"),
-    (hashed(HASHED, install="--version; true"), "Wrong", "swapped wheel"),
     (hashed(HASHED, install="download -r requirements.lock"), "Wrong", "app/Dockerfile"),
     (hashed(SWAPPED), "Wrong", "attacker"),
     (hashed(copied(f"base/{SLIM}", "shop/web:hashed")), "Wrong", "run"),

@@ -73,8 +73,6 @@ def users(room: Room) -> dict[str, dict[str, object]]:
         (" ", 403),
         ("a/b", 403),
         ("--hub", 403),
-        ("ann", 302),
-        ("ANN", 302),  # that is ann, who knows the password of ann
     ],
 )
 def test_names(room: Room, name: str, status: int) -> None:

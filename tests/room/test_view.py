@@ -20,6 +20,7 @@ from labapp.course.receipts import Attempt, Receipts
 from labapp.course.report import report
 from labapp.course.signatures import read_key
 from labapp.feedback import QuietFeedback
+from labapp.machine.ports import wait_until
 from labapp.state import State
 
 
@@ -142,12 +143,12 @@ def test_receipts_are_signed_once_and_the_report_tells(
     view: View, learner: Receipts, tmp_path: Path
 ) -> None:
     assert post.post(learner, "00-tag", wait=20)
-    wait_until_signed(learner, 1)
+    assert is_signed(learner, 1)
     first = learner.read().signatures
     view.crash()
     learner.note("00-run", Attempt(tries=1), {})
     assert post.post(learner, "00-run", wait=20)
-    wait_until_signed(learner, 2)
+    assert is_signed(learner, 2)
     both, name = learner.read().signatures, learner.read().learner
     assert first.items() < both.items() and {each.user for each in both.values()} == {name}
     assert learner.read().broken is None
@@ -158,12 +159,8 @@ def test_receipts_are_signed_once_and_the_report_tells(
         assert rows.loc[name, "signed"] == 2
 
 
-def wait_until_signed(learner: Receipts, number: int) -> None:
-    for _ in range(100):
-        if len(learner.read().signatures) == number:
-            return
-        time.sleep(0.05)
-    raise AssertionError(learner.read().signatures)
+def is_signed(learner: Receipts, number: int) -> bool:
+    return wait_until(lambda: len(learner.read().signatures) == number, seconds=5)
 
 
 def test_what_could_not_be_posted_goes_with_the_next_post(
@@ -181,7 +178,7 @@ def test_what_could_not_be_posted_goes_with_the_next_post(
     learner.note("00-run", Attempt(tries=1), {})
     monkeypatch.setenv("LABAPP_CLASS", view.place)
     assert post.post(learner, "00-run", wait=20)
-    wait_until_signed(learner, 2)
+    assert is_signed(learner, 2)
     assert post.post(learner, "00", wait=20)
     kept = view.kept(learner.read().learner)
     assert kept["posted"]["where"] == "00-run"

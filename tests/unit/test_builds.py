@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from recorded import CLASSIC, ENGINES, RECORDED, engine_that_built, engine_that_said, layers
+from recorded import CLASSIC, ENGINES, RECORDED, engine_that_built, engine_that_said
 
 from labapp import feedback
 from labapp.errors import BuildError, PullError, PushError
@@ -278,10 +278,11 @@ def test_the_first_word_on_a_layer_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_error_in_the_stream_is_raised(name: str, tmp_path: Path) -> None:
+    layers = json.loads((RECORDED / name / "layers.json").read_text())
     for act, label, kind, fact in (
         (push, "push-no-registry", PushError, "connection refused"),
         (push, "push-no-image", PushError, "docker tag"),
-        (pull, "pull-altered", PullError, f"{layers(name)[1]} has been altered"),
+        (pull, "pull-altered", PullError, f"{layers[1]} has been altered"),
     ):
         with (
             engine_that_said(name, tmp_path, label) as engine,

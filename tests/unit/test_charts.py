@@ -438,12 +438,6 @@ def test_stages_with_and_without_names() -> None:
         assert ("stage's row" in alt) == any(stages)
 
 
-def test_times_as_a_person_says_them() -> None:
-    seconds = (0, 0.004, 0.012, 9.94, 9.96, 59.6, 203.2)
-    said = ["0 s", "0 s", "0.01 s", "9.9 s", "10 s", "1 min", "3 min 23 s"]
-    assert list(map(labapp.charts.bars.duration, seconds)) == said
-
-
 def test_text_on_a_colour_can_be_read() -> None:
     from matplotlib.colors import to_rgb
 

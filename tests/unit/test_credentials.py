@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import requests
 import urllib3
-from registries import Reply, Seen, Server, serving, told
+from registries import Reply, Seen, Server, sent_on, serving, told
 from requests.adapters import HTTPAdapter
 
 from labapp.errors import RegistryError
@@ -38,10 +38,6 @@ def client(served: Server, known: Credentials | None = LEARNER) -> Registry:
 
 def challenge(header: str) -> Reply:
     return Reply(401, b"", {"WWW-Authenticate": header})
-
-
-def sent_on(place: str) -> Reply:
-    return Reply(307, b"", {"Location": place})
 
 
 def bearer(address: str) -> str:

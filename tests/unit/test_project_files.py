@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-import labapp
-
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "labapp"
 DIAGRAMS = PACKAGE / "vendor" / "mermaid.tiny.js.gz"
@@ -138,12 +136,6 @@ def test_an_old_python_reads_what_it_runs_and_is_told_what_to_do(
         runpy.run_path(str(PACKAGE / "__main__.py"), run_name="__main__")
     message = str(caught.value.code)
     assert f"{version[0]}.{version[1]}" in message and "3.11" in message
-
-
-def test_the_public_names() -> None:
-    assert {getattr(labapp, name).__name__ for name in labapp.__all__} == {*labapp.__all__}
-    with pytest.raises(AttributeError, match="nonsense"):
-        labapp.nonsense  # noqa: B018
 
 
 @pytest.mark.parametrize(

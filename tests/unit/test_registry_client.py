@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from registries import Reply, Seen, error, serving, told, typed
+from registries import Reply, Seen, error, sent_on, serving, told, typed
 
 from labapp.errors import (
     DamagedContent,
@@ -22,7 +22,7 @@ from labapp.errors import (
 )
 from labapp.machine.ports import free_port
 from labapp.registry import http as registry_http
-from labapp.registry.client import BlobDamage, Registry
+from labapp.registry.client import Registry
 from labapp.registry.http import origin, url_of
 from labapp.registry.manifests import (
     OCI_CONFIG,
@@ -117,10 +117,6 @@ ASKED: dict[str, Ask] = {
     "whole blob": lambda registry: registry.read_blob("shop/web", BLOB),
     "upload": lambda registry: registry.upload_blob("shop/web", [b"x"]),
 }
-
-
-def sent_on(place: str) -> Reply:
-    return Reply(307, b"", {"Location": place})
 
 
 def other_than_image(config: str, layer: str, **more: str) -> Reply:
@@ -228,18 +224,6 @@ def test_a_list_without_end(tags: list[str], asked: int) -> None:
         assert len(served.seen) == asked
 
 
-def test_a_tag_that_is_missing_tells_those_there_are() -> None:
-    def answer(seen: Seen) -> Reply:
-        return told({"tags": ["1.1", "1.0"]}) if "/tags/" in seen.path else error(404, "UNKNOWN")
-
-    with serving(answer) as served:
-        registry = Registry(served.address)
-        with pytest.raises(NotInRegistry, match=r"'2\.0', .* 1\.0, 1\.1\."):
-            registry.digest(f"{served.address}/a:2.0")
-        with pytest.raises(NotInRegistry, match=ABSENT):
-            registry.manifest("a", ABSENT)
-
-
 ESCAPE = "\x1b]0;gotcha\x07\x9b31m\u202e"
 
 
@@ -252,23 +236,6 @@ def test_tags_are_fit_to_print(tags: object, shown: int) -> None:
 
 
 # --- blobs
-
-
-@pytest.mark.parametrize(
-    ("reply", "what"),
-    [
-        (error(404, "BLOB_UNKNOWN"), "missing"),
-        (Reply(200, b"hell"), "of 4 bytes, not 5"),
-        (Reply(200, b"hallo"), "altered"),
-    ],
-)
-def test_a_blob_that_is_not_what_its_manifest_says(reply: Reply, what: str) -> None:
-    blob = {"mediaType": OCI_LAYER, "digest": BLOB, "size": 5}
-    manifest = parse_manifest(canonical_json(CONTENT | {"config": blob, "layers": [blob]}))
-    assert isinstance(manifest, Manifest)
-    with serving(reply) as served:
-        found = Registry(served.address).damaged_blobs("shop/web", manifest, contents=True)
-    assert found == [BlobDamage(BLOB, what)]
 
 
 def test_a_whole_blob_by_each_algorithm() -> None:

@@ -1,4 +1,4 @@
-"""The room on Kubernetes: the pod that KubeSpawner makes is the pair that one server has."""
+"""What of a room needs no engine; and Kubernetes: KubeSpawner's pod is one server's pair."""
 
 from __future__ import annotations
 
