@@ -37,6 +37,8 @@ class Learner:
     session: requests.Session = field(default_factory=requests.Session, repr=False)
     kernel_id: str = ""
     channel: websocket.WebSocket | None = field(default=None, repr=False)
+    used: float = 0.0
+    """When the channel was used last: who answers no ping is cut off."""
 
     def __post_init__(self) -> None:
         self.session.trust_env = False
@@ -85,7 +87,7 @@ class Learner:
         if not self.kernel_id:
             found = self.api("POST", "kernels", json={"name": "python3", "path": "x.ipynb"})
             self.kernel_id = found["id"]
-        if self.channel is None:
+        if self.channel is None or time.monotonic() > self.used + 15:
             url = f"{self.base}api/kernels/{self.kernel_id}/channels".replace("http", "ws", 1)
             cookies = "; ".join(f"{each.name}={each.value}" for each in self._cookies())
             origin = self.hub.rstrip("/")
@@ -127,6 +129,7 @@ class Learner:
                 said.append(text)
                 assert may_fail, text
             elif kind == "status" and told["execution_state"] == "idle":
+                self.used = time.monotonic()
                 return "\n".join(said)
 
 
