@@ -44,7 +44,10 @@ c.JupyterHub.hub_connect_ip = "hub"
 c.JupyterHub.public_url = room["address"]
 c.JupyterHub.db_url = f"sqlite:///{ROOM / 'hub.sqlite'}"
 c.JupyterHub.cookie_secret_file = str(ROOM / "cookie_secret")
-c.ConfigurableHTTPProxy.pid_file = "/tmp/proxy.pid"
+# After a kill, the number of the proxy that ended with this container may be the hub's own.
+proxy = Path("/tmp/proxy.pid")
+proxy.unlink(missing_ok=True)
+c.ConfigurableHTTPProxy.pid_file = str(proxy)
 c.ConfigurableHTTPProxy.auth_token = room["token"]
 if room["certificate"]:
     c.JupyterHub.ssl_cert = str(ROOM / "certificate.pem")

@@ -27,6 +27,7 @@ def image(
     """A web server that prints its environment and answers 'one', pushed."""
     name = f"{server.address}/test/{uuid.uuid4().hex[:8]}:1"
     push(engine, server, build_site(name, "one"))
+    remove_running(engine)  # what an exercise has left
     yield name
     remove_running(engine)
     remove(engine, name)
