@@ -129,19 +129,26 @@ def test_neither_has_a_right_on_the_machine(room: Room, pair: list[Learner]) -> 
 
 
 def test_no_way_leads_through_a_neighbours_engine(room: Room, pair: list[Learner]) -> None:
-    """Who has broken out of a container is root in an engine, and may send packets anywhere."""
+    """Who has broken out of a container is root in an engine, and may send packets anywhere.
+
+    What is published on loopback would take them, by the container's own address.
+    """
     serve = """
 import subprocess
+from labapp import open_lab
+lab = open_lab("00")
 def sh(words): return subprocess.run(words, shell=True, capture_output=True, text=True).stdout
-started = sh(f"docker run -d {lab.base('python:3.13-slim')} python3 -m http.server 9000").strip()
-print(sh(f"docker inspect -f '{{{{.NetworkSettings.IPAddress}}}}' {started}; hostname -i"))
+base, serving = lab.base("python:3.13-slim"), "python3 -m http.server 9000"
+started = sh(f"docker run -d -p 127.0.0.1::9000 {base} {serving}").strip()
+print(sh(f"docker inspect -f '{{{{.NetworkSettings.IPAddress}}}}' {started}"))
+print(sh("hostname -i").split()[0])
 """
-    inside, *addresses = pair[1].run(serve).split()
+    *_, inside, neighbour = pair[1].run(serve).split()
     reach = f"import socket; print(socket.create_connection(('{inside}', 9000), timeout=4))"
     assert wait_until(lambda: "raddr" in pair[1].run(reach, may_fail=True), seconds=10)
     engine = room.engine.container(f"{room.name}-ada--engine")
     assert engine is not None
-    code, said = engine.exec_run(["python3", "-c", THROUGH, inside, addresses[0]])
+    code, said = engine.exec_run(["python3", "-c", THROUGH, inside, neighbour])
     assert code == 1 and b"timed out" in said.splitlines()[-1]
 
 
