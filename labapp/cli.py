@@ -31,7 +31,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
-SECOND = "-chapters"
+SECOND = "-second"
 """How the name of the folder of the tests' second lab ends."""
 
 CA = click.option(

@@ -36,6 +36,8 @@ ISSUER = "the lab's token service"
 SERVICE = "the lab's private registry"
 SECONDS = 300
 """How long a token is valid."""
+AT_ONCE = 128
+"""How many clients are served at once; who comes while as many are there is cut off."""
 
 _PLACE = "private/service"
 """Where the state keeps the address that gives tokens, ``realm``."""
@@ -122,6 +124,18 @@ class _Service(ThreadingHTTPServer):
         self.seconds = 0.0
         """What a wrong password costs; in that time, nobody at that address can try that name."""
         self.turns: dict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self.places = threading.BoundedSemaphore(AT_ONCE)
+
+    def verify_request(self, *_: object) -> bool:
+        """Tell whether there is a place for one more client, and take it."""
+        return self.places.acquire(blocking=False)
+
+    def process_request_thread(self, *client: Any) -> None:
+        """Serve a client, then give its place to the next."""
+        try:
+            super().process_request_thread(*client)
+        finally:
+            self.places.release()
 
     def token(self, account: str, password: str, asked: list[str]) -> tuple[int, dict[str, Any]]:
         """Return the answer to a request for a token: the status, and what to tell."""

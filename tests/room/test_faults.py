@@ -197,6 +197,25 @@ def test_the_hub_is_started_anew_in_mid_build(room: Room, ann: Learner) -> None:
     assert ann.run("print(going.wait())").strip().endswith("0"), "the build went on"
 
 
+def comes_back(room: Room, ann: Learner) -> None:
+    """Wait until neither container of the pair is there, and log in to a new one."""
+    names = (f"{room.name}-ann", f"{room.name}-ann--engine")
+    assert wait_until(lambda: not any(map(room.engine.container, names)), seconds=90, every=0.5)
+    ann.kernel_id, ann.channel = "", None
+    assert ann.spawn() < 120
+
+
+@pytest.mark.long
+def test_an_engine_ends_with_its_lab(room: Room, ann: Learner) -> None:
+    """Nobody stops a pair whose lab ended by itself: the hub sees that it has gone."""
+    ann.run("open('work/mine.txt', 'w').write('kept')")
+    lab = room.engine.container(f"{room.name}-ann")
+    assert lab is not None
+    lab.kill()
+    comes_back(room, ann)
+    assert ann.run("print(open('work/mine.txt').read())").strip() == "kept"
+
+
 @pytest.mark.long
 def test_who_was_culled_comes_back_to_the_work(room: Room, ann: Learner) -> None:
     ann.run(OPEN + "\nopen('work/mine.txt', 'w').write('kept')")
@@ -208,11 +227,7 @@ def test_who_was_culled_comes_back_to_the_work(room: Room, ann: Learner) -> None
     before = ann.run(look)
     assert "kept" in before
     assert asked(room, "DELETE", "/users/ann/server") in {202, 204}
-    names = (f"{room.name}-ann", f"{room.name}-ann--engine")
-    gone = wait_until(lambda: not any(map(room.engine.container, names)), seconds=60, every=0.5)
-    assert gone
-    ann.kernel_id, ann.channel = "", None
-    assert ann.spawn() < 120
+    comes_back(room, ann)
     assert ann.run(look) == before
     ann.run(OPEN)
     ann.run(quickly("true"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -89,15 +92,46 @@ class TestService:
             self.ask(realm, "registry:catalog:* other:catalog:*", auth=(name, "x"))
         assert [each.granted for each in service.decisions(lab)] == ["", "", "*", ""]
 
-    def test_with_tls_a_silent_client_keeps_nobody_waiting(self, lab: State) -> None:
+    @pytest.fixture
+    def served(self, lab: State) -> str:
+        """The service as a room has it: with TLS, and for good."""
         folder, port = lab.folder / "private" / LOOPBACK, free_port()
         make_certificates(folder, LOOPBACK)
         realm = f"https://{LOOPBACK}:{port}/token"
         told = {"place": (LOOPBACK, port), "realm": realm}
         Thread(target=service.serve, args=(lab, folder), kwargs=told, daemon=True).start()
         assert wait_until(lambda: service.find(lab) == realm, seconds=10)
-        with socket.create_connection((LOOPBACK, port)):
-            answer = self.ask(realm, verify=str(folder / "authority.pem"))
-            assert answer.json()["token"]
+        return realm
+
+    def trusted(self, lab: State, realm: str, **options: object) -> requests.Response:
+        authority = lab.folder / "private" / LOOPBACK / "authority.pem"
+        return self.ask(realm, verify=str(authority), **options)
+
+    def test_with_tls_a_silent_client_keeps_nobody_waiting(self, lab: State, served: str) -> None:
+        with socket.create_connection((LOOPBACK, urlsplit(served).port or 0)):
+            assert self.trusted(lab, served).json()["token"]
             with pytest.raises(requests.exceptions.SSLError):
-                self.ask(realm)
+                self.ask(served)
+
+    def test_many_silent_clients_take_no_more_than_the_places(
+        self, lab: State, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    ) -> None:
+        monkeypatch.setattr(service, "AT_ONCE", 3)
+        served = request.getfixturevalue("served")
+        place = (LOOPBACK, urlsplit(served).port or 0)
+        silent = [socket.create_connection(place) for _ in range(4)]
+        with pytest.raises(requests.ConnectionError):
+            self.trusted(lab, served)
+        for each in silent:
+            each.close()
+        assert wait_until(lambda: service.find(lab) == served, seconds=5)
+
+    def test_a_wrong_password_costs_a_second(self, lab: State, served: str) -> None:
+        Accounts(lab).add("ann", "x", rights={})
+        began = time.monotonic()
+        with ThreadPoolExecutor(4) as clients:
+            guesses = [("ann", "y"), ("ann", "z"), ("eve", "x")]
+            told = clients.map(lambda auth: self.trusted(lab, served, auth=auth), guesses)
+            assert [each.status_code for each in told] == [401, 401, 401]
+        assert time.monotonic() - began >= 2, "two guesses at one name wait for each other"
+        assert self.trusted(lab, served, auth=("ann", "x")).json()["token"]
