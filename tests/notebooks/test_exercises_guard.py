@@ -258,9 +258,11 @@ def dockerfile(desk: Guarded, text: str, *then: Steps) -> None:
     ``BASE`` is the repository, ``GOOD`` and ``BAD`` are its digests before and after.
     """
     good = str(desk.lab.attack("base").evidence["digest before"])
-    bad, full = desk.digest("team/base:1"), str(desk.bench.base("python:3.13"))
+    bad = desk.digest("team/base:1")
+    desk.store("team/tools:1", {"etc/os-release": "none"})
+    tools = f"{desk.name('team/tools')}@{desk.digest('team/tools:1')}"
     page, team = desk.work / "page" / "Dockerfile", desk.name("team/base")
-    write(page, text, GOOD=good, BAD=bad, FULL=full, LAB=desk.slim, BASE=team)
+    write(page, text, GOOD=good, BAD=bad, TOOLS=tools, LAB=desk.slim, BASE=team)
     all_of(*then)(desk)
 
 
@@ -285,7 +287,7 @@ STATES["06-base"] = [
     base_typed,
     dockerfile("ARG FOUNDATION=BASE@GOOD\nFROM ${FOUNDATION}\n", SAFE),
     dockerfile("FROM LAB AS one\nFROM one\n", SAFE),
-    dockerfile("FROM FULL AS tools\nFROM BASE@GOOD\nCOPY --from=tools /etc/os-release /\n", SAFE),
+    dockerfile("FROM TOOLS AS tools\nFROM BASE@GOOD\nCOPY --from=tools /etc/os-release /\n", SAFE),
     (nothing, "NotYet"),
     (lambda desk: desk.cells("base-attack"), "NotYet", "team/base:1"),
     (dockerfile("FROM BASE@BAD\n", BACKDOOR), "Wrong", "backdoor"),
@@ -293,7 +295,7 @@ STATES["06-base"] = [
     (dockerfile("FROM BASE@GOOD AS a\nFROM BASE:1\n", SAFE), "Wrong", "team/base:1"),
     (dockerfile("FROM BASE:1 AS a\nFROM BASE@GOOD\n", SAFE), "Wrong", "team/base:1"),
     (dockerfile("FROM BASE@GOOD\nCOPY --from=BASE:1 /etc /etc\n", SAFE), "Wrong", "team/base:1"),
-    (dockerfile("FROM FULL\n", SAFE), "Wrong", "reviewed"),
+    (dockerfile("FROM TOOLS\n", SAFE), "Wrong", "reviewed"),
     (dockerfile("# FROM BASE@GOOD\n", SAFE), "Wrong"),
     (dockerfile("FROM scratch\n", SAFE), "Wrong"),
     (dockerfile("FROM BASE@sha256:1234\n", SAFE), "Wrong"),
