@@ -425,7 +425,8 @@ class Judgement:
         table["survived"] = table["survived"].fillna("not tried")
         # A line a piece: whole digests in one paragraph can't be read.
         table["evidence"] = ["\n".join(map(": ".join, e.items())) for e in table["evidence"]]
-        return table.to_html(index=False).replace("\\n", "<br>")
+        shown = table.to_html(index=False, justify="left").replace("\\n", "<br>")
+        return shown.replace("<td>", '<td style="text-align:left">')
 
 
 def judge(run: PipelineRun, *, tell: bool = True) -> Judgement:
