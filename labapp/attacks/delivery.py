@@ -425,8 +425,8 @@ class Judgement:
         table["survived"] = table["survived"].fillna("not tried")
         # A line a piece: whole digests in one paragraph can't be read.
         table["evidence"] = ["\n".join(map(": ".join, e.items())) for e in table["evidence"]]
-        shown = table.to_html(index=False, justify="left").replace("\\n", "<br>")
-        return shown.replace("<td>", '<td style="text-align:left">')
+        shown = table.to_html(index=False).replace("\\n", "<br>")
+        return re.sub("<(t[hd])>", r'<\1 style="text-align:left">', shown)
 
 
 def judge(run: PipelineRun, *, tell: bool = True) -> Judgement:
